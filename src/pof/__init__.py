@@ -5,9 +5,21 @@ from pof.evaluate import Metrics, evaluate
 from pof.fit import DivergenceWarning, FitResult, fit
 from pof.flatness import landscape, radius_distribution, top_eigenvalues
 from pof.head import HeadNotFoundError, SplitModel, find_head, split
-from pof.methods import Averaged, Finetune, Method, PoF, PoFOutput, Regularized, SharpnessAware, StepOutput
+from pof.methods import (
+    Averaged,
+    Finetune,
+    HeadAscent,
+    HeadAscentOutput,
+    Method,
+    PoF,
+    PoFOutput,
+    Regularized,
+    SharpnessAware,
+    StepOutput,
+)
 from pof.optim import ASAM, MSAM, SAM, SAMON, normalization_parameters
 from pof.perturbation import HeadGradient, LineSearch, head_gradient, line_search
+from pof.reference import with_reference
 from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, ClassStatistics, RandReg, class_statistics
 from pof.schedules import Schedule
 from pof.weights import WeightsError, load_model, load_weights, save_model
@@ -30,6 +42,8 @@ __all__ = [
     "DivergenceWarning",
     "Finetune",
     "FitResult",
+    "HeadAscent",
+    "HeadAscentOutput",
     "HeadGradient",
     "HeadNotFoundError",
     "LineSearch",
@@ -58,4 +72,5 @@ __all__ = [
     "save_model",
     "split",
     "top_eigenvalues",
+    "with_reference",
 ]

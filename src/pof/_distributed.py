@@ -1,12 +1,18 @@
-"""Several processes as one: the rows of a mini-batch that is spread over the ranks, gathered on each of them."""
+"""Several processes as one: rows of a mini-batch that is spread over the ranks, and parameters that are sharded.
+
+Mini-batches are gathered on every rank.  Parameters that FSDP2 has sharded (DTensors) are gathered where the head's
+are needed whole.  The classes of FSDP2 are looked up only where somebody has imported them: they take long to import.
+"""
 
 from __future__ import annotations
 
+import sys
+import zlib
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -64,28 +70,132 @@ def gather_objects(value: T) -> list[T]:
 def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Concatenate each tensor's rows over all ranks, in the order of the ranks; sizes may differ.
 
-    Every rank gets the same bits, so whatever is computed from them is the same everywhere.  One rank sends
-    8 bytes for its size and the largest rank's number of rows of each tensor.
+    Every rank gets the same bits, so whatever is computed from them is the same everywhere.  Each rank sends 16
+    bytes (its number of rows and a checksum of dtypes and shapes), and of each tensor as many rows as the largest
+    rank has.
 
     Args:
-        *tensors: (N_rank, ...), all with the same N_rank.
+        *tensors: (N_rank, ...), all with the same N_rank, which may be 0.
 
     Returns:
         The tensors as (N, ...), N = sum of N_rank; unchanged where there is one process.
+
+    Raises:
+        ValueError: on all ranks, if their rows differ in dtype or shape.
     """
     if not active():
         return tensors
-    world = dist.get_world_size()
-    size = torch.tensor([tensors[0].shape[0]], device=tensors[0].device)
-    sizes = [torch.empty_like(size) for _ in range(world)]
-    dist.all_gather(sizes, size)
-    counts = [int(s) for s in sizes]
+    rows = ", ".join(f"{tensor.dtype} {tuple(tensor.shape[1:])}" for tensor in tensors)
+    own = torch.tensor([tensors[0].shape[0], zlib.crc32(rows.encode())], device=tensors[0].device)
+    everywhere = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everywhere, own)
+    counts, sums = zip(*(each.tolist() for each in everywhere), strict=True)
+    if len(set(sums)) > 1:
+        raise ValueError(
+            f"the processes hold mini-batches that do not fit together: rows of process {rank()} are {rows}, others are"
+            " not; give every process the same model and targets of one dtype and shape"
+        )
     return tuple(_gather(tensor.contiguous(), counts) for tensor in tensors)
 
 
-def _gather(tensor: Tensor, counts: list[int]) -> Tensor:
+def _gather(tensor: Tensor, counts: tuple[int, ...]) -> Tensor:
     padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
     padded[: tensor.shape[0]] = tensor
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell a DTensor, of which this process holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def is_fsdp(module: nn.Module) -> bool:
+    """Tell a module that ``fully_shard`` was applied to."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def reshard(module: nn.Module) -> None:
+    """Put the sharded parameters in their places, which FSDP2 leaves to whole copies after a forward pass."""
+    for part in module.modules():
+        if is_fsdp(part):
+            unit: Any = part
+            unit.reshard()
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded parameter, without graph; a collective call of the ranks that share it.
+
+    Returns:
+        The whole tensor on each of them; a tensor that is not sharded as it is, graph included.
+    """
+    sharded: Any = tensor
+    gathered: Tensor = sharded.detach().full_tensor() if is_sharded(tensor) else tensor
+    return gathered
+
+
+def call_with(module: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Any:
+    """Call a module with other parameters in the place of its own.
+
+    Args:
+        module: hooks run too, except those of FSDP2, which would put the module's own parameters back.
+        parameters: name -> tensor.
+        inputs: its only argument.
+
+    Returns:
+        What the module returns.
+
+    Raises:
+        ValueError: if a part of the module is a unit of FSDP2 of its own.
+    """
+    if not is_fsdp(module):
+        part = next((name for name, m in module.named_modules() if is_fsdp(m)), None)
+        if part is not None:
+            raise ValueError(
+                f"fully_shard was applied to {part!r} inside of the head: the head is evaluated as one module, so apply"
+                " it to the whole head, or leave the head to the unit around it"
+            )
+        return torch.func.functional_call(module, parameters, (inputs,))
+    named = {f"module.{name}": tensor for name, tensor in parameters.items()}
+    return torch.func.functional_call(_WithoutHooks(module), named, (inputs,))
+
+
+class _WithoutHooks(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.module.forward(inputs)
+
+
+def tied(output: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Let a backward pass from intermediate tensors begin at the output of the network.
+
+    FSDP2 gathers parameters, and reduces gradients, when the backward pass reaches the output of a unit.  A loss that
+    is taken of tensors heard on the way may never reach it: gradients would then silently stay those of one rank.
+
+    Args:
+        output: of the network, with graph.
+        *tensors: from the same forward.
+
+    Returns:
+        The tensors; their backward pass sends zeros to ``output``.
+    """
+    found: tuple[Tensor, ...] = _Tied.apply(output, *tensors)
+    return found
+
+
+class _Tied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.output = output.new_empty(0), output.shape
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        like, shape = ctx.output
+        return like.new_zeros(shape), *gradients

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pof._distributed import call_with, whole
+
 # What torchvision, timm, transformers and widely copied training scripts call their head.
 _USUAL_NAMES = {
     *("fc", "_fc", "classifier", "classif", "classification_head", "cls_head", "head", "heads", "mlp_head"),
@@ -131,11 +133,12 @@ def computes_linearly(head: nn.Module) -> bool:
         return True
     if not {name for name, _ in head.named_parameters()} <= {"weight", "bias"}:
         return False
-    weight, bias = head.get_parameter("weight").detach(), getattr(head, "bias", None)
+    parameters = {name: whole(parameter) for name, parameter in head.named_parameters()}
+    weight, bias = parameters["weight"].detach(), parameters.get("bias")
     probe = torch.linspace(-1, 1, 2 * weight[0].numel(), device=weight.device).to(weight.dtype)
     try:
         with torch.no_grad():
-            output = head.forward(probe.view(2, *weight.shape[1:]))
+            output = call_with(head, parameters, probe.view(2, *weight.shape[1:]))
     except TypeError:
         # It asks for more than features, such as margin losses that want the labels.
         return False

@@ -91,7 +91,7 @@ class Stepper:
     def _gradients(self, window: list[Micro]) -> StepResult:
         self.optimizer.zero_grad(set_to_none=True)
         sizes = [micro.size for micro in window]
-        total, processes = _all_samples(sum(sizes), self.device)
+        total, processes = all_samples(sum(sizes), self.device)
         outputs = []
         for number, (micro, size) in enumerate(zip(window, sizes, strict=True)):
             with self._synchronised(last=number + 1 == len(window)):
@@ -113,7 +113,7 @@ class Stepper:
         return self.module.no_sync()
 
 
-def _all_samples(local: int, device: torch.device) -> tuple[int, int]:
+def all_samples(local: int, device: torch.device) -> tuple[int, int]:
     """Samples of the step over all processes, and the number of processes."""
     if not _distributed.active():
         return local, 1
@@ -123,7 +123,8 @@ def _all_samples(local: int, device: torch.device) -> tuple[int, int]:
 
 
 def _mean(outputs: list[StepOutput], sizes: list[int]) -> StepResult:
-    weights = [size / sum(sizes) for size in sizes]
+    # A process may have no sample in a window.
+    weights = [size / max(sum(sizes), 1) for size in sizes]
 
     def mean(values: list[Tensor]) -> Tensor:
         terms = [v.detach().double() * w for v, w in zip(values, weights, strict=True)]

@@ -96,6 +96,7 @@ def fit(
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs checkpoint_dir: the folder that the interrupted run wrote to")
     method.to(find_device(device))
+    _check_not_sharded(method)
     _check_shared(train_loader)
     made = optimizer if isinstance(optimizer, Optimizer) else optimizer(method.trainable_parameters())
     loop = Loop(
@@ -138,6 +139,14 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return wanted or found
 
 
+def _check_not_sharded(method: Method) -> None:
+    if any(_distributed.is_sharded(parameter) for parameter in method.parameters()):
+        raise ValueError(
+            "pof.fit keeps, selects and saves whole networks, so it takes no parameters that fully_shard has sharded:"
+            " use DDP (pof.fit does so by itself), or FSDP2 in a loop of your own (docs/homes/distributed.md)"
+        )
+
+
 def _check_shared(loader: Any) -> None:
     if _distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
         raise ValueError(
@@ -153,6 +162,12 @@ def _length(loader: Any) -> int:
         raise ValueError(
             "the training loader needs a length (the schedule is over all steps): give it __len__"
         ) from error
-    if length == 0:
+    lengths = _distributed.gather_objects(length)
+    if min(lengths) == 0:
         raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"the training loaders of the processes have {lengths} mini-batches: give each process as many as the"
+            " others, as a torch.utils.data.DistributedSampler and pof.data.DatasetLoader do"
+        )
     return length

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pof._distributed import call_with, whole
 from pof._modules import evaluating
 from pof.perturbation import LineSearch
 
@@ -33,7 +34,22 @@ class ModuleGradient:
     """||g||, scalar."""
 
 
-def perturbed_call(head: nn.Module, direction: dict[str, Tensor], amount: Tensor | float, features: Tensor) -> Tensor:
+def head_parameters(head: nn.Module) -> dict[str, Tensor]:
+    """Read the parameters of a head, whole where they are sharded.
+
+    Returns:
+        Parameter name -> tensor without graph.
+    """
+    return {name: whole(p).detach() for name, p in head.named_parameters()}
+
+
+def perturbed_call(
+    head: nn.Module,
+    direction: dict[str, Tensor],
+    amount: Tensor | float,
+    features: Tensor,
+    parameters: dict[str, Tensor] | None = None,
+) -> Tensor:
     """Evaluate a head at theta - amount * direction.
 
     Args:
@@ -41,11 +57,13 @@ def perturbed_call(head: nn.Module, direction: dict[str, Tensor], amount: Tensor
         direction: parameter name -> tensor.
         amount: scalar.
         features: what enters the head, first axis N.
+        parameters: theta, where it has been read already by :func:`head_parameters`.
 
     Returns:
         The logits, (N, C); the graph reaches ``features`` only.
     """
-    moved = {name: p.detach() - amount * direction[name] for name, p in head.named_parameters()}
+    theta = head_parameters(head) if parameters is None else parameters
+    moved = {name: p - amount * direction[name] for name, p in theta.items()}
     return _logits(head, moved, features)
 
 
@@ -61,7 +79,7 @@ def module_gradient(head: nn.Module, features: Tensor, targets: Tensor, loss: Lo
     Returns:
         The direction and ||g||.
     """
-    parameters = {name: p.detach().clone().requires_grad_() for name, p in head.named_parameters()}
+    parameters = {name: p.clone().requires_grad_() for name, p in head_parameters(head).items()}
     with evaluating(head), torch.enable_grad():
         value = loss(_logits(head, parameters, features.detach()), targets)
         gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
@@ -87,12 +105,13 @@ def module_line_search(
         The local minimiser.  ``bounded`` is False where the loss still falls at 16 times the head's norm; the
         radius is then 0.
     """
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p) for p in head.parameters()]))
+    theta = head_parameters(head)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p) for p in theta.values()]))
     powers = torch.arange(_FIRST_POWER, _LAST_POWER + 1, device=norm.device, dtype=norm.dtype)
     radii = torch.cat([torch.zeros_like(powers[:1]), torch.exp2(powers) * norm.clamp_min(1e-6)])
 
     def losses(candidates: Tensor) -> Tensor:
-        return torch.stack([loss(perturbed_call(head, direction, xi, features), targets) for xi in candidates])
+        return torch.stack([loss(perturbed_call(head, direction, xi, features, theta), targets) for xi in candidates])
 
     with evaluating(head):
         values = losses(radii)
@@ -116,5 +135,5 @@ def module_line_search(
 
 
 def _logits(head: nn.Module, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
-    logits: Tensor = torch.func.functional_call(head, parameters, (features,))
+    logits: Tensor = call_with(head, parameters, features)
     return logits.flatten(1)

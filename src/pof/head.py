@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs, call
+from pof import _distributed
+from pof._batches import Inputs, call, logits_of
 from pof._head_search import (
     all_layers,
     computes_linearly,
@@ -129,14 +130,15 @@ class SplitModel(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Weight of a linear head, (C, D); a view of its parameter."""
-        weight = self._linear_head().weight
+        """Weight of a linear head, (C, D): a view of its parameter, or a copy without graph of a sharded one."""
+        weight = _distributed.whole(self._linear_head().weight)
         return weight.flatten(1) if weight.ndim > 2 else weight
 
     @property
     def bias(self) -> Tensor | None:
-        """Bias of a linear head, (C,), or None."""
-        return self._linear_head().bias
+        """Bias of a linear head, (C,), as ``weight``; or None."""
+        bias = self._linear_head().bias
+        return None if bias is None else _distributed.whole(bias)
 
     def _linear_head(self) -> nn.Linear | nn.Conv2d:
         head = self.head
@@ -228,7 +230,7 @@ class SplitModel(nn.Module):
             heard.append((entered, output.clone() if isinstance(output, Tensor) else output))
 
         with self.head.register_forward_hook(hook, with_kwargs=True):
-            call(self.model, inputs)
+            output = call(self.model, inputs)
         if len(heard) != 1:
             raise ValueError(
                 f"the head {self.head_name!r} ran {len(heard)} times in one forward, not once: with "
@@ -240,6 +242,16 @@ class SplitModel(nn.Module):
                 f"the head {self.head_name!r} must take and return one tensor, not {type(features).__name__} and "
                 f'{type(logits).__name__}: name another module with head="name"'
             )
+        return self._reach(output, features, logits)
+
+    def _reach(self, output: Any, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Tie features and logits to the output where FSDP2 listens to it."""
+        if not any(map(_distributed.is_fsdp, self.model.modules())):
+            return features, logits
+        end = logits_of(output)
+        if not end.requires_grad:
+            return features, logits
+        features, logits = _distributed.tied(end, features, logits)
         return features, logits
 
 

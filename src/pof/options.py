@@ -74,6 +74,17 @@ class PoFOptions:
 
 
 @dataclass
+class AscentOptions:
+    """Head ascent.
+
+    Args:
+        level: loss that the ascent ends at, as a share of that of guessing.
+    """
+
+    level: float = 0.15
+
+
+@dataclass
 class SAMOptions:
     """The SAM family.
 
@@ -127,8 +138,8 @@ class TrainOptions:
     """How to train.
 
     Args:
-        method: finetune, pof, sam, asam, sam-on, msam, late-sam, swa, ema, lawa, fnp, randreg, adarand, l2sp,
-            bss or delta.
+        method: finetune, pof, head-ascent, sam, asam, sam-on, msam, late-sam, swa, ema, lawa, fnp, randreg,
+            adarand, l2sp, bss or delta.
         epochs: passes over the training data.
         batch_size: samples per mini-batch, over all processes.
         lr: peak learning rate.
@@ -144,6 +155,7 @@ class TrainOptions:
         seed: of everything random but the validation split.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
         pof: options of method pof.
+        ascent: options of head-ascent.
         sam: options of sam, asam, sam-on, msam and late-sam.
         average: average of the iterates, for any method.
         regularizer: options of fnp, randreg, adarand, l2sp, bss and delta.
@@ -165,6 +177,7 @@ class TrainOptions:
     seed: int = 0
     checkpoint_every: int | None = None
     pof: PoFOptions = field(default_factory=PoFOptions)
+    ascent: AscentOptions = field(default_factory=AscentOptions)
     sam: SAMOptions = field(default_factory=SAMOptions)
     average: AverageOptions = field(default_factory=AverageOptions)
     regularizer: RegularizerOptions = field(default_factory=RegularizerOptions)

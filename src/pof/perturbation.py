@@ -14,6 +14,7 @@ smoothing, class weights and soft targets alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -271,34 +272,50 @@ def _root_of_slope(logits: Tensor, moved: Tensor, weights: Tensor) -> Tensor:
     """Find the xi >= 0 where the increasing slope changes sign; ``moved`` is scaled to max |m| = 1."""
     weighted = (moved * weights.unsqueeze(1)).flatten()
 
-    def falling(xi: Tensor) -> Tensor:
-        """Count, of increasing candidates (K,), those where the loss still falls."""
+    def falls(xi: Tensor) -> Tensor:
         p = torch.softmax(torch.addcmul(logits, xi.view(-1, 1, 1), moved, value=-1), dim=-1)
-        return (p.flatten(1) @ weighted > 0).sum().view(1)
+        return p.flatten(1) @ weighted > 0
+
+    return last_of(falls, logits)
+
+
+def last_of(holds: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """Find the largest xi >= 0 for which a condition holds that holds up to there and nowhere behind.
+
+    Args:
+        holds: (K,) increasing candidates -> (K,) bool; evaluates (K, N, C) numbers at once.
+        logits: (N, C), for dtype, device and size.
+
+    Returns:
+        Scalar, to the last bits of the dtype; nothing waits for the device.
+    """
+
+    def count(candidates: Tensor) -> Tensor:
+        return holds(candidates).sum().view(1)
 
     info = torch.finfo(logits.dtype)
     elements = _CPU_ROUND if logits.device.type == "cpu" else _ACCELERATOR_ROUND
-    count = max(_MIN_CANDIDATES, min(_MAX_CANDIDATES, elements // logits.numel()))
-    inner = torch.arange(1, count + 1, device=logits.device)
+    parts = 1 + max(_MIN_CANDIDATES, min(_MAX_CANDIDATES, elements // logits.numel()))
+    inner = torch.arange(1, parts, device=logits.device)
 
     # Exponents: the root lies in (2^low, 2^(low + 1)], or below the smallest normal number, then at 0.
     smallest, largest = math.frexp(info.tiny)[1], math.frexp(info.max)[1] - 1
     low = torch.tensor([smallest], device=logits.device)
     width = largest - smallest
     while width > 1:
-        step = -(-width // (count + 1))
+        step = -(-width // parts)
         candidates = (low + step * inner).clamp_max(largest)
-        low = (low + step * falling(torch.exp2(candidates.to(logits.dtype)))).clamp_max(largest)
+        low = (low + step * count(torch.exp2(candidates.to(logits.dtype)))).clamp_max(largest)
         width = step
     lower = torch.exp2(low.to(logits.dtype))
-    lower = torch.where((low == smallest) & (falling(lower) == 0), torch.zeros_like(lower), lower)
+    lower = torch.where((low == smallest) & (count(lower) == 0), torch.zeros_like(lower), lower)
 
-    # Mantissa: each round keeps one of count + 1 equal parts.
+    # Mantissa: each round keeps one of the equal parts.
     size = lower.clone()
-    fraction = inner.to(logits.dtype) / (count + 1)
-    for _ in range(math.ceil(-math.log2(info.eps) / math.log2(count + 1))):
-        index = falling(lower + size * fraction)
-        size = size / (count + 1)
+    fraction = inner.to(logits.dtype) / parts
+    for _ in range(math.ceil(-math.log2(info.eps) / math.log2(parts))):
+        index = count(lower + size * fraction)
+        size = size / parts
         lower = lower + size * index
     return (lower + 0.5 * size).squeeze(0) * (lower > 0).squeeze(0)
 

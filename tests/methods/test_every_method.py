@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pof
 from pof.cli._methods import METHODS, make_method
 from pof.job import Setting, make_optimizer
-from pof.options import AverageOptions, PoFOptions, RegularizerOptions, SAMOptions, TrainOptions
+from pof.options import AscentOptions, AverageOptions, PoFOptions, RegularizerOptions, SAMOptions, TrainOptions
 
 COMBINATIONS = [("pof", "ema"), ("pof", "swa"), ("sam", "lawa")]
 CASES = [(name, "none") for name in METHODS] + COMBINATIONS
@@ -95,13 +95,20 @@ def test_strength_zero_is_plain_training_exactly(name: str) -> None:
         assert torch.equal(value, zero.state_dict()[key]), key
 
 
-def test_pof_with_gamma_zero_is_plain_training_of_the_extractor_exactly() -> None:
+FROZEN_ZERO: dict[str, dict[str, Any]] = {
+    "pof": {"pof": PoFOptions(gamma=0.0)},
+    "head-ascent": {"ascent": AscentOptions(level=0.0)},
+}
+
+
+@pytest.mark.parametrize("name", FROZEN_ZERO)
+def test_strength_zero_is_plain_training_of_the_extractor_exactly(name: str) -> None:
     batches, training = data(last=5), options("finetune")
     method, _ = prepare(training, batches)
     method.network.head.requires_grad_(False)  # type: ignore[union-attr,operator]
     torch.manual_seed(7)
     frozen = pof.fit(method, batches, epochs=3, optimizer=make_optimizer(method, training), device="cpu").model
-    zero = run(options("pof", pof=PoFOptions(gamma=0.0)), batches)
+    zero = run(options(name, **FROZEN_ZERO[name]), batches)
     for key, value in frozen.state_dict().items():
         assert torch.equal(value, zero.state_dict()[key]), key
 

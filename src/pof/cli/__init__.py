@@ -32,7 +32,7 @@ def commands() -> dict[str, Command]:
     Returns:
         Name -> command.
     """
-    from pof.cli import _demo, _evaluate, _report, _train
+    from pof.cli import _demo, _evaluate, _experiment, _report, _train
     from pof.options import DataOptions, ModelOptions, RunOptions, TrainOptions
 
     training = (ModelOptions, DataOptions, TrainOptions, RunOptions)
@@ -62,6 +62,11 @@ def commands() -> dict[str, Command]:
             "Write one page about runs: before, after, rivals.",
             (_report.ReportOptions, _report.MeasureOptions),
             _report.make_report,
+        ),
+        "experiment": Command(
+            "Compare methods over seeds and settings, as a recipe says.",
+            (_experiment.ExperimentOptions,),
+            _experiment.experiment,
         ),
         "data": Command("Print what a data set holds.", (DataOptions,), _evaluate.show_data),
     }
@@ -99,6 +104,7 @@ def _run(arguments: list[str]) -> int:
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:
         raise ImportError("the command line needs more than the library: pip install 'pof[app]'") from error
+    from pof.cli._experiment import with_plain_recipe
     from pof.cli._report import with_plain_runs
 
     known = commands()
@@ -112,7 +118,7 @@ def _run(arguments: list[str]) -> int:
         sub.set_defaults(dict(command.defaults))
         parsers.add_subcommand(name, sub, help=command.help)
     try:
-        parsed = parser.parse_args(with_plain_runs(arguments))
+        parsed = parser.parse_args(with_plain_recipe(with_plain_runs(arguments)))
     except ArgumentError as error:
         # The parser calls a flag "train.lr" where the user wrote --lr.
         raise ValueError(re.sub(rf"\b({'|'.join(known)})\.(?=\w)", "--", str(error))) from error

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pof.head import split
 from pof.job import MakeMethod, Setting
-from pof.methods import Averaged, Finetune, Method, PoF, Regularized, SharpnessAware
+from pof.methods import Averaged, Finetune, HeadAscent, Method, PoF, Regularized, SharpnessAware
 from pof.methods.averaged import Average
 from pof.methods.sharpness_aware import Kind
 from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, RandReg, Regularizer, widest_convolutions
@@ -28,6 +28,11 @@ def _pof(setting: Setting) -> Method:
         label_smoothing=setting.training.label_smoothing,
         seed=setting.training.seed,
     )
+
+
+def _head_ascent(setting: Setting) -> Method:
+    smoothing = setting.training.label_smoothing
+    return HeadAscent(setting.model, setting.head, level=setting.training.ascent.level, label_smoothing=smoothing)
 
 
 def _sharpness_aware(kind: Kind, late: bool = False) -> MakeMethod:
@@ -110,6 +115,7 @@ def _delta(setting: Setting) -> Regularizer:
 METHODS: dict[str, MakeMethod] = {
     "finetune": _finetune,
     "pof": _pof,
+    "head-ascent": _head_ascent,
     "sam": _sharpness_aware("sam"),
     "asam": _sharpness_aware("asam"),
     "sam-on": _sharpness_aware("sam-on"),

@@ -80,7 +80,11 @@ def largest(operator: Operator, k: int, *, tolerance: float | None, seed: int, p
 
 def _lanczos(product: Any, size: int, k: int, basis: int, tolerance: float, seed: int) -> tuple[Any, Any]:
     import numpy as np
-    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+    try:
+        from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+    except ImportError as error:
+        raise ImportError("eigenvalues need scipy: pip install 'pof[app]'") from error
 
     start = torch.randn(size, generator=seeded(seed), dtype=torch.float64).numpy()
     matrix = LinearOperator((size, size), matvec=product, dtype=np.float64)

@@ -94,12 +94,16 @@ def network_operator(
 
     Raises:
         ValueError: if there are no parameters, or they have several dtypes or less than 32 bits.
+        ImportError: if curvlinops is missing.
     """
     dtypes = {p.dtype for p in parameters.values()}
     if dtypes not in ({torch.float32}, {torch.float64}):
         raise ValueError(f"a Hessian needs parameters of one dtype, float32 or float64; got {sorted(map(str, dtypes))}")
-    with _without_jit_warnings():
-        from curvlinops import HessianLinearOperator
+    try:
+        with _without_jit_warnings():
+            from curvlinops import HessianLinearOperator
+    except ImportError as error:
+        raise ImportError("the Hessian of a whole network needs curvlinops: pip install 'pof[app]'") from error
     total = sum(batch_weight(loss, batch_size(inputs), targets) for inputs, targets in data)
     samples = sum(batch_size(inputs) for inputs, _ in data)
     first = next(iter(parameters.values()))

@@ -3,8 +3,20 @@
 from pof.methods._method import Method, StepOutput
 from pof.methods.averaged import Averaged
 from pof.methods.finetune import Finetune
+from pof.methods.head_ascent import HeadAscent, HeadAscentOutput
 from pof.methods.pof import PoF, PoFOutput
 from pof.methods.regularized import Regularized
 from pof.methods.sharpness_aware import SharpnessAware
 
-__all__ = ["Averaged", "Finetune", "Method", "PoF", "PoFOutput", "Regularized", "SharpnessAware", "StepOutput"]
+__all__ = [
+    "Averaged",
+    "Finetune",
+    "HeadAscent",
+    "HeadAscentOutput",
+    "Method",
+    "PoF",
+    "PoFOutput",
+    "Regularized",
+    "SharpnessAware",
+    "StepOutput",
+]

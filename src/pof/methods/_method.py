@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from pof import _distributed
 from pof._batches import Inputs
 from pof._modules import without_autocast
 from pof.head import SplitModel
@@ -42,6 +44,10 @@ class Method(nn.Module, ABC):
 
     remedy = "lower the learning rate"
     """What to do when a run diverges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_pre_hook(_refuse_sharding)
 
     @abstractmethod
     def forward(
@@ -111,7 +117,16 @@ class Method(nn.Module, ABC):
         Yields:
             Those of the model that require a gradient.
         """
+        _distributed.reshard(self.model)
         yield from (p for p in self.model.parameters() if p.requires_grad)
+
+
+def _refuse_sharding(method: nn.Module, _: Any) -> None:
+    if _distributed.is_fsdp(method):
+        raise ValueError(
+            "fully_shard was applied to the method: older versions of PyTorch do not find the loss in its output, and"
+            " the gradients would stay those of one process; apply it to the model, fully_shard(method.model)"
+        )
 
 
 def float32_logits(network: SplitModel, features: Tensor, logits: Tensor) -> Tensor:
@@ -123,11 +138,12 @@ def float32_logits(network: SplitModel, features: Tensor, logits: Tensor) -> Ten
         logits: (N, C), from the same forward.
 
     Returns:
-        ``logits`` themselves unless they are half precision; a linear head is then applied again in float32.
+        ``logits`` themselves unless they are half precision; a linear head is then applied again in float32, unless
+        it is sharded and trained: its gradient would pass FSDP2 by.
     """
     if logits.dtype not in {torch.float16, torch.bfloat16}:
         return logits
-    if not network.linear:
+    if not network.linear or any(p.requires_grad and _distributed.is_sharded(p) for p in network.head.parameters()):
         return logits.float()
     bias = network.bias
     return respond(features, network.weight.float(), None if bias is None else bias.float())
@@ -169,8 +185,27 @@ def check_loss_options(label_smoothing: float, class_weights: Tensor | None) -> 
         raise ValueError(f"class_weights must not be negative; got {class_weights.tolist()}")
 
 
+def check_not_in_ddp(model: nn.Module, head: nn.Module) -> None:
+    """Check that a head that is to be frozen is not in DDP already.
+
+    DDP notes at its construction which parameters will get gradients, and waits for them in every step.
+
+    Raises:
+        ValueError: if it is.
+    """
+    wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    if wrapped and any(p.requires_grad for p in head.parameters()):
+        raise ValueError(
+            "the model is in DistributedDataParallel already, which would wait for the gradients of the head that the"
+            " method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
+        )
+
+
 def mean_loss(logits: Tensor, targets: Tensor, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
     """The mean cross-entropy of a mini-batch, outside of autocast.
+
+    A process among several may have no sample in a mini-batch: its loss is 0, with a graph of zeros, so that it takes
+    part in what the others exchange.
 
     Args:
         logits: (N, C).
@@ -181,5 +216,7 @@ def mean_loss(logits: Tensor, targets: Tensor, label_smoothing: float, class_wei
     Returns:
         Scalar.
     """
+    if _distributed.active() and not logits.shape[0]:
+        return logits.sum()
     with without_autocast(logits.device):
         return F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing)

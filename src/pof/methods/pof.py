@@ -23,7 +23,7 @@ from pof._batches import Inputs
 from pof._modules import frozen_statistics, running_statistics
 from pof.general_head import Loss, module_gradient, module_line_search, perturbed_call
 from pof.head import split
-from pof.methods._method import Method, StepOutput, check_loss_options, float32_logits, mean_loss
+from pof.methods._method import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss
 from pof.perturbation import HeadGradient, LineSearch, head_gradient, line_search, respond
 
 Sampling = Literal["uniform", "fixed"]
@@ -71,7 +71,8 @@ class PoF(Method):
         seed: of the expansion and of the dropout in the reference pass; the global generators are left alone.
 
     Raises:
-        ValueError: if an option is not one of those named here.
+        ValueError: if an option is not one of those named here, or ``model`` is in ``DistributedDataParallel``
+            already with a head that is trained.
     """
 
     remedy = "lower the learning rate, or gamma, or draw it (sampling='uniform')"
@@ -100,6 +101,8 @@ class PoF(Method):
         if loss is not None and (label_smoothing or class_weights is not None):
             raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
         self.network = split(model, head)
+        check_not_in_ddp(model, self.network.head)
+        _distributed.reshard(model)
         self.network.head.requires_grad_(False)
         self.gamma, self.sampling, self.features, self.batch_norm = gamma, sampling, features, batch_norm
         self.label_smoothing, self.loss = label_smoothing, loss
@@ -232,7 +235,7 @@ class PoF(Method):
         return gradient, search
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.loss is not None:
+        if self.loss is not None and logits.shape[0]:
             return self.loss(logits, targets)
         return mean_loss(logits, targets, self.label_smoothing, self.class_weights)
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pof._distributed import is_sharded, whole
+
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Compute the Euclidean norm of all tensors taken together, whatever their shapes, types and devices.
@@ -19,7 +21,8 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     Half precision is squared and summed in float32: float16 overflows at 65504, which a scaled gradient reaches.
 
     Args:
-        tensors: real tensors of any shape; one at a time is asked for, so they may be computed on the way.
+        tensors: real tensors of any shape; one at a time is asked for, so they may be computed on the way.  Of
+            tensors that FSDP2 has sharded, all parts count.
 
     Returns:
         Scalar in float32 or wider, on the device of the first tensor; 0 if there is none.
@@ -27,7 +30,11 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
     if not norms:
         return torch.zeros(())
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    sharded = [norm for norm in norms if is_sharded(norm)]
+    here = [norm.to(norms[0].device) for norm in norms if not is_sharded(norm)]
+    # One exchange for all of them.
+    parts = [whole(torch.linalg.vector_norm(torch.stack(sharded)))] if sharded else []
+    total: Tensor = torch.linalg.vector_norm(torch.stack([*parts, *here]))
     return total
 
 

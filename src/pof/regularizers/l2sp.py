@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._batches import Inputs
+from pof._distributed import is_sharded
 from pof.head import find_head
 from pof.regularizers._base import Regularizer, nonnegative
 from pof.regularizers._tensors import as_computed
@@ -41,7 +42,7 @@ class L2SP(Regularizer):
         head_strength: beta, >= 0.
 
     Raises:
-        ValueError: if a strength is negative, or the model has no parameters under that head.
+        ValueError: if a strength is negative, the model has no parameters under that head, or FSDP2 has sharded them.
     """
 
     def __init__(
@@ -93,4 +94,10 @@ class L2SP(Regularizer):
     def _named(self, names: list[str]) -> list[Tensor]:
         # By name in every step: load_state_dict(assign=True), pruning and sharding replace parameter objects.
         parameters = dict(self._model[0].named_parameters())
-        return [parameters[name] for name in names]
+        found: list[Tensor] = [parameters[name] for name in names]
+        if any(map(is_sharded, found)):
+            raise ValueError(
+                "L2-SP reads parameters beside the forward pass, where fully_shard has sharded them and their gradient"
+                " would pass FSDP2 by: use DDP"
+            )
+        return found

@@ -1,0 +1,140 @@
+"""Statistics of repeated runs: mean and spread, and paired differences over seeds with interval and tests.
+
+Seeds pair the runs: network, data split and mini-batch order are the same, so the difference per seed is less
+uncertain than the figures themselves.  The interval and the t-test take the differences as normally distributed; the
+Wilcoxon signed-rank test does not.  Over the comparisons of one table p-values are corrected after Holm (Scand. J.
+Statist. 6, 1979).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+LEVEL = 0.95
+"""Of the confidence interval."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Figures of several runs."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation (n - 1); None for one run."""
+    n: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of pairs, second minus first."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation of the differences; None for one pair."""
+    n: int
+    low: float | None
+    """Of the 95 % interval of the mean (Student's t); None where there is no spread to judge by."""
+    high: float | None
+    p: float | None
+    """Of the two-sided paired t-test; None for one pair, and where all differences are equal."""
+    wilcoxon: float | None
+    """p of the two-sided Wilcoxon signed-rank test; None where all differences are zero or there is one pair."""
+    p_holm: float | None = None
+    """``p``, corrected for the number of comparisons of the table."""
+    note: str = ""
+    """Why there is no p."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise figures of several runs.
+
+    Args:
+        values: one per run, at least one.
+
+    Returns:
+        Mean, standard deviation, number.
+    """
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
+    """Compare paired figures.
+
+    Args:
+        before: one per seed, at least one.
+        after: of the same seeds, in the same order.
+
+    Returns:
+        The differences ``after - before``, with interval and tests where they are defined.
+
+    Raises:
+        ValueError: if there are no pairs, or the lengths differ.
+    """
+    if not before or len(before) != len(after):
+        raise ValueError(f"paired figures need the same seeds, at least one; got {len(before)} and {len(after)}")
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    mean, n = statistics.fmean(differences), len(differences)
+    if n == 1:
+        return Paired(mean, None, n, None, None, None, None, note="one seed: no test")
+    sd = statistics.stdev(differences)
+    # Shares of the same data set that are equal as fractions may differ by rounding.
+    scale = max(map(abs, [*before, *after]))
+    if max(differences) - min(differences) <= 4 * math.ulp(scale):
+        note = "no difference in any seed" if abs(mean) <= 4 * math.ulp(scale) else "the same difference in every seed"
+        return Paired(mean, sd, n, None, None, None, None, note=note)
+    half = _t_quantile(n - 1) * sd / math.sqrt(n)
+    return Paired(mean, sd, n, mean - half, mean + half, _t_test(mean, sd, n), _wilcoxon(differences, scale))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values for their number, after Holm: p_(k) becomes max over j <= k of min(1, (m - j + 1) p_(j)).
+
+    Args:
+        p_values: of all comparisons; None where there is none, which is not counted.
+
+    Returns:
+        The corrected ones, in the same order.
+    """
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[index] = largest
+    return corrected
+
+
+def corrected(comparisons: Sequence[Paired]) -> list[Paired]:
+    """Fill in the corrected p-values of a family of comparisons.
+
+    Args:
+        comparisons: all of one table.
+
+    Returns:
+        The same, with ``p_holm``.
+    """
+    values = holm([comparison.p for comparison in comparisons])
+    return [replace(comparison, p_holm=value) for comparison, value in zip(comparisons, values, strict=True)]
+
+
+def _t_quantile(degrees: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf(0.5 + LEVEL / 2, degrees))
+
+
+def _t_test(mean: float, sd: float, n: int) -> float:
+    from scipy import stats
+
+    return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
+
+
+def _wilcoxon(differences: Sequence[float], scale: float) -> float:
+    from scipy import stats
+
+    # Equal changes of the number of errors are ties, whatever the last bits of their shares say.
+    rounded = [round(difference / scale, 12) for difference in differences]
+    return float(stats.wilcoxon(rounded).pvalue)

@@ -1,0 +1,305 @@
+"""The methods in Lightning: a LightningModule to inherit from, and a Trainer that is used as ever.
+
+The loss comes from the method, the reference mini-batch from the training loader, and SAM through the closure that
+Lightning hands to optimizers.  Gradients are means over the samples of an accumulated step, a short mini-batch
+counting by its samples, as in :func:`pof.fit`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pof._batches import Inputs, batch_size, unpack
+from pof._step import all_samples
+from pof._stream import one_pass
+from pof.integrations._ahead import AheadLoader
+from pof.methods import Method
+from pof.optim import MSAM, PerturbingOptimizer
+
+try:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+except ImportError as error:
+    raise ImportError("pof.integrations.lightning needs Lightning: pip install 'pof[lightning]'") from error
+
+
+class PostTraining(LightningModule):
+    """A LightningModule whose training loss is that of a method of this package.
+
+    Set ``self.method`` and say what the optimizer is; everything else is an ordinary LightningModule::
+
+        class Mine(PostTraining):
+            def __init__(self, model):
+                super().__init__()
+                self.method = pof.PoF(model)
+
+            def configure_optimizers(self):
+                return self.method.build_optimizer(torch.optim.SGD, lr=1e-3, momentum=0.9)
+
+    A module that exists already keeps its code, ``class Post(PostTraining, Existing)``: it is inherited from first, and
+    its ``training_step`` takes the place of the other one.  Whoever overrides a hook that is defined here calls
+    ``super()``, as usual in Lightning.
+
+    Logged are ``pof/loss`` and the method's metrics, such as ``pof/radius``, per mini-batch.
+    """
+
+    method: Method
+    """Made by the subclass; in its checkpoints too."""
+
+    _loader: AheadLoader | None = None
+    _reference: Any = None
+    _held: list[tuple[Any, int]]
+    _samples = 0
+    _expected = 1.0
+    _rescale = 1.0
+    _pass = 1
+    _begun: int | None = None
+
+    def method_loss(self, batch: Any) -> Tensor:
+        """Compute the method's loss for a ``training_step`` of one's own, and log it.
+
+        Args:
+            batch: ``(inputs, targets)``, or a dict with ``labels``; the one that ``training_step`` got.
+
+        Returns:
+            Scalar with graph, in such units that Lightning's accumulation gives the mean over samples.
+        """
+        inputs, targets = unpack(batch)
+        reference = () if self._reference is None else unpack(self._reference)
+        output = self.method(inputs, targets, *reference)
+        samples = batch_size(inputs)
+        if self._pass == 1:
+            values = {"loss": output.loss.detach(), **output.metrics}
+            self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=samples)
+        weight = samples * self.trainer.accumulate_grad_batches / self._expected
+        loss: Tensor = output.loss if weight == 1.0 else output.loss * weight
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the method's loss.
+
+        Args:
+            batch: ``(inputs, targets)``, or a dict with ``labels``.
+            batch_idx: not read.
+
+        Returns:
+            Scalar with graph.
+        """
+        return self.method_loss(batch)
+
+    def on_fit_start(self) -> None:
+        """Look ahead in the training loader from here on.
+
+        Raises:
+            ValueError: if there is no method, or the optimization is manual.
+        """
+        super().on_fit_start()
+        if not isinstance(getattr(self, "method", None), Method):
+            raise ValueError(f"{type(self).__name__} needs self.method, such as self.method = pof.PoF(model)")
+        if not self.automatic_optimization:
+            raise ValueError(
+                "PostTraining needs automatic_optimization=True: in a loop by hand, call self.method(...) and"
+                " pof.with_reference(loader) yourself"
+            )
+        self._loader, self._held, self._pass, self._begun = None, [], 1, None
+        self.method.train()
+        strategy: Any = self.trainer.strategy
+        before = type(strategy).process_dataloader
+
+        def process_dataloader(loader: Any) -> Any:
+            processed = before(strategy, loader)
+            # Lightning asks for the loaders of validation in another state than `training`.
+            return self._look_ahead(processed) if self.trainer.training else processed
+
+        # The one public place that sees the loader with its distributed sampler, before it is iterated.
+        strategy.process_dataloader = process_dataloader
+
+    def on_fit_end(self) -> None:
+        """Leave the trainer's strategy as it was."""
+        super().on_fit_end()
+        vars(self.trainer.strategy).pop("process_dataloader", None)
+
+    def _look_ahead(self, loader: Any) -> Any:
+        if self.trainer.lightning_module is not self:
+            return loader
+        trainer, references = self.trainer, self.method.needs_reference
+        self._loader = AheadLoader(
+            loader, references, lambda: trainer.current_epoch, lambda: trainer.num_training_batches
+        )
+        return self._loader
+
+    def on_train_start(self) -> None:
+        """Refuse what cannot be right.
+
+        Raises:
+            ValueError: if the training loader was not prepared or is more than one, if SAM or a relative is to be used
+                with a GradScaler, or MSAM with accumulation.
+        """
+        super().on_train_start()
+        if self._loader is None:
+            raise ValueError("on_fit_start was overridden without super(): the training loader was not prepared")
+        if self.trainer.train_dataloader is not self._loader:
+            kind = type(self.trainer.train_dataloader).__name__
+            raise ValueError(f"PostTraining takes one training loader; got a {kind} of them: combine their data sets")
+        optimizer = self._plain_optimizer()
+        if not isinstance(optimizer, PerturbingOptimizer):
+            return
+        name = type(optimizer).__name__
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"{name} with precision={self.trainer.precision!r}: Lightning's GradScaler calls the closure once and"
+                " unscales before the optimizer knows of it, so there is no second pass; use 'bf16-mixed' or '32-true'"
+            )
+        if isinstance(optimizer, MSAM) and self.trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                f"MSAM with accumulate_grad_batches={self.trainer.accumulate_grad_batches}: Lightning takes all but"
+                " the last mini-batch at weights that are not perturbed; use larger mini-batches, or pof.fit"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the loader that an epoch begins at its beginning."""
+        super().on_train_epoch_start()
+        if self._loader is not None:
+            self._loader.begin_epoch()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Fetch the reference of this mini-batch, and count its samples.
+
+        Args:
+            batch: on the device.
+            batch_idx: in the epoch.
+
+        Returns:
+            What the class behind this one returns.
+        """
+        # Not in on_train_epoch_start: Lightning leaves that out where it resumes behind an epoch's last mini-batch.
+        if self._begun != self.current_epoch:
+            self._begun = self.current_epoch
+            self.method.before_epoch(self.current_epoch, self._epochs(), self._plain_optimizer())
+        reference = None if self._loader is None else self._loader.take()
+        self._reference = None if reference is None else self._transferred(reference)
+        number = batch_idx % self.trainer.accumulate_grad_batches
+        samples, total, processes = batch_size(unpack(batch)[0]), 0, 1
+        if number == 0:
+            self._samples = 0
+            self._held.clear()
+            total, processes = all_samples(samples, self.device)
+            # If all mini-batches of the step are as large, weights are 1 and nothing is rescaled.
+            self._expected = total / processes * self.trainer.accumulate_grad_batches
+        self._samples += samples
+        self._pass = 1
+        if isinstance(self._plain_optimizer(), PerturbingOptimizer):
+            self._held.append((batch, batch_idx))
+        return super().on_train_batch_start(batch, batch_idx)
+
+    def _transferred(self, batch: Any) -> Any:
+        """Send a mini-batch the way that Lightning sends mini-batches."""
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        hooks = self if data is None or not is_overridden("on_before_batch_transfer", data) else data
+        return self.trainer.strategy.batch_to_device(hooks.on_before_batch_transfer(batch, 0))
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step, with as many passes as the optimizer wants; then let the method adapt.
+
+        Args:
+            epoch: from 0.
+            batch_idx: in the epoch.
+            optimizer: of the trainer.
+            optimizer_closure: of the trainer.
+        """
+        total, processes = all_samples(self._samples, self.device)
+        self._rescale = self._expected * processes / total
+        plain = self._plain_optimizer()
+        if isinstance(plain, PerturbingOptimizer) and optimizer_closure is not None:
+            optimizer_closure = self._closure(plain, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Here, before callbacks save anything.
+        self.method.after_step()
+        if self.trainer.is_last_batch:
+            self.method.after_epoch(self.current_epoch, self._epochs(), self._training_inputs)
+
+    def _closure(self, optimizer: PerturbingOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure that knows which pass it is, and runs all mini-batches of the step in the second one."""
+        calls = 0
+
+        def run() -> Any:
+            nonlocal calls
+            calls += 1
+            self._pass = calls
+            if calls == 1 or len(self._held) == 1:
+                return closure()
+            # Lightning's own closure would add the last mini-batch to the gradients of the first pass.
+            optimizer.zero_grad()
+            for batch, batch_idx in self._held:
+                wanted = len(inspect.signature(self.training_step).parameters)
+                output: Any = self.trainer.strategy.training_step(*(batch, batch_idx)[:wanted])
+                loss = output if isinstance(output, Tensor) else output["loss"]
+                self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, optimizer)
+            return loss
+
+        return run
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradients those of the mean over samples; they are before clipping here.
+
+        Args:
+            optimizer: of the trainer.
+        """
+        super().on_before_optimizer_step(optimizer)
+        if self._rescale == 1.0:
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self._rescale)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, but not in the first of SAM's passes: its gradient is a direction only.
+
+        Args:
+            optimizer: of the trainer.
+            gradient_clip_val: of the trainer.
+            gradient_clip_algorithm: of the trainer.
+        """
+        plain = self._plain_optimizer()
+        perturbs = isinstance(plain, PerturbingOptimizer) and any(group["rho"] for group in plain.param_groups)
+        if perturbs and not isinstance(plain, MSAM) and self._pass == 1:
+            return
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _plain_optimizer(self) -> Optimizer:
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        found: Optimizer = optimizer
+        return found
+
+    def _epochs(self) -> int:
+        """Epochs of the whole run; where the trainer counts steps, as many as they need."""
+        epochs = self.trainer.max_epochs
+        if epochs is not None and epochs > 0:
+            return epochs
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return max(1, math.ceil(self.trainer.max_steps / per_epoch))
+
+    def _training_inputs(self) -> Iterator[Inputs]:
+        loader: Any = self._loader
+        return one_pass(loader.loader, torch.device(self.device))

@@ -1,0 +1,343 @@
+"""The methods in the Hugging Face Trainer: a Trainer that takes its training loss from a method of this package.
+
+The reference mini-batch comes from the training loader.  Gradients are means over the samples of an accumulated step,
+as in :func:`pof.fit`.  Evaluation, prediction and the saved model are the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pof._batches import Inputs, batch_size, to_device, unpack
+from pof._modules import frozen_statistics
+from pof._step import all_samples
+from pof._stream import one_pass, with_next
+from pof.integrations._methods import calling, inner, needs_loss, own_loss
+from pof.methods import Method, StepOutput
+from pof.optim import PerturbingOptimizer
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint, has_length
+except ImportError as error:
+    raise ImportError("pof.integrations.transformers needs transformers: pip install 'pof[transformers]'") from error
+
+STATE_FILE = "pof_state.pt"
+MakeMethod = Callable[[nn.Module], Method]
+
+
+class PostTrainer(Trainer):
+    """A Trainer whose training loss is that of a method.
+
+    ::
+
+        trainer = PostTrainer(model, arguments, train_dataset=data, method=pof.PoF)
+        trainer.train()
+
+    A Trainer of one's own keeps its code: ``class Mine(PostTrainer, MyTrainer)``.  ``label_smoothing_factor`` becomes
+    the method's label smoothing.  Logged beside the loss are the method's metrics, such as ``radius``, as means over
+    the samples since the last row.
+
+    Args:
+        *args: of the Trainer.
+        method: around the model, or a function that makes one, such as :class:`pof.PoF`; it is called again for each
+            model of ``model_init``.
+        **kwargs: of the Trainer.
+
+    Raises:
+        ValueError: if the method is around another model, or the Trainer is set up for something that cannot be
+            right: DeepSpeed, FSDP, DataParallel, a loss that is not the method's.
+    """
+
+    method: Method
+    """Around ``model``, from the first :meth:`train` on."""
+
+    def __init__(self, *args: Any, method: Method | MakeMethod, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._make_method = None if isinstance(method, Method) else method
+        if isinstance(method, Method):
+            if method.model is not self.model:
+                raise ValueError("the method is around another model than the Trainer's: pass method.model to both")
+            self._adopt(method)
+        self._check_setup()
+        self._resume_from: str | None = None
+        self._wrapped: Optimizer | None = None
+        self._epoch_iterator: Any = None
+        self._pairs: Iterator[tuple[Any, Any]] = iter(())
+        # The epoch's first mini-batch is the reference of its last one, also where a resumed run begins later.
+        self._first: Any = None
+        self._resumed_first: Any = None
+        self._window: deque[tuple[Any, Any]] = deque()
+        self._deferred: list[tuple[Any, Any]] = []
+        self._total, self._processes = 0, 1
+        self._sums: dict[str, Tensor] = {}
+        self._samples = 0
+        self._surroundings = _Surroundings(self)
+        self.add_callback(self._surroundings)
+
+    def _check_setup(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("PostTrainer reads features from the whole model: use DDP, not DeepSpeed or FSDP")
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"torch.nn.DataParallel over {self.args.n_gpu} GPUs would give each its own perturbation: start one"
+                " process per GPU with torchrun, or show this one a single GPU (CUDA_VISIBLE_DEVICES=0)"
+            )
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would not be used: the loss is the method's, as in pof.PoF(loss=...)")
+
+    def _adopt(self, method: Method) -> None:
+        smoothing = self.args.label_smoothing_factor
+        problem = getattr(getattr(self.model, "config", None), "problem_type", None)
+        if problem in {"multi_label_classification", "regression"} and not own_loss(method):
+            raise ValueError(needs_loss(f"problem_type={problem!r}"))
+        if smoothing and own_loss(method):
+            raise ValueError(
+                f"label_smoothing_factor={smoothing} belongs to the cross-entropy: put it into the loss of your own"
+            )
+        if smoothing:
+            reading: Any = inner(method)
+            reading.label_smoothing = smoothing
+        self.method = method.to(self.args.device)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on from a checkpoint, with the state of the method that was saved beside it.
+
+        Args:
+            resume_from_checkpoint: as in the Trainer.
+            *args: of the Trainer.
+            **kwargs: of the Trainer.
+
+        Returns:
+            What the Trainer returns.
+
+        Raises:
+            ValueError: if the checkpoint was not written by a PostTrainer with this method.
+        """
+        last: Callable[[str], str | None] = get_last_checkpoint
+        found = last(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
+        self._resume_from, self._resumed_first = found or None, None
+        return super().train(found or resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Make the method, if it is not there yet, and the optimizer that it wants around the Trainer's.
+
+        Args:
+            model: None for the Trainer's.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: if a GradScaler would run SAM, or a checkpoint does not fit.
+        """
+        plain: Any = self.model
+        if self._make_method is not None and getattr(getattr(self, "method", None), "model", None) is not plain:
+            self._adopt(self._make_method(plain))
+        if self._resume_from is not None:
+            self._load_method(Path(self._resume_from))
+        if self.optimizer is None or self._wrapped is None:
+            inherited = super().create_optimizer
+            # The Trainer groups the parameters by weight decay; they are the same ones.
+            self.optimizer = self._wrapped = self.method.build_optimizer(lambda parameters: inherited(model))
+        if isinstance(self._wrapped, PerturbingOptimizer) and self.accelerator.scaler is not None:
+            raise ValueError(
+                f"{type(self._wrapped).__name__} with fp16: the Trainer's GradScaler has no place for the second pass;"
+                " use bf16=True"
+            )
+        optimizer: Optimizer = self.optimizer
+        return optimizer
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any) -> tuple[list[Any], Any]:
+        """Fetch the mini-batches of a step, and one ahead as the reference of the last.
+
+        Args:
+            epoch_iterator: of the Trainer; a new one begins an epoch, or its rest.
+            *args: the number of mini-batches, and what else the Trainer passes.
+
+        Returns:
+            The mini-batches, and what the Trainer counts in them.
+        """
+        begins = epoch_iterator is not self._epoch_iterator
+        if begins:
+            self._epoch_iterator, self._first, self._resumed_first = epoch_iterator, self._resumed_first, None
+            plain = ((batch, None) for batch in epoch_iterator)
+            self._pairs = with_next(epoch_iterator, self._first) if self.method.needs_reference else plain
+        pairs = list(islice(self._pairs, args[0]))
+        if begins and pairs and self.method.needs_reference and self._first is None:
+            self._first = pairs[0][0]
+        self._window = deque(pairs)
+        self._deferred.clear()
+        sizes = sum(batch_size(unpack(batch)[0]) for batch, _ in pairs)
+        self._total, self._processes = all_samples(sizes, self.args.device)
+        found: tuple[list[Any], Any] = super().get_batch_samples(iter([batch for batch, _ in pairs]), *args)
+        return found
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Run the method's forward and backward on a mini-batch.
+
+        Args:
+            model: as the Trainer has wrapped it.
+            inputs: with ``labels``.
+            num_items_in_batch: not read, as samples are counted.
+
+        Returns:
+            The share of this mini-batch in the mean loss of the step.
+        """
+        model.train()
+        self.method.train()
+        pair = to_device(self._window.popleft(), self.args.device)
+        with self._through(model):
+            if not isinstance(self._wrapped, PerturbingOptimizer):
+                return self._backward(pair)
+            self._deferred.append(pair)
+            if self._window:
+                return torch.zeros((), device=self.args.device)
+            return self._passes(self._wrapped)
+
+    def _passes(self, optimizer: PerturbingOptimizer) -> Tensor:
+        """All passes of a step at once, with its last mini-batch; running statistics are those of the first."""
+        passes: Iterator[AbstractContextManager[None]] = iter([nullcontext(), frozen_statistics(self.method)])
+        record = iter([True, False])
+
+        def one() -> Tensor:
+            optimizer.zero_grad()
+            first = next(record)
+            with next(passes):
+                return torch.stack([self._backward(pair, first) for pair in self._deferred]).sum()
+
+        return optimizer.run_passes(one)
+
+    def _backward(self, pair: tuple[Any, Any], record: bool = True) -> Tensor:
+        inputs, targets = unpack(pair[0])
+        self._check_targets(targets)
+        reference = () if pair[1] is None else unpack(pair[1])
+        with self.compute_loss_context_manager():
+            output: StepOutput = self.method(inputs, targets, *reference)
+        samples = batch_size(inputs)
+        # DDP divides by the number of processes.
+        weight = samples * self._processes / self._total
+        loss = output.loss if weight == 1.0 else output.loss * weight
+        self.accelerator.backward(loss)
+        if record:
+            self._samples += samples
+            for name, value in output.metrics.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value.detach() * samples
+        return loss.detach()
+
+    def _check_targets(self, targets: Tensor) -> None:
+        """The library takes floating-point labels for multi-label ones, unless the model's config says otherwise."""
+        told = getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
+        if targets.is_floating_point() and not told and not own_loss(self.method):
+            raise ValueError(needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Log, and with a row of training the method's metrics.
+
+        Args:
+            logs: the row.
+            *args: of the Trainer.
+            **kwargs: of the Trainer.
+        """
+        if "loss" in logs and self._samples:
+            logs = {**logs, **{name: float(total / self._samples) for name, total in self._sums.items()}}
+            self._sums, self._samples = {}, 0
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the plain model; into a checkpoint, the state of the method beside it.
+
+        Args:
+            output_dir: None for the Trainer's.
+            _internal_call: the Trainer's mark of a checkpoint.
+        """
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self.args.should_save and hasattr(self, "method"):
+            first = self._first if self._surroundings.within_epoch() else None
+            torch.save({"method": self._own_state(), "first": first}, Path(output_dir) / STATE_FILE)
+
+    def _own_state(self) -> dict[str, Any]:
+        """What the method holds beside the model."""
+        model = {id(value) for value in self.method.model.state_dict(keep_vars=True).values()}
+        state = self.method.state_dict(keep_vars=True)
+        own = {name: value for name, value in state.items() if id(value) not in model}
+        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in own.items()}
+
+    def _load_method(self, folder: Path) -> None:
+        if not (folder / STATE_FILE).is_file():
+            raise ValueError(f"{folder} holds no {STATE_FILE}: it was not written by a PostTrainer, start without it")
+        state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+        missing = self._own_state().keys() ^ state["method"].keys()
+        if missing:
+            raise ValueError(f"{folder / STATE_FILE} is of another method; they differ in {sorted(missing)}")
+        self.method.load_state_dict(state["method"], strict=False)
+        self._resume_from = None
+        self._resumed_first = None if self.args.ignore_data_skip else state["first"]
+
+    def plain_optimizer(self) -> Optimizer:
+        """The optimizer that the method wanted, without the wrapper of Accelerate.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: before :meth:`create_optimizer`.
+        """
+        if self._wrapped is None:
+            raise ValueError("there is no optimizer yet: train() makes it")
+        return self._wrapped
+
+    def _through(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Call the model as the Trainer has wrapped it, so that DDP sees the forward pass."""
+        network: Any = inner(self.method)
+        return nullcontext() if model is self.model else calling(network.network, model)
+
+
+class _Surroundings(TrainerCallback):
+    """What precedes and follows the steps and epochs of a method; after a step, before the Trainer saves anything."""
+
+    def __init__(self, trainer: PostTrainer) -> None:
+        self.trainer = trainer
+        self.epoch = 0
+        self.steps_per_epoch: int | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loader = kwargs["train_dataloader"]
+        self.steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
+        self.epoch = state.global_step // self.steps_per_epoch if self.steps_per_epoch else 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = self.trainer.plain_optimizer()
+        self.trainer.method.before_epoch(self.epoch, state.num_train_epochs, optimizer)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.method.after_step()
+        if self.steps_per_epoch and (state.global_step + 1) % self.steps_per_epoch == 0:
+            self._after_epoch(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.steps_per_epoch:
+            self._after_epoch(state)
+        self.epoch += 1
+
+    def within_epoch(self) -> bool:
+        """Tell whether mini-batches of the epoch are left, as far as the loader's length says so."""
+        return self.steps_per_epoch is None or self.trainer.state.global_step % self.steps_per_epoch != 0
+
+    def _after_epoch(self, state: Any) -> None:
+        trainer = self.trainer
+
+        def inputs() -> Iterator[Inputs]:
+            return one_pass(trainer.get_train_dataloader(), trainer.args.device)
+
+        trainer.method.after_epoch(self.epoch, state.num_train_epochs, inputs)
