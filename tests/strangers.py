@@ -61,3 +61,9 @@ def with_label_out_of_range() -> tuple[Labelled, Labelled]:
     inputs, labels = images(150)
     labels[5] = 3
     return Labelled(inputs, labels), Labelled(*images(30))
+
+
+def with_a_bug(num_classes: int) -> nn.Module:
+    """A factory that trips over itself."""
+    settings: dict[str, int] = {}
+    return nn.Linear(settings["depth"], num_classes)

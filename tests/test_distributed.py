@@ -209,7 +209,7 @@ def assert_same_weights(result: dict[str, Any], other: dict[str, Any], tolerance
 @pytest.mark.parametrize(
     ("size", "name"),
     [(size, name) for size in (2, 4) for name in ("finetune", "pof", "pof previous")]
-    + [(2, name) for name in ("late-sam", "ema", "randreg", "adarand", "bss")],
+    + [(2, name) for name in ("late-sam", "ema", "randreg", "adarand", "bss", "head-ascent")],
 )
 def test_run_of_several_processes_equals_that_of_one(size: int, name: str, tmp_path: Path) -> None:
     one, results = run(0, name), ranks(run, size, tmp_path, name)

@@ -44,6 +44,7 @@ LAYERS = (
         "_selection",
         "_interrupt",
         "checkpoint",
+        "rates",
         "run",
         "job",
         "options",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pof.fit import FitResult, find_device, fit
 from pof.methods import Method
 from pof.models import build_model, replace_head
 from pof.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
+from pof.rates import learning_rate
 from pof.run import Run, RunError
 
 EVAL_BATCH = 500
@@ -87,6 +88,7 @@ def train(
     """
     device = find_device(training.device)
     rank, world = _processes()
+    training = replace(training, lr=learning_rate(model, training))
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     loaded = load(data)
     splits = split(loaded, data)
@@ -183,9 +185,9 @@ def split(loaded: Data, options: DataOptions) -> Splits:
         indices, validation = split_validation(labels, options.validation, seed=options.split_seed)
     if options.train_size is not None and options.fraction is not None:
         raise ValueError(f"give train_size ({options.train_size}) or fraction ({options.fraction}), not both")
-    size = options.train_size if options.fraction is None else options.fraction
-    if size is not None:
-        indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed)]
+    for name, size in (("train_size", options.train_size), ("fraction", options.fraction)):
+        if size is not None:
+            indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed, name=name)]
     return Splits(indices, validation)
 
 
@@ -229,7 +231,7 @@ def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
     Raises:
         ValueError: if a setting is out of range.
     """
-    if not 0 < training.lr < float("inf"):
+    if training.lr == "auto" or not 0 < training.lr < float("inf"):
         raise ValueError(f"lr must be a finite number > 0; got {training.lr}")
     if not 0 <= training.momentum < 1:
         raise ValueError(f"momentum must be in [0, 1); got {training.momentum}")

@@ -142,7 +142,7 @@ class TrainOptions:
             adarand, l2sp, bss or delta.
         epochs: passes over the training data.
         batch_size: samples per mini-batch, over all processes.
-        lr: peak learning rate.
+        lr: peak learning rate; auto: from that of the run whose folder --weights names.
         optimizer: sgd (Nesterov) or adamw.
         momentum: of sgd.
         weight_decay: of the optimizer.
@@ -164,7 +164,7 @@ class TrainOptions:
     method: str
     epochs: int = 10
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float | Literal["auto"] = 1e-3
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4

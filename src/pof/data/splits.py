@@ -32,13 +32,14 @@ def split_validation(labels: Tensor, size: float, *, seed: int) -> tuple[Tensor,
     return kept.nonzero().flatten(), chosen
 
 
-def stratified_fraction(labels: Tensor, size: float, *, seed: int) -> Tensor:
+def stratified_fraction(labels: Tensor, size: float, *, seed: int, name: str = "size") -> Tensor:
     """Choose a part of a training set, for experiments on little data; each class keeps at least one sample.
 
     Args:
         labels: (N,) class indices.
         size: share in (0, 1), or number of samples in all, a whole number >= 1.
         seed: of the choice.
+        name: of the size in error messages.
 
     Returns:
         Ascending indices.
@@ -46,7 +47,7 @@ def stratified_fraction(labels: Tensor, size: float, *, seed: int) -> Tensor:
     Raises:
         DataError: if the size is no such number, more than there is, or less than one per class.
     """
-    return _choose(labels, _count(size, len(labels), "fraction"), at_least=1, leave=0, seed=seed)
+    return _choose(labels, _count(size, len(labels), name), at_least=1, leave=0, seed=seed)
 
 
 def _count(size: float, available: int, name: str) -> int:

@@ -55,7 +55,10 @@ def call_factory(name: str, *, offered: dict[str, Any], wanted: tuple[str, ...] 
         What the factory returns.
 
     Raises:
-        ValueError: if it cannot be imported, or cannot be called so.
+        ValueError: if it cannot be imported, cannot be called so, or raises something else than the following.
+        ImportError: if the factory raises it.
+        OSError: likewise.
+        RuntimeError: likewise.
     """
     factory = import_factory(name)
     try:
@@ -72,7 +75,12 @@ def call_factory(name: str, *, offered: dict[str, Any], wanted: tuple[str, ...] 
             f"{', '.join(offered)}: give the others defaults"
         )
     with _current_folder_importable():
-        return factory(**keywords)
+        try:
+            return factory(**keywords)
+        except (ValueError, OSError, ImportError, RuntimeError):
+            raise
+        except Exception as error:  # the factory is the user's: it can raise anything
+            raise ValueError(f"{name!r} raised {type(error).__name__}: {error}") from error
 
 
 @contextmanager
