@@ -226,6 +226,24 @@ def test_shards_share_no_stage_and_leave_none_out(count: int, settings: dict[str
         assert [cell for cell in shards[0].cells] == [cell for n, cell in enumerate(whole.cells) if n % count == 0]
 
 
+def test_a_cell_that_shares_runs_with_two_others_keeps_all_in_one_shard(tmp_path: Path) -> None:
+    save_model(nn.Linear(1, 1), tmp_path / "weights.safetensors")
+    whole = plan_of(
+        pretrain=None,
+        seeds=1,
+        model={"model": "small-cnn", "weights": str(tmp_path / "weights.safetensors")},
+        methods={"own rate": {"method": "finetune", "lr": 1.0}, "own size": {"method": "finetune", "batch_size": 10}},
+        control=None,
+        settings={
+            "a": {"train": {"lr": 0.5, "batch_size": 20}},
+            "c": {"train": {"lr": 0.3, "batch_size": 30}},
+            "as a and as c": {"train": {"lr": 0.3, "batch_size": 20}},
+            "as a": {"train": {"lr": 0.5, "batch_size": 40}},
+        },
+    )
+    assert [len(shard(whole, index, 2).cells) for index in (0, 1)] == [4, 0]
+
+
 def test_shards_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="got 2/2"):
         shard(plan_of(), 2, 2)

@@ -164,9 +164,13 @@ def reading(summary: Summary) -> list[str]:
         " negative difference is better.",
         "Units: forward-backward passes over the training set (a forward without gradient counts 1/3), without"
         " pre-training and validation.",
-        "Differences are paired by seed, with Student's 95 % interval of the mean and a paired t-test. p (Holm) is"
-        f" corrected over all {summary.comparisons} t-tests of this table; the Wilcoxon test is not corrected.",
+        "Differences are paired by seed, with Student's 95 % interval of the mean and a paired t-test.",
     ]
+    if summary.comparisons:
+        sentences.append(
+            f"p (Holm) is corrected over all {summary.comparisons} t-tests of this table; the Wilcoxon"
+            " signed-rank test is not corrected."
+        )
     unequal = [f"{e.method} ({e.units:.4g})" for e in summary.entries if _unequal(e, summary)]
     if unequal:
         names = ", ".join(dict.fromkeys(unequal))
