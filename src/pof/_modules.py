@@ -72,6 +72,22 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
+def without_cast_cache(device: torch.device) -> AbstractContextManager[None]:
+    """Run the body under the autocast of outside, and let it keep no weight that it cast.
+
+    For a pass without gradient before a training pass: torch 2.6 would hand the training pass the cast weights of the
+    first, which have no graph, and the weights themselves would get no gradient.
+
+    Returns:
+        The context; one that does nothing where there is no autocast outside.
+    """
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    dtype = torch.get_autocast_dtype(device.type)
+    context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+    return context
+
+
 def _normalises_batches(module: nn.Module) -> bool:
     """Tell batch norms by class, and those of somebody's own by their buffers."""
     return isinstance(module, BATCH_NORMS) or isinstance(getattr(module, "running_mean", None), Tensor)

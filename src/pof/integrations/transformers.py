@@ -39,10 +39,7 @@ MakeMethod = Callable[[nn.Module], Method]
 class PostTrainer(Trainer):
     """A Trainer whose training loss is that of a method.
 
-    ::
-
-        trainer = PostTrainer(model, arguments, train_dataset=data, method=pof.PoF)
-        trainer.train()
+    ``PostTrainer(model, arguments, train_dataset=data, method=pof.PoF)``, and ``train()`` as ever.
 
     A Trainer of one's own keeps its code: ``class Mine(PostTrainer, MyTrainer)``.  ``label_smoothing_factor`` becomes
     the method's label smoothing.  Logged beside the loss are the method's metrics, such as ``radius``, as means over

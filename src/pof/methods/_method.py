@@ -201,6 +201,26 @@ def check_not_in_ddp(model: nn.Module, head: nn.Module) -> None:
         )
 
 
+def check_probabilities(targets: Tensor) -> None:
+    """Check that floating-point targets are distributions: several labels per sample would pass unnoticed.
+
+    Args:
+        targets: (N,) class indices, which are not looked at, or (N, C) probabilities; these the host waits for.
+
+    Raises:
+        ValueError: if a row does not sum to 1.
+    """
+    if not targets.is_floating_point() or targets.ndim != 2:
+        return
+    # Half precision rounds a sum of many classes by this much.
+    apart = (targets.detach().float().sum(dim=1) - 1).abs().amax()
+    if not bool(apart < 0.02):
+        raise ValueError(
+            f"rows of floating-point targets must sum to 1, as probabilities do; got a row that is {apart:.2g} off."
+            " For several labels per sample, or another loss, use pof.PoF(model, loss=...)"
+        )
+
+
 def mean_loss(logits: Tensor, targets: Tensor, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
     """The mean cross-entropy of a mini-batch, outside of autocast.
 
@@ -215,8 +235,12 @@ def mean_loss(logits: Tensor, targets: Tensor, label_smoothing: float, class_wei
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: if floating-point targets are no probabilities.
     """
     if _distributed.active() and not logits.shape[0]:
         return logits.sum()
+    check_probabilities(targets)
     with without_autocast(logits.device):
         return F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pof import _distributed, _random
 from pof._batches import Inputs
-from pof._modules import frozen_statistics, running_statistics
+from pof._modules import frozen_statistics, running_statistics, without_cast_cache
 from pof.general_head import Loss, module_gradient, module_line_search, perturbed_call
 from pof.head import split
 from pof.methods._method import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss
@@ -191,7 +191,7 @@ class PoF(Method):
     def _fresh_features(self, inputs: Inputs) -> Tensor:
         modes = {"batch": frozen_statistics, "running": running_statistics}
         device = next(self.network.parameters()).device
-        with _random.isolated(_random.draw_seed(self._generator), device):
+        with _random.isolated(_random.draw_seed(self._generator), device), without_cast_cache(device):
             if self.batch_norm == "update":
                 return self.network.features(inputs)
             with modes[self.batch_norm](self.network.model):
