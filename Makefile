@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint docs wheel wheel-newest wheel-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pof demo
@@ -18,8 +18,25 @@ lint: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,dev,docs]'
 	touch $@
 
+# MkDocs 1.x and its theme print banners about MkDocs 2; constraints.txt keeps 1.x.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+# An empty environment with the wheel and its own dependencies, then what the library does without the `app` extra.
+# Each fetches several GB, the oldest torch with its CUDA libraries.
+wheel-newest wheel-oldest: wheel
+	rm -rf build/$@
+	$(PYTHON) -m venv build/$@
+	build/$@/bin/pip install --quiet --disable-pip-version-check \
+		$(if $(findstring oldest,$@),-c scripts/oldest.txt) dist/*.whl
+	build/$@/bin/python scripts/wheel_smoke.py
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

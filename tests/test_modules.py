@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pof._modules import evaluating, frozen_statistics, running_statistics, without_autocast
+from pof._modules import evaluating, frozen_statistics, running_statistics, without_autocast, without_cast_cache
 
 
 class Boom(Exception):
@@ -208,6 +208,17 @@ def test_without_autocast_where_there_is_none() -> None:
     context: AbstractContextManager[None] = without_autocast(torch.device("meta"))
     with context:
         pass
+
+
+def test_without_cast_cache_keeps_the_dtype_and_forgets_the_casts() -> None:
+    device, weight = torch.device("cpu"), torch.eye(2)
+    with without_cast_cache(device):
+        assert (weight @ weight).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with suppress(Boom), without_cast_cache(device):
+            assert (weight @ weight).dtype == torch.bfloat16 and not torch.is_autocast_cache_enabled()
+            raise Boom
+        assert (weight @ weight).dtype == torch.bfloat16 and torch.is_autocast_cache_enabled()
 
 
 def test_frozen_statistics_cover_the_own_buffers_of_a_batch_norm_subclass() -> None:

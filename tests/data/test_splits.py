@@ -54,7 +54,7 @@ def test_classes_need_not_be_consecutive():
 def test_bad_sizes(size):
     with pytest.raises(DataError, match="a share between 0 and 1, or a whole number up to the 100 samples"):
         split_validation(LABELS, size, seed=0)
-    with pytest.raises(DataError, match=f"fraction {size}"):
+    with pytest.raises(DataError, match=f"size {size}"):
         stratified_fraction(LABELS, size, seed=0)
 
 
