@@ -62,6 +62,7 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, Any]:
         "sgd": stepper(pof.Finetune(network()), batch, (), dtype),
         "pof fresh": stepper(fresh, batch, reference, dtype),
         "pof previous": stepper(previous, batch, (), dtype),
+        "head ascent": stepper(pof.HeadAscent(network()), batch, (), dtype),
     }
     with torch.no_grad():
         features = fresh.network.features(reference[0]).float()

@@ -241,7 +241,7 @@ def test_every_method_has_a_card(name: str) -> None:
 
 
 def headings_on_github(page: Path) -> set[str]:
-    """Anchors as a repository's viewer makes them; MkDocs has its own, which differ where punctuation stands free."""
+    """Anchors as a repository's viewer makes them; MkDocs has its own, which differ around punctuation."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
