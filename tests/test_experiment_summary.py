@@ -33,9 +33,13 @@ INCOMING = [0.052, 0.060, 0.057, 0.049]
 
 def row(setting: str, method: str, seed: int, **parts: Any) -> Row:
     error, before = ERRORS[method][seed], INCOMING[seed]
-    values: dict[str, Any] = {name: None for name in ("stopped", "radius", "val_error_last", "val_nll_last")}
+    values: dict[str, Any] = {name: None for name in ("stopped", "radius")}
     for name, scale in {"error": 1.0, "nll": 3.0, "ece": 0.5, "val_error": 2.0, "val_nll": 4.0}.items():
         values |= {name: scale * error, f"{name}_before": scale * before}
+    values |= {
+        f"{name}_last": before + 3 * (values[name] - before)
+        for name, before in ((name, values[f"{name}_before"]) for name in ("val_error", "val_nll"))
+    }
     units = 4.0 if method == "sgd" else 4 / 3 * 3
     made = {"epochs": 4 if method == "sgd" else 3, "units": units, "best_epoch": 2, "seconds": 1.0}
     folder = f"runs/{method}-{seed}"
@@ -105,6 +109,13 @@ def test_other_measures(plan: Plan, measure: Any, scale: float) -> None:
     assert entry.to_incoming is not None and entry.to_incoming.mean == pytest.approx(-0.005 * scale)
     with pytest.raises(ValueError, match="got 'accuracy'"):
         summarise(plan, rows(), "accuracy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("measure", "scale"), [("val_error_last", 2.0), ("val_nll_last", 4.0)])
+def test_measures_of_the_last_epoch_against_the_incoming_network(plan: Plan, measure: Any, scale: float) -> None:
+    entry = summarise(plan, rows(), measure).entries[1]
+    assert entry.before is not None and entry.before.mean == pytest.approx(0.0545 * scale)
+    assert entry.to_incoming is not None and entry.to_incoming.mean == pytest.approx(3 * -0.005 * scale)
 
 
 def test_unequal_compute_is_said(plan: Plan) -> None:

@@ -47,7 +47,8 @@ class ExperimentOptions:
         jobs: worker processes; by default as many as there are cores for their threads, one with an accelerator.
         threads: of torch, per worker.
         shard: i/n: only the i-th (from 0) of n parts of the seeds and settings.
-        measure: what the tables compare: error, nll, ece (test set), val_error or val_nll (to choose by).
+        measure: what the tables compare: error, nll, ece (test set); val_error, val_nll; the same of the last epoch
+            (val_error_last, val_nll_last: to choose by, as nothing was selected by them).
         dry_run: only print what there is to do, and about how long it takes.
         probe: for that, read the data, and time a few steps if no finished run tells.
     """

@@ -15,15 +15,17 @@ from pof.experiment.recipe import Recipe
 from pof.experiment.statistics import Paired, Spread, corrected, paired, spread
 from pof.experiment.table import Row, planned
 
-Measure = Literal["error", "nll", "ece", "val_error", "val_nll"]
+Measure = Literal["error", "nll", "ece", "val_error", "val_nll", "val_error_last", "val_nll_last"]
 LABELS: dict[Measure, str] = {
     "error": "test error",
     "nll": "test NLL",
     "ece": "test ECE",
     "val_error": "validation error",
     "val_nll": "validation NLL",
+    "val_error_last": "validation error of the last epoch",
+    "val_nll_last": "validation NLL of the last epoch",
 }
-SHARES = ("error", "ece", "val_error")
+SHARES = ("error", "ece", "val_error", "val_error_last")
 """Measures that are shown in percent."""
 
 
@@ -130,7 +132,8 @@ def _entry(
     own = by_arm[arm]
     first = next(iter(own.values()))
     values = {seed: float(getattr(row, measure)) for seed, row in own.items()}
-    known = {s: getattr(row, f"{measure}_before") for s, row in own.items()}
+    before = f"{measure.removesuffix('_last')}_before"
+    known = {s: getattr(row, before) for s, row in own.items()}
     incoming = {seed: float(value) for seed, value in known.items() if value is not None}
     rival = by_arm.get((arm[0], control or ""), {}) if arm[1] != control else {}
     reference = {seed: float(getattr(row, measure)) for seed, row in rival.items()}
