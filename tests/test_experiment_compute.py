@@ -42,6 +42,7 @@ class Counting(nn.Module):
 
 CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHODS} | {
     "pof previous": {"method": "pof", "pof": PoFOptions(features="previous")},
+    "pof half the reference": {"method": "pof", "pof": PoFOptions(reference_size=2), "batch_size": 4},
     "pof ema": {"method": "pof", "average": AverageOptions(kind="ema")},
     "sam lawa": {"method": "sam", "average": AverageOptions(kind="lawa", window=2)},
     "swa late": {"method": "swa", "average": AverageOptions(start=0.5)},
@@ -52,11 +53,12 @@ CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHODS} 
 
 @pytest.mark.parametrize("name", CASES)
 def test_units_are_the_passes_of_a_real_run(name: str) -> None:
-    training = TrainOptions(epochs=EPOCHS, batch_size=6, **CASES[name])
+    training = TrainOptions(**({"epochs": EPOCHS, "batch_size": 6} | CASES[name]))
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(SAMPLES, 1, 4, 4, generator=generator), torch.arange(SAMPLES) % 3
-    # The last batch is short.
-    batches = list(zip(inputs.split(6), targets.split(6), strict=True))
+    # Of six samples, the last batch is short.
+    size = training.batch_size
+    batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     Counting.counts = {}
     method = make_method(training.method)(Setting(Counting(), "fc", training, 3, batches))
     if training.method == "delta":
@@ -80,6 +82,7 @@ def test_every_method_has_a_cost() -> None:
         (TrainOptions("finetune"), 12),
         (TrainOptions("pof"), 9),
         (TrainOptions("pof", pof=PoFOptions(features="previous")), 12),
+        (TrainOptions("pof", pof=PoFOptions(reference_size=32)), 11),
         (TrainOptions("sam"), 6),
         (TrainOptions("late-sam", sam=SAMOptions(last_epochs=3)), 9),
         (TrainOptions("ema"), 9),

@@ -82,6 +82,19 @@ def batch_size(inputs: Inputs) -> int:
     return int(tensor.shape[0])
 
 
+def first_samples(inputs: Inputs, count: int) -> Inputs:
+    """Take the first samples of inputs (N, ...); of a mapping, those of every tensor with N rows.
+
+    Returns:
+        Inputs (min(N, count), ...), views of the same tensors.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs[:count]
+    samples = batch_size(inputs)
+    rows = {key: isinstance(value, Tensor) and value.shape[:1] == (samples,) for key, value in inputs.items()}
+    return {key: value[:count] if rows[key] else value for key, value in inputs.items()}
+
+
 def to_device(value: T, device: torch.device | str) -> T:
     """Move every tensor in a (nested) batch; other values pass unchanged.
 

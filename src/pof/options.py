@@ -65,12 +65,14 @@ class PoFOptions:
         sampling: uniform draws it from U(0, gamma), fixed takes gamma.
         features: of the reference mini-batch: fresh (exact) or previous (no extra forward).
         batch_norm: statistics in the reference pass: batch, running or update.
+        reference_size: samples of the reference mini-batch that are used, per process; all if not given.
     """
 
     gamma: float = 2.0
     sampling: Literal["uniform", "fixed"] = "uniform"
     features: Literal["fresh", "previous"] = "fresh"
     batch_norm: Literal["batch", "running", "update"] = "batch"
+    reference_size: int | None = None
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pof
+from pof._batches import first_samples
 from tests.cases import batch, mlp
 from tests.references import pof as twin
 
@@ -252,6 +253,32 @@ def test_evaluation_mode_gives_the_plain_loss_and_keeps_no_features(features: An
         assert method(inputs, targets).loss.item() == F.cross_entropy(model(inputs), targets).item()
 
 
+@pytest.mark.parametrize("features", ["fresh", "previous"])
+def test_reference_size_takes_the_first_samples(features: Any) -> None:
+    torch.manual_seed(0)
+    model, (inputs, targets), step = mlp(), batch(seed=0), batch(seed=1)
+    method = pof.PoF(model, features=features, reference_size=5, sampling="fixed")
+    expected = pof.PoF(model, sampling="fixed")(*step, inputs[:5], targets[:5])
+    if features == "previous":
+        method(inputs, targets)
+        out = method(*step)
+    else:
+        out = method(*step, inputs, targets)
+    assert out.loss.item() == expected.loss.item()
+    assert out.radius.item() > 0
+    whole = pof.PoF(model, sampling="fixed", reference_size=1000)(*step, inputs, targets)
+    assert whole.loss.item() == pof.PoF(model, sampling="fixed")(*step, inputs, targets).loss.item()
+
+
+def test_reference_size_slices_every_tensor_of_a_mapping() -> None:
+    mask, extra = torch.ones(6, 3), object()
+    inputs = {"ids": torch.arange(18).view(6, 3), "mask": mask, "bias": torch.zeros(2), "extra": extra}
+    cut = first_samples(inputs, 4)
+    assert isinstance(cut, dict)
+    assert cut["ids"].tolist() == inputs["ids"][:4].tolist() and cut["mask"].shape == (4, 3)  # type: ignore[index]
+    assert cut["bias"] is inputs["bias"] and cut["extra"] is extra
+
+
 def test_bf16_autocast_computes_the_head_in_float32() -> None:
     torch.manual_seed(0)
     model = mlp().float()
@@ -275,6 +302,7 @@ def test_bad_options_are_named() -> None:
         ({"sampling": "normal"}, "sampling must be one of uniform, fixed; got 'normal'"),
         ({"features": "old"}, "features must be one of fresh, previous"),
         ({"batch_norm": "eval"}, "batch_norm must be one of batch, running, update"),
+        ({"reference_size": 0}, "reference_size must be >= 1, or None for the whole mini-batch; got 0"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
         ({"class_weights": torch.tensor([1.0, -1.0])}, "must not be negative"),
         ({"loss": F.cross_entropy, "label_smoothing": 0.1}, "put them into your loss"),

@@ -25,6 +25,7 @@ def _pof(setting: Setting) -> Method:
         sampling=options.sampling,
         features=options.features,
         batch_norm=options.batch_norm,
+        reference_size=options.reference_size,
         label_smoothing=setting.training.label_smoothing,
         seed=setting.training.seed,
     )

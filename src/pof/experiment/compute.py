@@ -56,7 +56,7 @@ def units(training: TrainOptions) -> Fraction:
         raise ValueError(f"the cost of method {method!r} is not known; known are {', '.join(PER_EPOCH)}")
     total = PER_EPOCH[method] * epochs
     if method == "pof" and training.pof.features == "fresh":
-        total += FORWARD * epochs
+        total += FORWARD * epochs * _reference_share(training)
     if method == "late-sam":
         total += min(training.sam.last_epochs, epochs)
     if method == "adarand" or (method == "randreg" and training.regularizer.prior in {"features", "class"}):
@@ -84,6 +84,12 @@ def epochs_within(budget: float, training: TrainOptions) -> int:
         one = float(units(replace(training, epochs=1)))
         raise ValueError(f"a budget of {budget} does not pay one epoch of {training.method}, which costs {one:.4g}")
     return epochs
+
+
+def _reference_share(training: TrainOptions) -> Fraction:
+    """Part of the reference mini-batch that is passed forward."""
+    used = training.pof.reference_size
+    return Fraction(1) if used is None else Fraction(min(used, training.batch_size), training.batch_size)
 
 
 def _averaged_epochs(training: TrainOptions) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pof import _distributed, _random
-from pof._batches import Inputs
+from pof._batches import Inputs, first_samples
 from pof._modules import frozen_statistics, running_statistics, without_cast_cache
 from pof.general_head import Loss, module_gradient, module_line_search, perturbed_call
 from pof.head import split
@@ -64,6 +64,8 @@ class PoF(Method):
             step's mini-batch (no extra forward; the first step has no perturbation).
         batch_norm: of the reference pass: ``"batch"`` normalises with its batch statistics and leaves the running
             ones untouched, ``"running"`` normalises with the running ones, ``"update"`` is an ordinary training pass.
+        reference_size: samples of the reference mini-batch that are used, per process, >= 1; None is all of them.  With
+            fresh features, a quarter of them costs a quarter of the extra forward.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
         loss: a loss of one's own, ``loss(logits, targets)`` -> scalar mean; takes the general path, where
@@ -86,6 +88,7 @@ class PoF(Method):
         sampling: Sampling = "uniform",
         features: Features = "fresh",
         batch_norm: BatchNorm = "batch",
+        reference_size: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
         loss: Loss | None = None,
@@ -97,6 +100,8 @@ class PoF(Method):
         _check_choice("batch_norm", batch_norm, get_args(BatchNorm))
         if not 0.0 <= gamma < float("inf"):
             raise ValueError(f"gamma must be a finite number >= 0; got {gamma}")
+        if reference_size is not None and reference_size < 1:
+            raise ValueError(f"reference_size must be >= 1, or None for the whole mini-batch; got {reference_size}")
         check_loss_options(label_smoothing, class_weights)
         if loss is not None and (label_smoothing or class_weights is not None):
             raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
@@ -105,7 +110,7 @@ class PoF(Method):
         _distributed.reshard(model)
         self.network.head.requires_grad_(False)
         self.gamma, self.sampling, self.features, self.batch_norm = gamma, sampling, features, batch_norm
-        self.label_smoothing, self.loss = label_smoothing, loss
+        self.reference_size, self.label_smoothing, self.loss = reference_size, label_smoothing, loss
         self.needs_reference = features == "fresh"
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.class_weights: Tensor | None
@@ -143,7 +148,8 @@ class PoF(Method):
         logits = float32_logits(self.network, features, logits)
         if self.features == "previous" and self.training:
             # Gathered at once: every process then holds the same state, which a checkpoint saves once.
-            self._previous = _distributed.gather_rows(features.detach(), targets)  # type: ignore[assignment]
+            used = slice(self.reference_size)
+            self._previous = _distributed.gather_rows(features.detach()[used], targets[used])  # type: ignore[assignment]
         if reference is None:
             expansion, perturbed, norm = 0.0, logits, logits.new_zeros(())
             search = LineSearch(radius=norm, bounded=torch.ones_like(norm, dtype=torch.bool), loss=norm)
@@ -171,7 +177,7 @@ class PoF(Method):
         Returns:
             Names and values.
         """
-        names = ("gamma", "sampling", "features", "batch_norm", "label_smoothing")
+        names = ("gamma", "sampling", "features", "batch_norm", "reference_size", "label_smoothing")
         return {f"pof.{name}": getattr(self, name) for name in names}
 
     def _reference(self, inputs: Inputs | None, targets: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -179,6 +185,8 @@ class PoF(Method):
         if self.features == "previous":
             return self._previous if self.training else None
         if inputs is not None and targets is not None:
+            if self.reference_size is not None:
+                inputs, targets = first_samples(inputs, self.reference_size), targets[: self.reference_size]
             return _distributed.gather_rows(self._fresh_features(inputs), targets)  # type: ignore[return-value]
         if self.training or inputs is not None or targets is not None:
             raise ValueError(
