@@ -57,7 +57,13 @@ class Method(nn.Module, ABC):
         reference_inputs: Inputs | None = None,
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
-        """Compute the loss of one step.
+        """Compute the loss of one step; ``out.loss.backward()`` is all that remains to do.
+
+        Args:
+            inputs: (N, ...), or a mapping passed to the model as keywords.
+            targets: (N,) class indices or, where the method allows it, (N, C) probabilities.
+            reference_inputs: another mini-batch, for the methods whose ``needs_reference`` is true; others ignore it.
+            reference_targets: its targets.
 
         Returns:
             Loss, logits and metrics.

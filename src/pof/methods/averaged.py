@@ -88,17 +88,7 @@ class Averaged(Method):
         reference_inputs: Inputs | None = None,
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
-        """Compute the inner method's loss.
-
-        Args:
-            inputs: (N, ...), or a mapping passed to the model as keywords.
-            targets: (N,) class indices or (N, C) probabilities.
-            reference_inputs: as the inner method wants.
-            reference_targets: as the inner method wants.
-
-        Returns:
-            The inner method's output.
-        """
+        """The output of the inner method, which may want the reference."""
         output: StepOutput = self.method(inputs, targets, reference_inputs, reference_targets)
         return output
 

@@ -62,15 +62,5 @@ class Finetune(Method):
         reference_inputs: Inputs | None = None,
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
-        """Compute the loss of one step; a reference mini-batch is not used.
-
-        Args:
-            inputs: (N, ...), or a mapping passed to the model as keywords.
-            targets: (N,) class indices or (N, C) probabilities.
-            reference_inputs: ignored.
-            reference_targets: ignored.
-
-        Returns:
-            Loss and logits.
-        """
+        """Loss and logits of a mini-batch; a reference mini-batch is not used."""
         return cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)[0]

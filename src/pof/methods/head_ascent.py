@@ -107,17 +107,7 @@ class HeadAscent(Method):
         reference_inputs: Inputs | None = None,
         reference_targets: Tensor | None = None,
     ) -> HeadAscentOutput:
-        """Compute the loss of one step; a reference mini-batch is not used.
-
-        Args:
-            inputs: (N, ...), or a mapping passed to the model as keywords.
-            targets: (N,) class indices or (N, C) probabilities.
-            reference_inputs: ignored.
-            reference_targets: ignored.
-
-        Returns:
-            The output; ``out.loss.backward()`` gives the extractor's gradients.
-        """
+        """Radius and loss at the perturbed head of the mini-batch itself; a reference mini-batch is not used."""
         features, logits = self.network.features_and_logits(inputs)
         logits = float32_logits(self.network, features, logits)
         clean = self._loss(logits.detach(), targets)

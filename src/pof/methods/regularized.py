@@ -71,17 +71,7 @@ class Regularized(Method):
         reference_inputs: Inputs | None = None,
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
-        """Compute loss and penalty of one mini-batch; a reference mini-batch is not used.
-
-        Args:
-            inputs: (N, ...), or a mapping passed to the model as keywords.
-            targets: (N,) class indices.
-            reference_inputs: ignored.
-            reference_targets: ignored.
-
-        Returns:
-            The sum, the logits, and the penalty among the metrics; in eval mode the plain loss.
-        """
+        """The loss plus the penalty, which is among the metrics, or in eval mode the plain loss; needs no reference."""
         plain, features = cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)
         if not self.training:
             return plain
