@@ -257,6 +257,8 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             pof.fit(method, batches(2), **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"schedule must be a pof.Schedule, .*; got 'cosine'"):
+        pof.fit(method, batches(2), schedule="cosine")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="training loader is empty"):
         pof.fit(method, [], device="cpu")
     with pytest.raises(ValueError, match="needs a length"):

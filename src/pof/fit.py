@@ -83,6 +83,7 @@ def fit(
 
     Raises:
         ValueError: if an argument is out of range, or the loader is empty or has no length.
+        TypeError: if ``schedule`` is no :class:`pof.Schedule`.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     if epochs < 1 or accumulation < 1 or (checkpoint_every is not None and checkpoint_every < 1):
@@ -93,6 +94,8 @@ def fit(
         raise ValueError(f"clip_norm must be > 0 or None; got {clip_norm}")
     if precision not in AUTOCAST:
         raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}; got {precision!r}")
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs checkpoint_dir: the folder that the interrupted run wrote to")
     method.to(find_device(device))
