@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHODS} 
     "sam lawa": {"method": "sam", "average": AverageOptions(kind="lawa", window=2)},
     "swa late": {"method": "swa", "average": AverageOptions(start=0.5)},
     "late-sam 2": {"method": "late-sam", "sam": SAMOptions(last_epochs=2)},
+    "sam of half": {"method": "sam", "sam": SAMOptions(ascent_share=0.5), "batch_size": 4},
     "randreg normal": {"method": "randreg", "regularizer": RegularizerOptions(prior="normal")},
 }
 
@@ -84,6 +85,7 @@ def test_every_method_has_a_cost() -> None:
         (TrainOptions("pof", pof=PoFOptions(features="previous")), 12),
         (TrainOptions("pof", pof=PoFOptions(reference_size=32)), 11),
         (TrainOptions("sam"), 6),
+        (TrainOptions("sam", sam=SAMOptions(ascent_share=0.2)), 10),
         (TrainOptions("late-sam", sam=SAMOptions(last_epochs=3)), 9),
         (TrainOptions("ema"), 9),
         (TrainOptions("swa", average=AverageOptions(start=0.5)), 10),

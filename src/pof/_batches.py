@@ -82,17 +82,17 @@ def batch_size(inputs: Inputs) -> int:
     return int(tensor.shape[0])
 
 
-def first_samples(inputs: Inputs, count: int) -> Inputs:
-    """Take the first samples of inputs (N, ...); of a mapping, those of every tensor with N rows.
+def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
+    """Take the first samples of a mini-batch of N; of a mapping, those of every tensor with N rows.
 
     Returns:
-        Inputs (min(N, count), ...), views of the same tensors.
+        Inputs (min(N, count), ...) and their targets, views of the same tensors.
     """
     if isinstance(inputs, Tensor):
-        return inputs[:count]
+        return inputs[:count], targets[:count]
     samples = batch_size(inputs)
     rows = {key: isinstance(value, Tensor) and value.shape[:1] == (samples,) for key, value in inputs.items()}
-    return {key: value[:count] if rows[key] else value for key, value in inputs.items()}
+    return {key: value[:count] if rows[key] else value for key, value in inputs.items()}, targets[:count]
 
 
 def to_device(value: T, device: torch.device | str) -> T:

@@ -273,8 +273,8 @@ def test_reference_size_takes_the_first_samples(features: Any) -> None:
 def test_reference_size_slices_every_tensor_of_a_mapping() -> None:
     mask, extra = torch.ones(6, 3), object()
     inputs = {"ids": torch.arange(18).view(6, 3), "mask": mask, "bias": torch.zeros(2), "extra": extra}
-    cut = first_samples(inputs, 4)
-    assert isinstance(cut, dict)
+    cut, targets = first_samples(inputs, torch.arange(6), 4)
+    assert isinstance(cut, dict) and targets.tolist() == [0, 1, 2, 3]
     assert cut["ids"].tolist() == inputs["ids"][:4].tolist() and cut["mask"].shape == (4, 3)  # type: ignore[index]
     assert cut["bias"] is inputs["bias"] and cut["extra"] is extra
 

@@ -68,6 +68,10 @@ def late_sam(model: nn.Module) -> pof.Method:
     return pof.SharpnessAware(model, rho=0.5, last_epochs=2)
 
 
+def late_sam_of_a_half(model: nn.Module) -> pof.Method:
+    return pof.SharpnessAware(model, rho=0.5, last_epochs=2, ascent_share=0.5)
+
+
 def delivered(home: Any, make: Any, norm: bool, *args: Any) -> dict[str, torch.Tensor]:
     """The network that a method delivers, trained in a home."""
     made: list[pof.Method] = []
@@ -99,7 +103,7 @@ def test_steps_of_other_methods_in_hugging_face(make: Any, norm: bool, tmp_path:
     found.close_to(in_fit(make, net(norm)))
 
 
-@pytest.mark.parametrize("make", [ema, swa, late_sam])
+@pytest.mark.parametrize("make", [ema, swa, late_sam, late_sam_of_a_half])
 def test_averages_and_late_sam(make: Any, tmp_path: Path) -> None:
     for name in ("lightning", "transformers"):
         pytest.importorskip(name, reason=f"{name} is not installed")

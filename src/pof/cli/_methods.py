@@ -45,6 +45,7 @@ def _sharpness_aware(kind: Kind, late: bool = False) -> MakeMethod:
             kind=kind,
             rho=options.rho,
             last_epochs=options.last_epochs if late else None,
+            ascent_share=options.ascent_share,
             label_smoothing=setting.training.label_smoothing,
         )
 

@@ -19,9 +19,9 @@ PER_EPOCH: dict[str, Fraction] = {
     "finetune": Fraction(1),
     "pof": Fraction(1),
     "head-ascent": Fraction(1),
-    "sam": Fraction(2),
-    "asam": Fraction(2),
-    "sam-on": Fraction(2),
+    "sam": Fraction(1),  # and the ascents
+    "asam": Fraction(1),
+    "sam-on": Fraction(1),
     "msam": Fraction(1),
     "late-sam": Fraction(1),
     "swa": Fraction(1),
@@ -57,8 +57,8 @@ def units(training: TrainOptions) -> Fraction:
     total = PER_EPOCH[method] * epochs
     if method == "pof" and training.pof.features == "fresh":
         total += FORWARD * epochs * _reference_share(training)
-    if method == "late-sam":
-        total += min(training.sam.last_epochs, epochs)
+    ascents = {"sam": epochs, "asam": epochs, "sam-on": epochs, "late-sam": min(training.sam.last_epochs, epochs)}
+    total += Fraction(training.sam.ascent_share).limit_denominator(1000) * ascents.get(method, 0)
     if method == "adarand" or (method == "randreg" and training.regularizer.prior in {"features", "class"}):
         total += FORWARD  # statistics of the incoming features, once
     return total + FORWARD * _averaged_epochs(training)

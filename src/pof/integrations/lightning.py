@@ -282,8 +282,8 @@ class PostTraining(LightningModule):
             gradient_clip_algorithm: of the trainer.
         """
         plain = self._plain_optimizer()
-        perturbs = isinstance(plain, PerturbingOptimizer) and any(group["rho"] for group in plain.param_groups)
-        if perturbs and not isinstance(plain, MSAM) and self._pass == 1:
+        ascends = isinstance(plain, PerturbingOptimizer) and plain.will_ascend
+        if ascends and not isinstance(plain, MSAM) and self._pass == 1:
             return
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

@@ -186,7 +186,7 @@ class PoF(Method):
             return self._previous if self.training else None
         if inputs is not None and targets is not None:
             if self.reference_size is not None:
-                inputs, targets = first_samples(inputs, self.reference_size), targets[: self.reference_size]
+                inputs, targets = first_samples(inputs, targets, self.reference_size)
             return _distributed.gather_rows(self._fresh_features(inputs), targets)  # type: ignore[return-value]
         if self.training or inputs is not None or targets is not None:
             raise ValueError(

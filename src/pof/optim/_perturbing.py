@@ -81,10 +81,15 @@ class PerturbingOptimizer(Optimizer, ABC):
         result = closure()
         # Without a radius the second pass would compute the same again, but draw other dropout masks than plain
         # training does.
-        if any(group["rho"] for group in self.param_groups):
+        if self.will_ascend:
             with self.perturbed():
                 closure()
         return result
+
+    @property
+    def will_ascend(self) -> bool:
+        """Whether the gradients being computed are those of an ascent: there is a radius, and no perturbation yet."""
+        return self._saved is None and any(group["rho"] for group in self.param_groups)
 
     @torch.no_grad()
     def ascend(self) -> Tensor:

@@ -1,0 +1,82 @@
+"""The share of the mini-batch that the ascent of SAM is made of, against the step written out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pof
+
+RHO, LR = 0.5, 0.1
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)
+    return nn.Sequential(*layers).double()
+
+
+def mini_batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in sizes]
+    return [(x, torch.randint(3, (len(x),), generator=generator)) for x in inputs]
+
+
+def twin_step(model: nn.Module, inputs: Tensor, targets: Tensor, count: int) -> None:
+    """w <- w - lr g(w + rho a / ||a||), a the gradient of the first ``count`` samples; statistics are theirs."""
+    parameters = list(model.parameters())
+    ascent = torch.autograd.grad(F.cross_entropy(model(inputs[:count]), targets[:count]), parameters)
+    length = torch.cat([a.flatten() for a in ascent]).norm()
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for p, a in zip(moved.parameters(), ascent, strict=True):
+            p += RHO * a / length
+    descent = torch.autograd.grad(F.cross_entropy(moved(inputs), targets), list(moved.parameters()))
+    with torch.no_grad():
+        for p, d in zip(parameters, descent, strict=True):
+            p -= LR * d
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.25, (2, 1)), (0.3, (3, 2)), (1.0, (8, 4))])
+def test_the_ascent_is_made_of_the_first_samples(share: float, counts: tuple[int, int]) -> None:
+    batches, model = mini_batches(8, 4), network()
+    twin = copy.deepcopy(model)
+    method = pof.SharpnessAware(model, rho=RHO, ascent_share=share)
+    if share == 0.25:  # one sample has no variance
+        batches, counts = mini_batches(8, 8), (2, 2)
+    optimizer = method.build_optimizer(torch.optim.SGD, lr=LR)
+    schedule = pof.Schedule("constant")
+    pof.fit(method, batches, epochs=1, optimizer=optimizer, schedule=schedule, device="cpu")
+    for (inputs, targets), count in zip(batches, counts, strict=True):
+        twin_step(twin, inputs, targets, count)
+    for (name, value), expected in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("radius", [0.0, RHO])
+def test_a_step_without_ascent_takes_the_whole_mini_batch(radius: float) -> None:
+    method = pof.SharpnessAware(network(), rho=RHO, ascent_share=0.25)
+    optimizer = method.build_optimizer(torch.optim.SGD, lr=LR)
+    optimizer.param_groups[0]["rho"] = radius
+    (batch,) = mini_batches(8)
+    assert len(method(*batch).logits) == (2 if radius else 8)
+    method.eval()
+    assert len(method(*batch).logits) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ascent_share": 0.0}, r"ascent_share is a share .* \(0, 1\]; got 0.0"),
+        ({"ascent_share": 1.5}, "got 1.5"),
+        ({"ascent_share": 0.5, "kind": "msam"}, "msam ascends along its momentum and has no pass for ascent_share 0.5"),
+    ],
+)
+def test_bad_shares_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pof.SharpnessAware(network(), **options)
