@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof import checkpoint
+from pof.job import leaves_a_scrap
 from tests.cases import batch, batches, mlp
 
 
@@ -26,7 +28,7 @@ def sgd(lr: float = 0.1) -> Any:
 CONSTANT = pof.Schedule("constant")
 
 
-def loader(seed: int = 0, n: int = 50, size: int = 16) -> DataLoader[Any]:
+def loader(seed: int = 0, n: int = 52, size: int = 16) -> DataLoader[Any]:
     inputs, targets = batch(n, seed=seed)
     return DataLoader(TensorDataset(inputs, targets), batch_size=size, shuffle=True)
 
@@ -35,7 +37,7 @@ def test_plain_steps_equal_a_hand_written_loop() -> None:
     torch.manual_seed(0)
     mine = mlp(norm=True)
     slow = copy.deepcopy(mine)
-    data = batches(5, last=3)
+    data = batches(5, last=5)
     pof.fit(pof.Finetune(mine), data, epochs=2, optimizer=sgd(), schedule=CONSTANT, clip_norm=0.5, device="cpu")
     optimizer = sgd()(slow.parameters())
     for _ in range(2):
@@ -245,6 +247,27 @@ def test_reduced_precision_trains(precision: Any) -> None:
     pof.fit(pof.PoF(model), data, epochs=20, optimizer=sgd(0.05), precision=precision, device="cpu")
     assert all(p.dtype == torch.float32 and bool(torch.isfinite(p).all()) for p in model.parameters())
     assert pof.evaluate(model, data).nll < before
+
+
+@pytest.mark.parametrize(("norm", "last", "warned"), [(True, 1, True), (True, 2, False), (False, 1, False)])
+def test_a_scrap_of_a_mini_batch_under_batch_norm_is_warned_of(norm: bool, last: int, warned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(n, 1, 4, 4, generator=generator), torch.arange(n) % 3) for n in (8, 8, last)]
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.Flatten(), nn.Linear(16, 3)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pof.fit(pof.Finetune(nn.Sequential(*layers)), data, epochs=3, device="cpu")
+    said = [str(w.message) for w in caught if "drop_last=True" in str(w.message)]
+    assert len(said) == warned
+    assert not warned or said[0].startswith("the last step of an epoch has 1 samples, a full mini-batch 8")
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "dropped"),
+    [(5000, 128, True), (160, 128, False), (159, 128, True), (8, 128, False), (256, 128, False)],
+)
+def test_jobs_leave_out_a_last_mini_batch_under_a_quarter(samples: int, batch_size: int, dropped: bool) -> None:
+    assert leaves_a_scrap(samples, batch_size) is dropped
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:

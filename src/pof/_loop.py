@@ -15,6 +15,7 @@ from torch import nn
 
 from pof import _distributed
 from pof._interrupt import Interrupts
+from pof._modules import BATCH_NORMS
 from pof._selection import Selection
 from pof._step import Stepper, StepResult
 from pof._stream import Stream
@@ -113,12 +114,14 @@ class Loop:
         start = time.perf_counter()
         self.method.train()
         self.method.before_epoch(self.epoch, self.plan.epochs, self.stepper.optimizer)
+        first = last = 0
         for window in self.stream.windows(self.epoch, within):
             rate = self.stepper.optimizer.param_groups[0]["lr"]
             result = self.stepper.step(window)
             self.scheduler.step()
             self.steps += 1
             self.pending.append((self.steps, rate, result))
+            first, last = first or window[0].size, result.samples
             due = self.plan.checkpoint_every is not None and self.steps % self.plan.checkpoint_every == 0
             stop = interrupts.requested()
             if due or stop or len(self.pending) >= self.flush_every:
@@ -128,6 +131,8 @@ class Loop:
             if stop:
                 return False
         self._flush()
+        if self.epoch == 0 and 0 < last < first / 4:
+            _warn_of_scrap(self.method.model, first, last)
         self.method.after_epoch(self.epoch, self.plan.epochs, self.stream.inputs)
         self.epoch += 1
         self._validate(self.epoch, start)
@@ -271,3 +276,13 @@ class Loop:
 
 def _percent(metrics: Metrics | None) -> str:
     return "unknown" if metrics is None else f"{100 * metrics.error:.2f} %"
+
+
+def _warn_of_scrap(model: nn.Module, full: int, last: int) -> None:
+    if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+        warnings.warn(
+            f"the last step of an epoch has {last} samples, a full mini-batch {full}: batch norm takes its statistics"
+            " from these few, and the step counts as much as any; it can undo a network that fits its data. Give the"
+            " loader drop_last=True",
+            stacklevel=5,
+        )
