@@ -39,7 +39,7 @@ def pretrained_backbone() -> torch.nn.Module:
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1).expand(-1, 3, -1, -1) / 16
     source = torch.utils.data.TensorDataset((images - 0.45) / 0.225, torch.tensor(digits.target))
     model = build_model("small-cnn", num_classes=5)
-    loader = torch.utils.data.DataLoader(source, batch_size=50, shuffle=True)
+    loader = torch.utils.data.DataLoader(source, batch_size=50, shuffle=True, drop_last=True)
     pof.fit(pof.Finetune(model), loader, epochs=3, optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
     return model
 
