@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pof import job
@@ -244,6 +245,11 @@ BAD_INPUT = {
     "validation too large": (["--validation", "1000"], "cannot take 1000 of 1000 samples"),
     "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'; similar: resnet"),
     "unknown head": (["--head", "nope"], "there is no module 'nope'; name one with head=\"name\"; candidates: 'fc'"),
+    "frozen head, unknown": (["--head", "nope", "--freeze_head", "true"], "there is no module 'nope'"),
+    "frozen head, new": (
+        ["--weights", "run/model.safetensors", "--source_classes", "10", "--freeze_head", "true"],
+        "freeze_head: a new head (source_classes 10) has to be trained",
+    ),
     "head in doubt": (
         ["--data", f"{STRANGERS}:without_flaw", "--model", f"{STRANGERS}:TwoHeads"],
         "'left', 'right'",
@@ -280,6 +286,15 @@ BAD_INPUT = {
     "out holds other files": (["--out", "single"], "single exists and holds no run"),
     "out below a file": (["--out", "code.pt/run"], "Not a directory: code.pt/run"),
 }
+
+
+def test_frozen_head_stays_while_the_extractor_is_trained(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["post-train", *SMALL, "--weights", str(trained), "--epochs", "1", "--validation", "0"]
+    assert main([*command, "--method", "sam", "--freeze_head", "true", "--out", str(out)]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    changed = {name for name in before if before[name].is_floating_point() and not before[name].equal(after[name])}
+    assert changed == {name for name in before if before[name].is_floating_point() and not name.startswith("fc.")}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from pof.data import Data, eval_loader, load_data, split_validation, stratified_fraction, train_loader
 from pof.evaluate import Metrics, evaluate
 from pof.fit import FitResult, find_device, fit
+from pof.head import split as split_at_head
 from pof.methods import Method
 from pof.models import build_model, replace_head
 from pof.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
@@ -105,6 +106,8 @@ def train(
     )
     torch.manual_seed(training.seed + rank)
     network = load_network(model, loaded)
+    if training.freeze_head:
+        freeze_head(network, model)
     trained = model.weights is not None and model.source_classes is None
     incoming = copy.deepcopy(network).to("cpu") if trained else None
     folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
@@ -233,6 +236,21 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
         replace_head(network, loaded.num_classes, options.head)
     # Nothing changes but the order in memory; convolutions are faster, in bf16 on a CPU by a factor of two.
     return network.to(memory_format=torch.channels_last)
+
+
+def freeze_head(network: nn.Module, options: ModelOptions) -> None:
+    """Take the head out of training, in place.
+
+    Args:
+        network: any classifier.
+        options: name the head.
+
+    Raises:
+        ValueError: if the head is new and would stay as random as it is, or cannot be found.
+    """
+    if options.source_classes is not None:
+        raise ValueError(f"freeze_head: a new head (source_classes {options.source_classes}) has to be trained")
+    split_at_head(network, options.head).head.requires_grad_(False)
 
 
 def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:

@@ -154,6 +154,7 @@ class TrainOptions:
         accumulation: mini-batches per optimizer step.
         clip_norm: bound on the gradient norm; none if not given.
         label_smoothing: of the cross-entropy.
+        freeze_head: train the feature extractor only; pof and head-ascent always do.
         precision: fp32, bf16 or fp16.
         device: cpu, cuda, ...; found by itself if not given.
         seed: of everything random but the validation split.
@@ -176,6 +177,7 @@ class TrainOptions:
     accumulation: int = 1
     clip_norm: float | None = None
     label_smoothing: float = 0.0
+    freeze_head: bool = False
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str | None = None
     seed: int = 0
