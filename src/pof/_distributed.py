@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +52,19 @@ def weighted_mean(values: Tensor, weights: Tensor) -> tuple[list[list[float]], l
         dist.all_reduce(parts)
         values, weights = parts[:, :-1] / parts[:, -1:], parts[:, -1]
     return values.tolist(), weights.tolist()
+
+
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Add each tensor up over the processes, in place.
+
+    Raises:
+        ValueError: if one is sharded.
+    """
+    if active():
+        for tensor in tensors:
+            if is_sharded(tensor):
+                raise ValueError("the parameters are sharded already: do this before fully_shard(model)")
+            dist.all_reduce(tensor)
 
 
 def gather_objects(value: T) -> list[T]:

@@ -12,11 +12,28 @@ TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def evaluating(module: nn.Module) -> AbstractContextManager[None]:
+    """Put every submodule into eval mode; afterwards each has its own mode again.
+
+    Returns:
+        The context.
+    """
+    return _in_mode(module, training=False)
+
+
+def in_training(module: nn.Module) -> AbstractContextManager[None]:
+    """Put every submodule into training mode; afterwards each has its own mode again.
+
+    Returns:
+        The context.
+    """
+    return _in_mode(module, training=True)
+
+
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode; afterwards each has its own mode again."""
+def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     modes = [(m, m.training) for m in module.modules()]
-    module.eval()
+    module.train(training)
     try:
         yield
     finally:

@@ -36,6 +36,8 @@ class Setting:
     num_classes: int
     batches: Iterable[Any]
     """The training set in mini-batches as they are evaluated, for statistics of the incoming features."""
+    mini_batches: Iterable[Any] = ()
+    """Of the training set, as they are trained with."""
 
 
 MakeMethod = Callable[[Setting], Method]
@@ -119,7 +121,8 @@ def train(
 
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
     statistics = evaluating("train", indices=splits.train)
-    method = make_method(Setting(network.to(device), model.head, training, loaded.num_classes, statistics))
+    first_epoch = batches.iterate(0)
+    method = make_method(Setting(network.to(device), model.head, training, loaded.num_classes, statistics, first_epoch))
     method.to(device)
     validation = None if splits.validation is None else evaluating("train", indices=splits.validation)
     result = fit(

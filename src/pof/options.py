@@ -91,12 +91,12 @@ class SAMOptions:
     """The SAM family.
 
     Args:
-        rho: radius of the perturbation; the method's usual one if not given.
+        rho: radius of the perturbation; auto: from the training data; the method's usual one if not given.
         last_epochs: of late-sam: epochs with perturbation, at the end.
         ascent_share: share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
     """
 
-    rho: float | None = None
+    rho: float | Literal["auto"] | None = None
     last_epochs: int = 5
     ascent_share: float = 1.0
 

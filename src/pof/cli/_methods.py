@@ -39,15 +39,18 @@ def _head_ascent(setting: Setting) -> Method:
 def _sharpness_aware(kind: Kind, late: bool = False) -> MakeMethod:
     def make(setting: Setting) -> Method:
         options = setting.training.sam
-        return SharpnessAware(
+        method = SharpnessAware(
             setting.model,
             setting.head,
             kind=kind,
-            rho=options.rho,
+            rho=None if options.rho == "auto" else options.rho,
             last_epochs=options.last_epochs if late else None,
             ascent_share=options.ascent_share,
             label_smoothing=setting.training.label_smoothing,
         )
+        if options.rho == "auto":
+            method.calibrate(setting.mini_batches)
+        return method
 
     return make
 

@@ -2,7 +2,7 @@
 
 The unit is one forward and one backward of every training sample; a forward without gradient counts as a third of it
 (a backward costs about two forwards).  So an epoch of SGD is 1, of SAM 2, of PoF with fresh features 4/3.  Validation
-is not counted: it is the same for every method.
+is not counted: it is the same for every method.  Nor are the ten steps or so, once, of a radius from the data.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from pof.optim._perturbing import PerturbingOptimizer
 from pof.optim.asam import ASAM
 from pof.optim.msam import MSAM
 from pof.optim.normalization import normalization_parameters
+from pof.optim.rise import rho_for_level
 from pof.optim.sam import SAM
 from pof.optim.sam_on import SAMON
 
-__all__ = ["ASAM", "MSAM", "SAM", "SAMON", "PerturbingOptimizer", "normalization_parameters"]
+__all__ = ["ASAM", "MSAM", "SAM", "SAMON", "PerturbingOptimizer", "normalization_parameters", "rho_for_level"]

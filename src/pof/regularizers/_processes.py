@@ -1,4 +1,4 @@
-"""The global batch under several processes: which rows of it are this process's, its features, its class sums.
+"""The global batch under several processes: which rows of it are this process's, its features.
 
 Nothing is communicated in a single process.  Rows of the global batch are ordered by rank; the processes may hold
 different numbers of rows.
@@ -41,10 +41,3 @@ def gather_with_graph(rows: Tensor) -> Tensor:
     own, _ = own_rows(rows)
     (everywhere,) = _distributed.gather_rows(rows.detach())
     return torch.cat([everywhere[: own.start], rows, everywhere[own.stop :]])
-
-
-def sum_over_processes(*tensors: Tensor) -> None:
-    """Add each tensor up over all processes, in place."""
-    if _distributed.active():
-        for tensor in tensors:
-            dist.all_reduce(tensor)

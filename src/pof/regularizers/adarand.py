@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pof._batches import Inputs
+from pof._distributed import add_up
 from pof.regularizers._base import Regularizer, nonnegative
-from pof.regularizers._processes import sum_over_processes
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
 from pof.regularizers._tensors import as_computed, check_features, check_targets, full_precision, zero
 from pof.regularizers.statistics import check_moments, class_statistics
@@ -37,7 +37,7 @@ def class_sums(features: Tensor, targets: Tensor, num_classes: int) -> tuple[Ten
     """
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, targets, features)
     counts = features.new_zeros(num_classes).index_add_(0, targets, features.new_ones(features.shape[0]))
-    sum_over_processes(sums, counts)
+    add_up([sums, counts])
     return sums, counts
 
 

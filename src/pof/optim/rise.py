@@ -1,0 +1,78 @@
+"""The radius from the loss: rho such that the loss at the perturbed weights has risen to a level.
+
+A radius in the units of the weights fits one network; a rise of the loss means the same for each of them.  Head
+ascent takes its radius in this way, from the head alone (:mod:`pof.ascent`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pof.optim._perturbing import PerturbingOptimizer
+
+_DOUBLINGS, _HALVINGS = 40, 3
+
+
+def rho_for_level(
+    optimizer: PerturbingOptimizer, loss: Callable[[], Tensor | float], level: float, *, guess: float = 0.1
+) -> float:
+    """Find the radius at which the loss of a mini-batch has risen to a level, along the gradients at hand.
+
+    Call it after the backward pass of the same mini-batch.  All parameter groups get the same radius during the search;
+    weights, gradients and radii are as before afterwards.
+
+    Args:
+        optimizer: says along what the weights are perturbed (SAM, ASAM, SAM-ON).
+        loss: computes the loss at the weights as they are; called about seven times, without graph.
+        level: a loss, in nats.
+        guess: where the search begins; > 0.
+
+    Returns:
+        rho >= 0, within 5 %; 0 where the loss is at the level or above already.
+
+    Raises:
+        ValueError: if the loss is not a number, or does not rise to the level.
+    """
+    radii, ascended = [group["rho"] for group in optimizer.param_groups], optimizer._ascended
+
+    @torch.no_grad()
+    def below(rho: float) -> bool:
+        for group in optimizer.param_groups:
+            group["rho"] = rho
+        with optimizer.perturbed():
+            return float(loss()) < level
+
+    try:
+        with torch.no_grad():
+            start = float(loss())
+        if not start < level:
+            if math.isnan(start):
+                raise ValueError("the loss is nan before the weights are perturbed: check the data and the weights")
+            return 0.0
+        return _last(below, guess, level)
+    finally:
+        for group, rho in zip(optimizer.param_groups, radii, strict=True):
+            group["rho"] = rho
+        optimizer._ascended = ascended
+
+
+def _last(below: Callable[[float], bool], guess: float, level: float) -> float:
+    """The largest radius that is below: a factor of 2 around it by doubling or halving, then halved as a ratio."""
+    rising = below(guess)
+    edge = guess
+    for _ in range(_DOUBLINGS):
+        edge *= 2.0 if rising else 0.5
+        if below(edge) != rising:
+            break
+    else:
+        raise ValueError(f"the loss does not cross the level {level:.3g} at any radius from {guess:.2g} to {edge:.2g}")
+    lower = edge / 2 if rising else edge
+    upper = 2 * lower
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(lower * upper)
+        lower, upper = (middle, upper) if below(middle) else (lower, middle)
+    return math.sqrt(lower * upper)
