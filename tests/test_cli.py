@@ -20,8 +20,9 @@ from torch import nn
 
 from pof import job
 from pof.cli import main
-from pof.data import eval_loader
+from pof.data import eval_loader, train_loader
 from pof.evaluate import Metrics, evaluate
+from pof.methods import SharpnessAware
 from pof.options import DataOptions, ModelOptions
 from pof.run import read_rows
 from pof.weights import save_model
@@ -240,6 +241,11 @@ BAD_INPUT = {
         f"'{STRANGERS}:with_a_bug' raised KeyError: 'depth'",
     ),
     "lr auto without a run": (["--lr", "auto"], "lr auto reads the learning rate from the folder of the run"),
+    "rho of words": (["--method", "sam", "--sam.rho", "large"], "sam.rho"),
+    "rho of msam": (
+        ["--method", "msam", "--sam.rho", "auto"],
+        "msam ascends along its momentum, and no mini-batch has",
+    ),
     "level": (["--method", "head-ascent", "--ascent.level", "2"], "level is a share of the loss of guessing"),
     "batch of nothing": (["--batch_size", "0"], "batch_size must be at least 1; got 0"),
     "validation too large": (["--validation", "1000"], "cannot take 1000 of 1000 samples"),
@@ -295,6 +301,19 @@ def test_frozen_head_stays_while_the_extractor_is_trained(trained: Path, tmp_pat
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, out))
     changed = {name for name in before if before[name].is_floating_point() and not before[name].equal(after[name])}
     assert changed == {name for name in before if before[name].is_floating_point() and not name.startswith("fc.")}
+
+
+def test_radius_from_the_data_is_that_of_the_mini_batches_trained_with(trained: Path, tmp_path: Path) -> None:
+    settings = ["--train_size", "300", "--epochs", "1", "--method", "sam", "--sam.rho", "auto"]
+    assert main(["post-train", *SMALL, *settings, "--weights", str(trained), "--out", str(tmp_path / "out")]) == 0
+    data = DataOptions(data="digits", train_size=300)
+    loaded = job.load(data)
+    batches = train_loader(loaded, batch_size=20, seed=0, indices=job.split(loaded, data).train)
+    method = SharpnessAware(job.load_network(ModelOptions(model="small-cnn", weights=str(trained)), loaded))
+    rho = method.calibrate(batches)
+    assert rho > 0.1
+    (radius,) = {row["radius"] for row in read_rows(tmp_path / "out") if row["event"] == "step"}
+    assert radius == pytest.approx(rho)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from statistics import median
 from typing import Any, Literal, get_args
@@ -195,7 +196,10 @@ class SharpnessAware(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """Loss and logits of one pass; with an ``ascent_share``, an ascent is made of the first samples only."""
-        if self.training and self.ascent_share < 1.0 and self._optimizer is not None and self._optimizer.will_ascend:
+        ascending = self._optimizer is not None and self._optimizer.will_ascend
+        if self.training and self.ascent_share < 1.0 and ascending:
             count = math.ceil(self.ascent_share * batch_size(inputs))
             inputs, targets = first_samples(inputs, targets, count)
-        return cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)[0]
+        out, _ = cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)
+        radius = self.rho if self._optimizer is None else self._optimizer.param_groups[0]["rho"]
+        return replace(out, metrics={"radius": torch.full_like(out.loss.detach(), radius)})
