@@ -30,7 +30,7 @@ _CURVES = (
     _Curve("train_loss", "Training loss", "mean loss"),
     _Curve("val_error", "Validation error", "error (%)", percent=True),
     _Curve("val_nll", "Validation NLL", "NLL"),
-    _Curve("train_radius", "Radius in training", "mean ξ*"),
+    _Curve("train_radius", "Radius in training", "mean radius"),
 )
 
 
