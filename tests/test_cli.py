@@ -316,6 +316,26 @@ def test_radius_from_the_data_is_that_of_the_mini_batches_trained_with(trained: 
     assert radius == pytest.approx(rho)
 
 
+def test_a_network_that_does_not_fit_is_told_in_a_line(whole: Any, tmp_path: Path) -> None:
+    done = pof(
+        *RUN,
+        "--weights",
+        str(whole("finetune")),
+        "--out",
+        str(tmp_path / "out"),
+        "--epochs",
+        "1",
+        "--method",
+        "sam",
+        "--sam.rho",
+        "auto",
+    )
+    assert done.code == 0 and done.err == ""
+    assert "warning: rho is 0: the loss of this network is above 0.15 times that of guessing" in done.out
+    (radius,) = {row["radius"] for row in read_rows(tmp_path / "out") if row["event"] == "step"}
+    assert radius == 0
+
+
 @pytest.fixture(scope="module")
 def surroundings(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("surroundings")

@@ -20,7 +20,10 @@ console = Console(quiet=os.environ.get("RANK", "0") != "0")
 
 
 class Display:
-    """Progress of a run; takes the rows of its log.  A divergence is no warning here: it is told with the result."""
+    """Progress of a run; takes the rows of its log, and shows warnings as a line of text.
+
+    A divergence is no warning here: it is told with the result.
+    """
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -30,6 +33,7 @@ class Display:
 
     def __enter__(self) -> Display:
         self._undo.enter_context(warnings.catch_warnings())
+        warnings.showwarning = _show  # put back by catch_warnings
         warnings.simplefilter("ignore", DivergenceWarning)
         self._undo.enter_context(self._progress)
         return self
@@ -47,6 +51,10 @@ class Display:
             self._progress.update(self._task, completed=row["step"], description=f"loss {row['loss']:.4f}")
         elif row["event"] == "epoch":
             console.print(epoch_line(row), soft_wrap=True)
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    console.print(f"warning: {message}", soft_wrap=True, markup=False)
 
 
 def epoch_line(row: Mapping[str, Any]) -> str:

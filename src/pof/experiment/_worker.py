@@ -51,6 +51,7 @@ def work(connection: Connection, make_method: MakeMethodByName, runs: Path, thre
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", DivergenceWarning)  # told with the results
+    warnings.formatwarning = _line
     with suppress(EOFError, OSError):
         while True:
             outcome = _outcome(connection.recv(), make_method, runs)
@@ -119,6 +120,10 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {message}\n"
 
 
 def _nowhere(row: Mapping[str, Any]) -> None:
