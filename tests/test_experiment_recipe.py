@@ -263,10 +263,14 @@ def test_the_short_form_of_the_command(given: list[str], expected: list[str]) ->
     assert with_plain_recipe(["train", *given]) == ["train", *given]
 
 
+PUBLIC = ("cifar10-public-resnet20", "cifar10-public-resnet20-full")
+
+
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_the_recipes_of_the_repository_can_be_planned(file: Path, tmp_path: Path) -> None:
     save_model(nn.Linear(1, 1), tmp_path / "weights.safetensors")
-    needed = {"dtd": ["data.data=folder"], "cifar10-public-resnet20": [f"model.weights={tmp_path}/weights.safetensors"]}
+    weights = [f"model.weights={tmp_path}/weights.safetensors"]
+    needed = {"dtd": ["data.data=folder"], **dict.fromkeys(PUBLIC, weights)}
     plan = make_plan(read_recipe(file, needed.get(file.stem, [])))
     assert plan.recipe.name == file.stem
     assert len(plan.recipe.seeds) >= 3
