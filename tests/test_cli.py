@@ -243,7 +243,7 @@ BAD_INPUT = {
     "lr auto without a run": (["--lr", "auto"], "lr auto reads the learning rate from the folder of the run"),
     "rho of words": (["--method", "sam", "--sam.rho", "large"], "sam.rho"),
     "rho of msam": (
-        ["--method", "msam", "--sam.rho", "auto"],
+        ["--weights", "run/model.safetensors", "--method", "msam", "--sam.rho", "auto"],
         "msam ascends along its momentum, and no mini-batch has",
     ),
     "level": (["--method", "head-ascent", "--ascent.level", "2"], "level is a share of the loss of guessing"),
@@ -251,7 +251,18 @@ BAD_INPUT = {
     "validation too large": (["--validation", "1000"], "cannot take 1000 of 1000 samples"),
     "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'; similar: resnet"),
     "unknown head": (["--head", "nope"], "there is no module 'nope'; name one with head=\"name\"; candidates: 'fc'"),
-    "frozen head, unknown": (["--head", "nope", "--freeze_head", "true"], "there is no module 'nope'"),
+    "frozen head, unknown": (
+        ["--weights", "run/model.safetensors", "--head", "nope", "--freeze_head", "true"],
+        "there is no module 'nope'",
+    ),
+    "frozen head, random": (
+        ["--model", "small-cnn", "--freeze_head", "true"],
+        "a network without --weights has a random head, which has to be",
+    ),
+    "radius of a network that is not trained": (
+        ["--model", "small-cnn", "--method", "late-sam", "--sam.rho", "auto"],
+        "sam.rho auto is for a network that is trained already: give --weights, or a number",
+    ),
     "frozen head, new": (
         ["--weights", "run/model.safetensors", "--source_classes", "10", "--freeze_head", "true"],
         "freeze_head: a new head (source_classes 10) has to be trained",

@@ -33,15 +33,25 @@ def draw_seed(generator: torch.Generator) -> int:
 def isolated(seed: int, device: torch.device) -> Iterator[None]:
     """Run the body on global generators seeded with ``seed``; afterwards they are where they were.
 
-    Dropout and stochastic depth draw from the global generators; a pass that must not move the training's own
-    stream runs inside this.
+    Dropout and stochastic depth draw from the global generators, some from those of Python and NumPy; a pass that
+    must not move the training's own stream runs inside this.
     """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed(seed)
-        yield
+    numpy = _numpy_random()
+    before = random.getstate(), None if numpy is None else numpy.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            if numpy is not None:
+                numpy.seed(seed % 2**32)
+            if devices:
+                torch.cuda.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(before[0])
+        if numpy is not None:
+            numpy.set_state(before[1])
 
 
 def capture() -> dict[str, Any]:

@@ -101,7 +101,7 @@ def fit(
     method.to(find_device(device))
     _check_not_sharded(method)
     _check_shared(train_loader)
-    made = optimizer if isinstance(optimizer, Optimizer) else optimizer(method.trainable_parameters())
+    made = optimizer if isinstance(optimizer, Optimizer) else _made(method, optimizer)
     loop = Loop(
         method,
         Stepper(method, made, precision, clip_norm),
@@ -117,6 +117,12 @@ def fit(
             return loop.run(resume, interrupts)
     finally:
         method.train(was_training)
+
+
+def _made(method: Method, make: MakeOptimizer) -> Optimizer:
+    if make is default_optimizer:
+        return method.build_optimizer(make)
+    return make(method.trainable_parameters())
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

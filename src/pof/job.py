@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,8 @@ def train(
     network = load_network(model, loaded)
     if training.freeze_head:
         freeze_head(network, model)
+    if training.sam.rho == "auto" and _from_scratch(model):
+        raise ValueError("sam.rho auto is for a network that is trained already: give --weights, or a number")
     trained = model.weights is not None and model.source_classes is None
     incoming = copy.deepcopy(network).to("cpu") if trained else None
     folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
@@ -121,8 +124,10 @@ def train(
 
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
     statistics = evaluating("train", indices=splits.train)
-    first_epoch = batches.iterate(0)
-    method = make_method(Setting(network.to(device), model.head, training, loaded.num_classes, statistics, first_epoch))
+    with closing(batches.iterate(0)) as first_epoch:
+        method = make_method(
+            Setting(network.to(device), model.head, training, loaded.num_classes, statistics, first_epoch)
+        )
     method.to(device)
     validation = None if splits.validation is None else evaluating("train", indices=splits.validation)
     result = fit(
@@ -253,7 +258,14 @@ def freeze_head(network: nn.Module, options: ModelOptions) -> None:
     """
     if options.source_classes is not None:
         raise ValueError(f"freeze_head: a new head (source_classes {options.source_classes}) has to be trained")
+    if _from_scratch(options):
+        raise ValueError("freeze_head: a network without --weights has a random head, which has to be trained")
     split_at_head(network, options.head).head.requires_grad_(False)
+
+
+def _from_scratch(options: ModelOptions) -> bool:
+    """Whether nothing is trained yet; a factory may bring its own weights."""
+    return options.weights is None and (":" not in options.model or options.model.startswith("timm:"))
 
 
 def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -187,8 +188,15 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+@cache
 def _commit() -> str | None:
-    """The commit of the package's own checkout, with a mark if it is changed; None for an installed wheel."""
+    """The commit of the package's own checkout, with a mark if it is changed; None for an installed wheel.
+
+    Asked once: what is imported stays what it was when the checkout moves on.
+
+    Returns:
+        Its abbreviated hash.
+    """
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

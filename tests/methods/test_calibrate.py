@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -134,10 +136,106 @@ def test_a_network_that_does_not_fit_gets_plain_steps_and_a_warning() -> None:
         assert torch.equal(one, other)
 
 
+def excess(logits: Tensor, distribution: Tensor) -> Tensor:
+    """The mean divergence of the predictions from the targets."""
+    return (distribution * (distribution.log() - logits.log_softmax(1))).sum(1).mean()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_targets_that_no_network_can_fit_count_by_what_is_above_their_entropy(soft: bool) -> None:
+    smoothing = 0.0 if soft else 0.3
+    _, batches = fitted()
+    distributions = [F.one_hot(t, 3) * 0.7 + 0.1 for _, t in batches]
+    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    for _ in range(300):
+        for (inputs, _), distribution in zip(batches, distributions, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), distribution).backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    assert (
+        F.cross_entropy(model(batches[0][0]), distributions[0])
+        > LEVEL
+        > 2 * excess(model(batches[0][0]), distributions[0])
+    )
+    given = [(inputs, d if soft else t) for (inputs, t), d in zip(batches, distributions, strict=True)]
+    rho = pof.SharpnessAware(model, label_smoothing=smoothing).calibrate(given[:1])
+    inputs, distribution = batches[0][0], distributions[0]
+    gradients = torch.autograd.grad(F.cross_entropy(model(inputs), distribution), list(model.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+
+    def at(radius: float) -> float:
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, g in zip(moved.parameters(), gradients, strict=True):
+                p += radius * g / norm
+            return float(excess(moved(inputs), distribution))
+
+    assert at(rho / 1.1) < LEVEL < at(rho * 1.1)
+
+
+def test_accumulated_mini_batches_are_one_step() -> None:
+    model, batches = fitted(norm=False)
+    parts = [(inputs[i : i + 4], targets[i : i + 4]) for inputs, targets in batches for i in range(0, 16, 4)]
+    whole = pof.SharpnessAware(model).calibrate(batches)
+    assert pof.SharpnessAware(model).calibrate(parts, accumulation=4) == whole > 0
+    assert pof.SharpnessAware(model).calibrate(parts) != whole
+
+
+def test_a_part_for_the_ascent_gives_the_direction_and_the_whole_mini_batch_the_loss() -> None:
+    model, batches = fitted(norm=False)
+    inputs, targets = batches[0]
+    rho = pof.SharpnessAware(model, ascent_share=0.25).calibrate(batches[:1])
+    gradients = torch.autograd.grad(F.cross_entropy(model(inputs[:4]), targets[:4]), list(model.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+
+    def at(radius: float) -> float:
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, g in zip(moved.parameters(), gradients, strict=True):
+                p += radius * g / norm
+            return float(F.cross_entropy(moved(inputs), targets))
+
+    assert at(rho / 1.1) < LEVEL < at(rho * 1.1)
+
+
+class Layerdrop(nn.Module):
+    """Leaves out with the generators of Python and NumPy."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * (random.random() > 0.3) + inputs * (numpy.random.rand() > 0.3)
+
+
+def test_generators_of_python_and_numpy_do_not_matter_and_stay() -> None:
+    model, batches = fitted()
+    model = nn.Sequential(*list(model)[:-1], Layerdrop(), model[-1])
+    method = pof.SharpnessAware(model)
+    before, own = random.getstate(), numpy.random.get_state()[1].tolist()
+    first = method.calibrate(batches)
+    assert random.getstate() == before and numpy.random.get_state()[1].tolist() == own
+    random.seed(8)
+    numpy.random.seed(9)
+    assert method.calibrate(batches) == first
+
+
+def test_a_plain_optimizer_is_refused_and_the_default_is_the_methods_own() -> None:
+    model, batches = fitted()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    for kind in ("sam", "msam"):
+        with pytest.raises(ValueError, match="SGD perturbs nothing: give the optimizer that"):
+            pof.fit(pof.SharpnessAware(model, kind=kind), batches, epochs=1, optimizer=plain, device="cpu")
+        result = pof.fit(pof.SharpnessAware(model, kind=kind, rho=0.7), batches, epochs=1, device="cpu")
+        assert result.history[-1]["train_radius"] == pytest.approx(0.7)
+    own = SAM(model.parameters(), torch.optim.SGD, rho=0.2, lr=0.1, model=model)
+    result = pof.fit(pof.SharpnessAware(model, rho=0.9), batches, epochs=1, optimizer=own, device="cpu")
+    assert result.history[-1]["train_radius"] == pytest.approx(0.2)
+
+
 def test_bad_calls_are_named() -> None:
     model, batches = fitted()
     for options in ({"level": 0.0}, {"level": 1.0}, {"num_batches": 0}):
-        with pytest.raises(ValueError, match=r"level must be in \(0, 1\) and num_batches >= 1"):
+        with pytest.raises(ValueError, match=r"level must be in \(0, 1\), num_batches and accumulation >= 1"):
             pof.SharpnessAware(model).calibrate(batches, **options)
     with pytest.raises(ValueError, match="msam ascends along its momentum"):
         pof.SharpnessAware(model, kind="msam").calibrate(batches)
@@ -149,7 +247,15 @@ def test_bad_calls_are_named() -> None:
     method.build_optimizer(torch.optim.SGD, lr=0.1)
     with pytest.raises(RuntimeError, match="comes before build_optimizer"):
         method.calibrate(batches)
-    still = SAM([nn.Parameter(torch.zeros(2))], torch.optim.SGD, lr=0.1)
+    with torch.no_grad():
+        model[-1].weight *= 1e4
+    with pytest.raises(ValueError, match=r"the gradient is 0 at the loss 0, so that there is no direction"):
+        pof.SharpnessAware(model).calibrate(batches)
+    still = SAM([weight := nn.Parameter(torch.zeros(2))], torch.optim.SGD, lr=0.1)
+    weight.grad = torch.ones(2)
+    for arguments in ((0.0, 0.1), (math.nan, 0.1), (0.5, 0.0), (0.5, math.inf)):
+        with pytest.raises(ValueError, match="guess and level must be finite and > 0"):
+            rho_for_level(still, lambda: 0.1, arguments[0], guess=arguments[1])
     with pytest.raises(ValueError, match=r"does not cross the level 0\.5 at any radius from 0\.1 to"):
         rho_for_level(still, lambda: 0.1, 0.5)
 

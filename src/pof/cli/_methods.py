@@ -49,7 +49,7 @@ def _sharpness_aware(kind: Kind, late: bool = False) -> MakeMethod:
             label_smoothing=setting.training.label_smoothing,
         )
         if options.rho == "auto":
-            method.calibrate(setting.mini_batches)
+            method.calibrate(setting.mini_batches, accumulation=setting.training.accumulation)
         return method
 
     return make

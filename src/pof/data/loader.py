@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Generator, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -36,7 +36,7 @@ class EpochLoader(ABC):
         self.epoch = 0
 
     @abstractmethod
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+    def iterate(self, epoch: int, start: int = 0) -> Generator[Any, None, None]:
         """Iterate over the batches of ``epoch`` from number ``start`` on.
 
         Returns:
@@ -123,7 +123,7 @@ class TensorLoader(EpochLoader):
         self._mean = torch.tensor(mean, dtype=torch.float32, device=self.device)
         self._std = torch.tensor(std, dtype=torch.float32, device=self.device)
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate(self, epoch: int, start: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Iterate over the batches of ``epoch`` from number ``start`` on.
 
         Args:
@@ -215,7 +215,7 @@ class DatasetLoader(EpochLoader):
         self.num_classes = num_classes
         self.workers = workers
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+    def iterate(self, epoch: int, start: int = 0) -> Generator[Any, None, None]:
         """Iterate over the batches of ``epoch`` from number ``start`` on.
 
         Args:

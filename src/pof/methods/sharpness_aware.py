@@ -24,8 +24,9 @@ from pof._batches import Inputs, batch_size, first_samples, to_device, unpack
 from pof._modules import frozen_statistics, in_training
 from pof._random import isolated
 from pof.head import split
-from pof.methods._method import Method, StepOutput, check_loss_options, cross_entropy_step, mean_loss
+from pof.methods._method import Method, StepOutput, check_loss_options, cross_entropy_step
 from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, rho_for_level
+from pof.perturbation import cross_entropy, encode_targets
 
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
@@ -80,6 +81,7 @@ class SharpnessAware(Method):
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.class_weights: Tensor | None
         self._optimizer: PerturbingOptimizer | None = None
+        self._calibrated = False
 
     @property
     def model(self) -> nn.Module:
@@ -92,7 +94,9 @@ class SharpnessAware(Method):
         Returns:
             Names and values.
         """
-        return {name: getattr(self, name) for name in ("kind", "rho", "last_epochs", "ascent_share", "label_smoothing")}
+        own = {name: getattr(self, name) for name in ("kind", "last_epochs", "ascent_share", "label_smoothing")}
+        # One from the data is in the state of the optimizer, and may be computed with other last bits elsewhere.
+        return {**own, "rho": "from the data" if self._calibrated else self.rho}
 
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Wrap a plain optimizer.
@@ -105,21 +109,25 @@ class SharpnessAware(Method):
             The sharpness-aware optimizer over the trainable parameters.
         """
         if self.kind == "msam":
-            return MSAM(list(self.trainable_parameters()), base, self.rho, **options)
-        self._optimizer = self._around(base, **options)
+            self._optimizer = MSAM(list(self.trainable_parameters()), base, self.rho, **options)
+        else:
+            self._optimizer = self._around(base, **options)
         return self._optimizer
 
     def _around(self, base: Callable[..., Optimizer], **options: Any) -> PerturbingOptimizer:
         makes: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON}
         return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 
-    def calibrate(self, batches: Iterable[Any], *, level: float = 0.15, num_batches: int = 4) -> float:
+    def calibrate(
+        self, batches: Iterable[Any], *, level: float = 0.15, num_batches: int = 4, accumulation: int = 1
+    ) -> float:
         """Take the radius from the data: the loss at the perturbed weights is to be a share of that of guessing.
 
         A radius in the units of the weights suits one network and not the next.  This one is the median over some
-        mini-batches of the radius at which their cross-entropy has risen to ``level`` times log C: ours, after the
-        line search of PoF, and at the level of :class:`~pof.HeadAscent`.  A network whose loss is above that already
-        is one that does not fit its data: the radius is then 0, the steps are plain ones, and a warning says so.
+        mini-batches of the radius at which their loss, less the least that it can be (the entropy of soft or smoothed
+        targets), has risen to ``level`` times log C: ours, after the line search of PoF, and at the level of
+        :class:`~pof.HeadAscent`.  A network whose loss is above that already is one that does not fit its data: the
+        radius is then 0, the steps are plain ones, and a warning says so.
 
         Call it before :meth:`build_optimizer`, with a network that is trained already.  It costs about ten training
         steps, once; weights, running statistics, modes and random state stay, gradients are cleared.
@@ -127,7 +135,8 @@ class SharpnessAware(Method):
         Args:
             batches: of the training set, of the size and augmentation that will be trained with; each process its own.
             level: share of the loss of guessing, in (0, 1).
-            num_batches: how many of them to take.
+            num_batches: steps' worth of them to take.
+            accumulation: mini-batches per optimizer step.
 
         Returns:
             rho, to two digits; the method has it from now on.
@@ -137,20 +146,26 @@ class SharpnessAware(Method):
                 loss is not a number, or does not rise.
             RuntimeError: if the optimizer is there already.
         """
-        if not 0.0 < level < 1.0 or num_batches < 1:
-            raise ValueError(f"level must be in (0, 1) and num_batches >= 1; got {level} and {num_batches}")
+        if not 0.0 < level < 1.0 or num_batches < 1 or accumulation < 1:
+            raise ValueError(
+                "level must be in (0, 1), num_batches and accumulation >= 1; got"
+                f" {level}, {num_batches} and {accumulation}"
+            )
         if self.kind == "msam":
             raise ValueError("msam ascends along its momentum, and no mini-batch has a radius for that: give rho")
         if self._optimizer is not None:
             raise RuntimeError("calibrate() comes before build_optimizer(): this optimizer has its rho already")
         optimizer = self._around(torch.optim.SGD, lr=0.0)
+        device = next(self.model.parameters()).device
         found: list[float] = []
+        taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
         with in_training(self), frozen_statistics(self.model):
-            for batch in islice(batches, num_batches):
-                found.append(self._rho_of(batch, optimizer, level, found[-1] if found and found[-1] else 0.1))
+            while window := list(islice(taken, accumulation)):
+                if _distributed.active() or any(batch_size(inputs) for inputs, _ in window):
+                    found.append(self._rho_of(window, optimizer, level, found[-1] if found and found[-1] else 0.1))
         if not found:
             raise ValueError("calibrate() got no mini-batch")
-        self.rho = float(f"{median(found):.2g}")
+        self.rho, self._calibrated = float(f"{median(found):.2g}"), True
         if self.rho == 0:
             warnings.warn(
                 f"rho is 0: the loss of this network is above {level:g} times that of guessing before any perturbation,"
@@ -159,31 +174,60 @@ class SharpnessAware(Method):
             )
         return self.rho
 
-    def _rho_of(self, batch: Any, optimizer: PerturbingOptimizer, level: float, guess: float) -> float:
+    def _rho_of(
+        self, window: list[tuple[Inputs, Tensor]], optimizer: PerturbingOptimizer, level: float, guess: float
+    ) -> float:
+        """The radius of a step: direction from the part that ascends, loss of all."""
+        optimizer.zero_grad()
+        try:
+            classes = 0
+            for inputs, targets in window:
+                out = self._repeatable(*self._of_ascent(inputs, targets))
+                torch.autograd.backward(out.loss * len(out.logits))
+                classes = out.logits.shape[1]
+            _distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
+            return rho_for_level(optimizer, lambda: self._excess(window), level * math.log(classes), guess=guess)
+        finally:
+            optimizer.zero_grad()
+
+    def _repeatable(self, inputs: Inputs, targets: Tensor) -> StepOutput:
+        """With the same dropout masks at every radius."""
+        with isolated(0, next(self.model.parameters()).device):
+            return cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)[0]
+
+    def _excess(self, window: list[tuple[Inputs, Tensor]]) -> float:
+        """The mean loss over all processes, less the least that it can be."""
+        total, count = torch.zeros(1, 1), torch.zeros(1)
+        for inputs, targets in window:
+            logits = self._repeatable(inputs, targets).logits
+            if len(logits):
+                encoded = encode_targets(targets, logits, self.label_smoothing, class_weights=self.class_weights)
+                least = torch.special.entr(encoded.distribution).sum(dim=1) @ encoded.weights
+                total += len(logits) * float(cross_entropy(logits, encoded) - least)
+                count += len(logits)
         device = next(self.model.parameters()).device
-        inputs, targets = to_device(unpack(batch), device)
+        mean, samples = (total / count.clamp_min(1)).to(device), count.to(device)
+        return _distributed.weighted_mean(mean, samples)[0][0][0]
 
-        def output() -> StepOutput:
-            # The same dropout masks at every radius.
-            with isolated(0, device):
-                return cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)[0]
-
-        def loss() -> float:
-            logits = output().logits
-            mean = mean_loss(logits, targets, 0.0, self.class_weights)
-            count = torch.full((1,), float(len(logits)), device=device)
-            return _distributed.weighted_mean(mean.view(1, 1).float(), count)[0][0][0]
-
-        optimizer.zero_grad()
-        out = output()
-        torch.autograd.backward(out.loss * len(out.logits))
-        _distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
-        rho = rho_for_level(optimizer, loss, level * math.log(out.logits.shape[1]), guess=guess)
-        optimizer.zero_grad()
-        return rho
+    def _of_ascent(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+        """The part of a mini-batch that gives the direction; of two samples at least, for batch norms."""
+        if self.ascent_share == 1.0:
+            return inputs, targets
+        return first_samples(inputs, targets, max(2, math.ceil(self.ascent_share * batch_size(inputs))))
 
     def before_epoch(self, epoch: int, epochs: int, optimizer: Optimizer) -> None:
-        """Switch the perturbation on for the last epochs; with radius 0 a step is the plain one, at its cost."""
+        """Switch the perturbation on for the last epochs; with radius 0 a step is the plain one, at its cost.
+
+        Raises:
+            ValueError: for a plain optimizer, with which nothing would be perturbed.
+        """
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps
+        if not isinstance(inner, PerturbingOptimizer):
+            raise ValueError(
+                f"{type(inner).__name__} perturbs nothing: give the optimizer that"
+                " method.build_optimizer(torch.optim.SGD, lr=...) makes"
+            )
+        self._optimizer = inner
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
@@ -196,10 +240,11 @@ class SharpnessAware(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """Loss and logits of one pass; with an ``ascent_share``, an ascent is made of the first samples only."""
-        ascending = self._optimizer is not None and self._optimizer.will_ascend
-        if self.training and self.ascent_share < 1.0 and ascending:
-            count = math.ceil(self.ascent_share * batch_size(inputs))
-            inputs, targets = first_samples(inputs, targets, count)
+        optimizer = self._optimizer
+        if self.training and optimizer is not None and optimizer.will_ascend:
+            inputs, targets = self._of_ascent(inputs, targets)
         out, _ = cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)
-        radius = self.rho if self._optimizer is None else self._optimizer.param_groups[0]["rho"]
-        return replace(out, metrics={"radius": torch.full_like(out.loss.detach(), radius)})
+        if optimizer is None:
+            return out
+        radius = torch.full_like(out.loss.detach(), optimizer.param_groups[0]["rho"])
+        return replace(out, metrics={"radius": radius})

@@ -35,25 +35,32 @@ def rho_for_level(
         rho >= 0, within 5 %; 0 where the loss is at the level or above already.
 
     Raises:
-        ValueError: if the loss is not a number, or does not rise to the level.
+        ValueError: if an argument is out of range, the loss is not a number, the gradient is 0, or the loss does not
+            rise to the level.
     """
+    if not 0.0 < guess < math.inf or not 0.0 < level < math.inf:
+        raise ValueError(f"guess and level must be finite and > 0; got {guess} and {level}")
     radii, ascended = [group["rho"] for group in optimizer.param_groups], optimizer._ascended
 
     @torch.no_grad()
-    def below(rho: float) -> bool:
+    def at(rho: float) -> tuple[float, float]:
         for group in optimizer.param_groups:
             group["rho"] = rho
-        with optimizer.perturbed():
-            return float(loss()) < level
+        with optimizer.perturbed() as norm:
+            return float(loss()), float(norm)
 
     try:
-        with torch.no_grad():
-            start = float(loss())
-        if not start < level:
-            if math.isnan(start):
-                raise ValueError("the loss is nan before the weights are perturbed: check the data and the weights")
+        start, norm = at(0.0)
+        if math.isnan(start):
+            raise ValueError("the loss is nan before the weights are perturbed: check the data and the weights")
+        if start >= level:
             return 0.0
-        return _last(below, guess, level)
+        if norm == 0:
+            raise ValueError(
+                f"the gradient is 0 at the loss {start:.3g}, so that there is no direction to perturb along: the"
+                " network is surer of this mini-batch than its floating point can tell; give rho"
+            )
+        return _last(lambda rho: at(rho)[0] < level, guess, level)
     finally:
         for group, rho in zip(optimizer.param_groups, radii, strict=True):
             group["rho"] = rho
