@@ -136,6 +136,18 @@ def test_a_network_that_does_not_fit_gets_plain_steps_and_a_warning() -> None:
         assert torch.equal(one, other)
 
 
+def moved(model: nn.Module, loss: Tensor, *radii: float) -> list[nn.Module]:
+    """Copies, each moved up the gradient of a loss by its radius."""
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    copies = [copy.deepcopy(model) for _ in radii]
+    with torch.no_grad():
+        for other, radius in zip(copies, radii, strict=True):
+            for p, g in zip(other.parameters(), gradients, strict=True):
+                p += radius * g / norm
+    return copies
+
+
 def excess(logits: Tensor, distribution: Tensor) -> Tensor:
     """The mean divergence of the predictions from the targets."""
     return (distribution * (distribution.log() - logits.log_softmax(1))).sum(1).mean()
@@ -162,17 +174,9 @@ def test_targets_that_no_network_can_fit_count_by_what_is_above_their_entropy(so
     given = [(inputs, d if soft else t) for (inputs, t), d in zip(batches, distributions, strict=True)]
     rho = pof.SharpnessAware(model, label_smoothing=smoothing).calibrate(given[:1])
     inputs, distribution = batches[0][0], distributions[0]
-    gradients = torch.autograd.grad(F.cross_entropy(model(inputs), distribution), list(model.parameters()))
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-
-    def at(radius: float) -> float:
-        moved = copy.deepcopy(model)
-        with torch.no_grad():
-            for p, g in zip(moved.parameters(), gradients, strict=True):
-                p += radius * g / norm
-            return float(excess(moved(inputs), distribution))
-
-    assert at(rho / 1.1) < LEVEL < at(rho * 1.1)
+    uphill = F.cross_entropy(model(inputs), distribution)
+    below, above = (excess(m(inputs), distribution) for m in moved(model, uphill, rho / 1.1, rho * 1.1))
+    assert below < LEVEL < above
 
 
 def test_accumulated_mini_batches_are_one_step() -> None:
@@ -187,17 +191,9 @@ def test_a_part_for_the_ascent_gives_the_direction_and_the_whole_mini_batch_the_
     model, batches = fitted(norm=False)
     inputs, targets = batches[0]
     rho = pof.SharpnessAware(model, ascent_share=0.25).calibrate(batches[:1])
-    gradients = torch.autograd.grad(F.cross_entropy(model(inputs[:4]), targets[:4]), list(model.parameters()))
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-
-    def at(radius: float) -> float:
-        moved = copy.deepcopy(model)
-        with torch.no_grad():
-            for p, g in zip(moved.parameters(), gradients, strict=True):
-                p += radius * g / norm
-            return float(F.cross_entropy(moved(inputs), targets))
-
-    assert at(rho / 1.1) < LEVEL < at(rho * 1.1)
+    uphill = F.cross_entropy(model(inputs[:4]), targets[:4])
+    below, above = (F.cross_entropy(m(inputs), targets) for m in moved(model, uphill, rho / 1.1, rho * 1.1))
+    assert below < LEVEL < above
 
 
 class Layerdrop(nn.Module):
