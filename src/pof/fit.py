@@ -65,7 +65,8 @@ def fit(
         method: such as :class:`pof.PoF` around a model.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
-        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them.
+        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them.  By default the method
+            makes its own (:meth:`pof.Method.build_optimizer`) around SGD.
         schedule: of the learning rate, over all steps.
         val_loader: data for the selection and for noticing a collapse; never the test set.  Without it
             the last network is handed back, and only non-finite losses are noticed.

@@ -39,6 +39,8 @@ class Setting:
     """The training set in mini-batches as they are evaluated, for statistics of the incoming features."""
     mini_batches: Iterable[Any] = ()
     """Of the training set, as they are trained with."""
+    from_scratch: bool = False
+    """Whether nothing of the model is trained yet."""
 
 
 MakeMethod = Callable[[Setting], Method]
@@ -111,8 +113,6 @@ def train(
     network = load_network(model, loaded)
     if training.freeze_head:
         freeze_head(network, model)
-    if training.sam.rho == "auto" and _from_scratch(model):
-        raise ValueError("sam.rho auto is for a network that is trained already: give --weights, or a number")
     trained = model.weights is not None and model.source_classes is None
     incoming = copy.deepcopy(network).to("cpu") if trained else None
     folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
@@ -126,7 +126,15 @@ def train(
     statistics = evaluating("train", indices=splits.train)
     with closing(batches.iterate(0)) as first_epoch:
         method = make_method(
-            Setting(network.to(device), model.head, training, loaded.num_classes, statistics, first_epoch)
+            Setting(
+                network.to(device),
+                model.head,
+                training,
+                loaded.num_classes,
+                statistics,
+                first_epoch,
+                _from_scratch(model),
+            )
         )
     method.to(device)
     validation = None if splits.validation is None else evaluating("train", indices=splits.validation)

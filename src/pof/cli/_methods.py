@@ -49,6 +49,8 @@ def _sharpness_aware(kind: Kind, late: bool = False) -> MakeMethod:
             label_smoothing=setting.training.label_smoothing,
         )
         if options.rho == "auto":
+            if setting.from_scratch:
+                raise ValueError("sam.rho auto is for a network that is trained already: give --weights, or a number")
             method.calibrate(setting.mini_batches, accumulation=setting.training.accumulation)
         return method
 
