@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pof.run import read_config, read_rows
+from pof.app.run_folder import read_config, read_rows
 
 PATHS = ("weights", "data_root")
 

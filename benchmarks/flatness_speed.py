@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pof.app.run_folder import environment
 from pof.flatness import Eigenvalues, head_eigenvalues, top_eigenvalues
 from pof.models import build_model
-from pof.run import environment
 
 LIMITS = {"head": 5.0, "network": 120.0}
 RESULTS = Path(__file__).parent / "results" / "flatness_speed.json"

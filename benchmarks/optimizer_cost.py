@@ -19,8 +19,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import pof
+from pof.app.run_folder import environment
 from pof.models import build_model
-from pof.run import environment
 
 SGD = {"lr": 1e-4, "momentum": 0.9, "nesterov": True}
 

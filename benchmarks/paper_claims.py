@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 import pof
+from pof.app.run_folder import environment
 from pof.data import eval_loader, load_data, train_loader
 from pof.models import build_model
-from pof.run import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 128

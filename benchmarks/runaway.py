@@ -22,12 +22,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import pof
-from pof._modules import frozen_statistics
+from pof._support.modules import frozen_statistics
+from pof.app.run_folder import environment
 from pof.data import load_data, stratified_fraction, train_loader
 from pof.models import build_model
-from pof.perturbation import respond
-from pof.run import environment
-from pof.schedules import Schedule
+from pof.perturbation.linear import respond
+from pof.training.schedules import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS, SAMPLES, BATCH, PRE_EPOCHS, EPOCHS, RATE = 8, 150, 30, 60, 60, 1e-2

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 import pof
+from pof.app.run_folder import environment
 from pof.models import build_model
-from pof.perturbation import respond
-from pof.run import environment
+from pof.perturbation.linear import respond
 
 
 def stepper(method: torch.nn.Module, batch: Any, reference: Any, dtype: torch.dtype | None) -> Callable[[], None]:

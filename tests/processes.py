@@ -27,9 +27,9 @@ CONTEXT.set_forkserver_preload(
         "jsonargparse",
         "sklearn.datasets",
         "tensorboard.summary.writer.record_writer",
-        "pof.cli._demo",
-        "pof.cli._evaluate",
-        "pof.cli._train",
+        "pof.app.cli._demo",
+        "pof.app.cli._evaluate",
+        "pof.app.cli._train",
     ]
 )
 # Torch puts off a third of its imports until the first optimizer is made.
@@ -142,7 +142,7 @@ def _command(arguments: Sequence[str], stop: Stop | None, place: tuple[int, int,
     if place is not None:
         rank, size, port = map(str, place)
         os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, MASTER_ADDR="localhost", MASTER_PORT=port)
-    from pof.cli import main
+    from pof.app.cli import main
 
     if stop is not None:
         _arm(stop)
@@ -150,7 +150,7 @@ def _command(arguments: Sequence[str], stop: Stop | None, place: tuple[int, int,
 
 
 def _arm(stop: Stop) -> None:
-    from pof.run import Run
+    from pof.app.run_folder import Run
 
     log, sync, calls = Run.log, os.fsync, itertools.count(1)
 

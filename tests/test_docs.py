@@ -26,11 +26,11 @@ from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
 import pof
-from pof import cli
-from pof.cli._methods import METHODS
+from pof.app import cli
+from pof.app.methods import METHODS
 from tests.cases import batch, mlp
+from tests.integrations.trainers import QUIET
 from tests.standins import stand_ins
-from tests.test_integrations.homes import QUIET
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(pof.__file__).parent

@@ -7,53 +7,23 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import pof.methods
-from pof.cli._methods import METHODS
+from pof.app.methods import METHODS
 from tests.processes import python
 
 PACKAGE = Path(pof.__file__).parent
-LAYERS = (
-    {"_modules", "_random", "_batches", "_distributed"},
-    {
-        "head",
-        "perturbation",
-        "_head_search",
-        "general_head",
-        "ascent",
-        "optim",
-        "regularizers",
-        "flatness",
-        "models",
-        "data",
-        "weights",
-        "schedules",
-        "evaluate",
-    },
-    {"methods"},
-    {
-        "fit",
-        "_loop",
-        "_step",
-        "_stream",
-        "reference",
-        "_board",
-        "_selection",
-        "_interrupt",
-        "checkpoint",
-        "rates",
-        "run",
-        "job",
-        "options",
-        "demo",
-        "experiment",
-        "report",
-        "integrations",
-    },
-    {"cli", "__main__"},
+# From the bottom up: a part imports from itself and from what stands above it in this list.  Nothing else.
+ORDER = (
+    *("_support", "weights", "head", "perturbation", "optim", "regularizers", "flatness", "models", "data", "combine"),
+    *("methods", "training", "integrations"),
+    *("app.methods", "app.options", "app.run_folder", "app.job", "app.report", "app.experiment", "app.improve"),
+    *("app.demo", "app.cli", "__main__"),
 )
 MAX_LINES = 350
 
@@ -61,11 +31,12 @@ FILES = {".".join(("pof", *path.relative_to(PACKAGE).with_suffix("").parts)): pa
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 
 
-def layer(module: str) -> int:
-    part = module.split(".")[1]
-    found = [number for number, names in enumerate(LAYERS) if part in names]
-    assert found, f"{module} belongs to no layer: add it to LAYERS"
-    return found[0]
+def part(module: str) -> str:
+    """The part of the house that a module stands in: the first folder below the root, below ``app`` the second."""
+    names = module.removeprefix("pof.").split(".")
+    found = ".".join(names[: 2 if names[0] == "app" else 1])
+    assert found in {*ORDER, "app"}, f"{module} has no place: add it to ORDER"
+    return found
 
 
 def imported(module: str) -> set[str]:
@@ -86,30 +57,46 @@ def _imports(tree: ast.AST, module: str) -> Iterator[str]:
                 yield from (name if name in MODULES else source for name in full)
 
 
+def breach(module: str, target: str) -> str | None:
+    """What is wrong with an import, or None."""
+    if target == "pof":
+        return f"{module} goes through the door: import from the module itself"
+    own, other = part(module), part(target)
+    if own != other and ORDER.index(other) >= ORDER.index(own):
+        return f"{module} imports {target}, and {other} stands at or above {own}"
+    if own == other == "methods" and module != "pof.methods" and target not in {"pof.methods.base", "pof.methods.loss"}:
+        return f"{module} imports {target}: methods do not know each other"
+    return None
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"pof", "pof.app"}))
+def test_imports_run_one_way(module: str) -> None:
+    assert [found for target in imported(module) if (found := breach(module, target))] == []
+
+
+def test_a_sideways_import_is_a_breach() -> None:
+    assert breach("pof.optim.sam", "pof.data.load")
+    assert breach("pof.methods.pof", "pof.methods.finetune")
+    assert breach("pof.flatness.radius", "pof.training.fit")
+    assert breach("pof.flatness.radius", "pof.methods.base")
+    assert breach("pof.app.job", "pof.app.experiment.plan")
+    assert breach("pof.app.job", "pof.training.fit") is None
+
+
+def test_the_root_holds_the_door_and_the_weights() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "weights.py"}
+
+
+def test_the_door_knows_no_application() -> None:
+    assert not {target for target in imported("pof") if target.startswith("pof.app")}
+
+
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - {"pof"}))
-def test_imports_run_downwards(module: str) -> None:
-    for target in imported(module):
-        assert target != "pof", f"{module} goes through the door: import from the module itself"
-        assert layer(target) <= layer(module), f"{module} imports upwards: {target}"
-
-
-def test_the_door_knows_no_command_line() -> None:
-    assert all(layer(target) < layer("pof.cli") for target in imported("pof"))
-
-
-def test_methods_do_not_know_each_other() -> None:
-    for module in MODULES:
-        if module.startswith("pof.methods."):
-            others = {t for t in imported(module) if t.startswith("pof.methods")}
-            assert all(t.startswith("pof.methods._") for t in others), f"{module} imports {others}"
-
-
-def test_flatness_knows_neither_methods_nor_fit() -> None:
-    reached, ahead = set(), {module for module in MODULES if module.startswith("pof.flatness")}
-    while ahead:
-        reached |= ahead
-        ahead = {target for module in ahead for target in imported(module)} - reached
-    assert not {module for module in reached if module.startswith(("pof.methods", "pof.fit"))}
+def test_no_function_hides_a_module(module: str) -> None:
+    package, _, name = module.rpartition(".")
+    import_module(module)
+    found = getattr(import_module(package), name)
+    assert isinstance(found, ModuleType), f"{package}.{name} is a {type(found).__name__}, and the module is hidden"
 
 
 def test_no_cycles() -> None:
@@ -140,7 +127,7 @@ def reachable_names(tree: ast.Module, start: ast.AST) -> set[str]:
 
 
 def test_the_command_line_lists_every_method_in_a_literal_dict() -> None:
-    tree = ast.parse(MODULES["pof.cli._methods"].read_text(encoding="utf-8"))
+    tree = ast.parse(MODULES["pof.app.methods"].read_text(encoding="utf-8"))
     targets = [node for node in tree.body if isinstance(node, ast.AnnAssign | ast.Assign)]
     table = next(node.value for node in targets if "METHODS" in ast.unparse(node).split("=")[0])
     assert isinstance(table, ast.Dict)

@@ -1,10 +1,8 @@
 """Post-training of feature extractors (PoF, ICML 2022) and its relatives, for any PyTorch classifier."""
 
-from pof.checkpoint import CheckpointError
-from pof.evaluate import Metrics, evaluate
-from pof.fit import DivergenceWarning, FitResult, fit
 from pof.flatness import landscape, radius_distribution, top_eigenvalues
-from pof.head import HeadNotFoundError, SplitModel, find_head, split
+from pof.head.search import HeadNotFoundError, find_head
+from pof.head.split import SplitModel, split
 from pof.methods import (
     Averaged,
     Finetune,
@@ -18,10 +16,13 @@ from pof.methods import (
     StepOutput,
 )
 from pof.optim import ASAM, MSAM, SAM, SAMON, normalization_parameters
-from pof.perturbation import HeadGradient, LineSearch, head_gradient, line_search
-from pof.reference import with_reference
+from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, line_search
 from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, ClassStatistics, RandReg, class_statistics
-from pof.schedules import Schedule
+from pof.training.checkpoint import CheckpointError
+from pof.training.evaluation import Metrics, evaluate
+from pof.training.fit import DivergenceWarning, FitResult, fit
+from pof.training.reference import with_reference
+from pof.training.schedules import Schedule
 from pof.weights import WeightsError, load_model, load_weights, save_model
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 import sys
 
-from pof.cli import main
+from pof.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

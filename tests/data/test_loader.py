@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pof._random import capture
+from pof._support.random import capture, derive_seed
 from pof.data import Augmentation, DataError, DatasetLoader, TensorLoader
 from pof.data.loader import EpochLoader
-from pof.data.plan import BatchPlan, derive_seed
+from pof.data.plan import BatchPlan
 
 N, BATCH = 23, 5
 IMAGES = torch.randint(256, (N, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

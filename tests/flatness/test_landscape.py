@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pof.flatness import landscape, loss_increment, loss_plane, radius_distribution
 from pof.flatness.plane import filter_direction
-from pof.perturbation import head_gradient
+from pof.perturbation.linear import head_gradient
 from tests.flatness.nets import ConvNet, data, joined, network, untouched
 
 TEST = data((20, 6), seed=9)

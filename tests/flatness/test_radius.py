@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pof.flatness import Radii, RadiusDistribution, radius_distribution, suggested_gamma
-from pof.perturbation import head_gradient, line_search
+from pof.perturbation.linear import head_gradient, line_search
 from tests.flatness.nets import ConvNet, data, network, untouched
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import pof
-from pof.cli._methods import METHODS, make_method
-from pof.job import Setting, make_optimizer
-from pof.options import AscentOptions, AverageOptions, PoFOptions, RegularizerOptions, SAMOptions, TrainOptions
+from pof.app.job import Setting, make_optimizer
+from pof.app.methods import METHODS, make_method
+from pof.app.options import AscentOptions, AverageOptions, PoFOptions, RegularizerOptions, SAMOptions, TrainOptions
 
 COMBINATIONS = [("pof", "ema"), ("pof", "swa"), ("sam", "lawa")]
 CASES = [(name, "none") for name in METHODS] + COMBINATIONS

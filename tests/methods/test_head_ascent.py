@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import pof
-from pof.ascent import reach
-from pof.perturbation import head_gradient, respond
+from pof.perturbation.ascent import reach
+from pof.perturbation.linear import head_gradient, respond
 from tests.references import head_ascent
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pof
-from pof._batches import first_samples
+from pof._support.batches import first_samples
 from tests.cases import batch, mlp
 from tests.references import pof as twin
 

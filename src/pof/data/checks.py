@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pof._batches import Inputs
+from pof._support.batches import Inputs
 
 
 class DataError(ValueError):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from pof import _random
-from pof._batches import unpack
+from pof._support.batches import unpack
+from pof._support.factory import call_factory
+from pof._support.random import capture, restore
 from pof.data.checks import DataError
 from pof.data.description import LazyData
-from pof.models.factory import call_factory
 
 
 def factory_data(name: str, data_root: Path | None) -> LazyData:
@@ -80,9 +80,9 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
             stored = getattr(dataset, attribute, None)
             if isinstance(stored, Sized) and len(stored) == size:
                 return torch.as_tensor(stored).long()
-    before = _random.capture()
+    before = capture()
     labels = torch.tensor([int(unpack(dataset[i])[1]) for i in range(size)], dtype=torch.int64)
-    _random.restore(before)
+    restore(before)
     return labels
 
 
@@ -91,9 +91,9 @@ def _check_dataset(dataset: Any, name: str) -> tuple[int, ...]:
         raise DataError(f"{name}: needs a Dataset with a length and items by number; got {type(dataset).__name__}")
     if not len(dataset):
         raise DataError(f"{name}: no samples")
-    before = _random.capture()
+    before = capture()
     inputs, _ = unpack(dataset[0])
-    _random.restore(before)
+    restore(before)
     if not isinstance(inputs, Tensor):
         raise DataError(
             f"{name}: items must be (tensor, label); the input of item 0 is a {type(inputs).__name__} "

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pof._batches import unpack
-from pof._random import seeded
+from pof._support.batches import unpack
+from pof._support.random import derive_seed, seeded
 from pof.data.augment import Augmentation, augment, draw, normalise
 from pof.data.checks import DataError, check_batch, check_statistics
-from pof.data.plan import BatchPlan, derive_seed
+from pof.data.plan import BatchPlan
 
 
 class EpochLoader(ABC):

@@ -6,27 +6,13 @@ earlier ones.  The batch is global: under several processes each takes its share
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pof._random import seeded
+from pof._support.random import derive_seed, seeded
 from pof.data.checks import DataError
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Mix numbers and names into a seed; different parts give unrelated seeds.
-
-    Args:
-        *parts: for example the run's seed, a purpose, an epoch.
-
-    Returns:
-        A number in [0, 2**63).
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pof._random import seeded
+from pof._support.random import seeded
 from pof.data.checks import DataError
 
 

@@ -6,7 +6,6 @@ Importing this needs torch alone; scipy, curvlinops (Hessians) and matplotlib (f
 """
 
 from pof.flatness._measure import Loss, Progress
-from pof.flatness.calibration import Calibration, calibration, calibration_of, fit_temperature
 from pof.flatness.components import PrincipalComponents, feature_components, principal_components
 from pof.flatness.features import (
     FeatureStatistics,
@@ -16,9 +15,10 @@ from pof.flatness.features import (
     meannn_entropy,
 )
 from pof.flatness.hessian import Eigenvalues, head_eigenvalues, head_hessian, top_eigenvalues
-from pof.flatness.landscape import Landscape, LossCurve, LossIncrement, landscape, loss_increment
+from pof.flatness.landscapes import Landscape, LossCurve, LossIncrement, landscape, loss_increment
 from pof.flatness.plane import LossPlane, loss_plane
 from pof.flatness.radius import Radii, RadiusDistribution, SuggestedGamma, radius_distribution, suggested_gamma
+from pof.flatness.reliability import Calibration, calibration, calibration_of, fit_temperature
 from pof.flatness.sharpness import Sharpness, adaptive_sharpness, m_sharpness, sam_sharpness
 from pof.flatness.spectrum import Estimate, SpectralDensity, Trace, hessian_trace, spectral_density
 

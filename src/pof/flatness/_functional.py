@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pof._batches import Inputs, batch_size, logits_of
+from pof._support.batches import Inputs, batch_size, logits_of
 from pof.flatness._measure import Loss, batch_weight
 
 Weights = dict[str, Tensor]

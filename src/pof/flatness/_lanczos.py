@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pof._random import seeded
+from pof._support.random import seeded
 from pof.flatness._measure import Progress, report
 from pof.flatness._operator import Operator
 

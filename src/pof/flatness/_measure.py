@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._batches import Inputs, batch_size, to_device, unpack
-from pof._modules import evaluating
-from pof._random import isolated
+from pof._support.batches import Inputs, batch_size, to_device, unpack
+from pof._support.modules import evaluating
+from pof._support.random import isolated
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)`` -> scalar: the mean over the samples of a batch, as ``nn.CrossEntropyLoss()``."""
@@ -51,7 +51,7 @@ def draw(
     """Go through the first ``batches`` batches of a loader once, each on ``device``.
 
     Args:
-        loader: yields what :func:`pof._batches.unpack` takes apart.
+        loader: yields what :func:`pof._support.batches.unpack` takes apart.
         batches: how many at most; None for all.
         device: where to.
         stage: name of the work, for ``progress``.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pof._batches import Inputs, batch_size, call, logits_of
-from pof._random import isolated
+from pof._support.batches import Inputs, batch_size, call, logits_of
+from pof._support.random import isolated
 from pof.flatness._measure import Loss, batch_weight
 
 # Samples times classes per block of the closed form: bounds its temporaries, whatever the number of samples.

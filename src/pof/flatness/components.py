@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pof.flatness._measure import Progress, draw, hard_labels, measuring, store
-from pof.flatness._plot import MARKERS, axes_or_new
-from pof.head import split
+from pof.flatness.plots import MARKERS, axes_or_new
+from pof.head.split import split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pof.flatness._measure import Progress, draw, hard_labels, measuring, report, store
-from pof.flatness._plot import STYLES, axes_or_new
-from pof.head import split
-from pof.perturbation import encode_targets, head_gradient, logit_gradient
+from pof.flatness.plots import STYLES, axes_or_new
+from pof.head.split import split
+from pof.perturbation.linear import encode_targets, head_gradient, logit_gradient
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs, call, logits_of
+from pof._support.batches import Inputs, call, logits_of
 from pof.flatness._lanczos import Pairs, largest
 from pof.flatness._measure import (
     Loss,
@@ -28,9 +28,9 @@ from pof.flatness._measure import (
     store,
 )
 from pof.flatness._operator import Operator, head_operator, network_operator
-from pof.flatness._plot import STYLES, axes_or_new
-from pof.head import SplitModel, split
-from pof.perturbation import encode_targets, respond
+from pof.flatness.plots import STYLES, axes_or_new
+from pof.head.split import SplitModel, split
+from pof.perturbation.linear import encode_targets, respond
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +99,7 @@ def top_eigenvalues(
     Args:
         model: any module; unchanged afterwards.
         loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, see :mod:`pof._batches`.
+        loader: batches, see :mod:`pof._support.batches`.
         k: how many, at least 1.
         parameters: "head" for those of the head, "all" for every parameter of the model, frozen or not.
         head: the head's qualified name; None finds it.

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._random import seeded
+from pof._support.random import seeded
 from pof.flatness._functional import Weights, mean_loss
 from pof.flatness._measure import Loss, Progress, check_mean, draw, measuring, report
-from pof.flatness._plot import axes_or_new
+from pof.flatness.plots import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pof._random import seeded
+from pof._support.random import seeded
 from pof.flatness._measure import Progress, draw, measuring, store
-from pof.flatness._plot import STYLES, axes_or_new, joined
-from pof.head import split
-from pof.perturbation import HeadGradient, LineSearch, head_gradient, line_search, respond
+from pof.flatness.plots import STYLES, axes_or_new, joined
+from pof.head.split import split
+from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, line_search, respond
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

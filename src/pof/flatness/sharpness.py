@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs, batch_size
+from pof._support.batches import Inputs, batch_size
 from pof.flatness._functional import Data, Weights, mean_gradient, mean_loss
 from pof.flatness._measure import Loss, Progress, batch_weight, check_mean, draw, measuring, report
-from pof.flatness._plot import STYLES, axes_or_new
+from pof.flatness.plots import STYLES, axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

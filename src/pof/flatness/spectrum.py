@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._random import seeded
+from pof._support.random import seeded
 from pof.flatness._lanczos import tridiagonal
 from pof.flatness._measure import Loss, Progress, measuring, report
 from pof.flatness._operator import Operator
-from pof.flatness._plot import STYLES, axes_or_new
 from pof.flatness.hessian import Parameters, hessian_operator
+from pof.flatness.plots import STYLES, axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pof import _distributed
-from pof._stream import Pairs
+from pof._support import distributed
+from pof.training.stream import Pairs
 
 
 class AheadLoader:
@@ -82,7 +82,7 @@ class AheadLoader:
         Returns:
             Those of each process.
         """
-        return {"processes": _distributed.gather_objects(self._pairs.state_dict(self._consumed))}
+        return {"processes": distributed.gather_objects(self._pairs.state_dict(self._consumed))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the position of a :meth:`state_dict`, at the next iteration.
@@ -90,7 +90,7 @@ class AheadLoader:
         Raises:
             ValueError: if another number of processes saved it.
         """
-        saved, now = len(state["processes"]), _distributed.world_size()
+        saved, now = len(state["processes"]), distributed.world_size()
         if saved != now:
             raise ValueError(f"the checkpoint holds the data order of {saved} processes, and there are {now} now")
-        self._resume = state["processes"][_distributed.rank()]
+        self._resume = state["processes"][distributed.rank()]

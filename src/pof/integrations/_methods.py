@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from pof.head import SplitModel
+from pof.head.split import SplitModel
 from pof.methods import Averaged, Method
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pof._batches import Inputs, batch_size, unpack
-from pof._step import all_samples
-from pof._stream import one_pass
+from pof._support.batches import Inputs, batch_size, unpack
 from pof.integrations._ahead import AheadLoader
 from pof.methods import Method
 from pof.optim import MSAM, PerturbingOptimizer
+from pof.training.step import all_samples
+from pof.training.stream import one_pass
 
 try:
     from lightning.pytorch import LightningModule

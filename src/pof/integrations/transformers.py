@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pof._batches import Inputs, batch_size, to_device, unpack
-from pof._modules import frozen_statistics
-from pof._step import all_samples
-from pof._stream import one_pass, with_next
+from pof._support.batches import Inputs, batch_size, to_device, unpack
+from pof._support.modules import frozen_statistics
 from pof.integrations._methods import calling, inner, needs_loss, own_loss
 from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
+from pof.training.step import all_samples
+from pof.training.stream import one_pass, with_next
 
 try:
     from transformers import Trainer, TrainerCallback

@@ -1,7 +1,7 @@
 """Methods: each file says what the loss of one training step is, nothing else."""
 
-from pof.methods._method import Method, StepOutput
 from pof.methods.averaged import Averaged
+from pof.methods.base import Method, StepOutput
 from pof.methods.finetune import Finetune
 from pof.methods.head_ascent import HeadAscent, HeadAscentOutput
 from pof.methods.pof import PoF, PoFOutput

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pof import _distributed
-from pof._batches import Inputs, batch_size, call
-from pof._modules import BATCH_NORMS, evaluating
-from pof.methods._method import Method, StepOutput
+from pof._support import distributed
+from pof._support.batches import Inputs, batch_size, call
+from pof._support.modules import BATCH_NORMS, evaluating
+from pof.methods.base import Method, StepOutput
 
 Average = Literal["swa", "ema", "lawa"]
 
@@ -181,7 +181,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-    if _distributed.active():
+    if distributed.active():
         for norm in norms:
             for buffer in (norm.running_mean, norm.running_var):
                 if buffer is not None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pof._batches import Inputs
-from pof.head import split
-from pof.methods._method import Method, StepOutput, check_loss_options, cross_entropy_step
+from pof._support.batches import Inputs
+from pof.head.split import split
+from pof.methods.base import Method, StepOutput, check_loss_options, cross_entropy_step
 
 
 class Finetune(Method):

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pof import _distributed
-from pof._batches import Inputs
-from pof._modules import frozen_statistics
-from pof.ascent import module_reach, reach
-from pof.general_head import Loss, module_gradient, perturbed_call
-from pof.head import split
-from pof.methods._method import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss
-from pof.perturbation import HeadGradient, LineSearch, head_gradient, respond
+from pof._support import distributed
+from pof._support.batches import Inputs
+from pof._support.modules import frozen_statistics
+from pof.head.split import split
+from pof.methods.base import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss
+from pof.perturbation.ascent import module_reach, reach
+from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, respond
+from pof.perturbation.module import Loss, module_gradient, perturbed_call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class HeadAscent(Method):
             raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
         self.network = split(model, head)
         check_not_in_ddp(model, self.network.head)
-        _distributed.reshard(model)
+        distributed.reshard(model)
         self.network.head.requires_grad_(False)
         self.level, self.label_smoothing, self.loss = level, label_smoothing, loss
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -126,7 +126,7 @@ class HeadAscent(Method):
 
     def _perturb(self, features: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Radius, ||g|| and perturbed logits (N, C)."""
-        seen, labels = _distributed.gather_rows(features.detach(), targets)
+        seen, labels = distributed.gather_rows(features.detach(), targets)
         level = self.level * math.log(logits.shape[1])
         if self.network.linear and self.loss is None:
             gradient, search = self._linear_ascent(seen, labels, level)

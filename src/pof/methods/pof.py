@@ -18,13 +18,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pof import _distributed, _random
-from pof._batches import Inputs, first_samples
-from pof._modules import frozen_statistics, running_statistics, without_cast_cache
-from pof.general_head import Loss, module_gradient, module_line_search, perturbed_call
-from pof.head import split
-from pof.methods._method import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss
-from pof.perturbation import HeadGradient, LineSearch, head_gradient, line_search, respond
+from pof._support import distributed
+from pof._support.batches import Inputs, first_samples
+from pof._support.modules import frozen_statistics, running_statistics, without_cast_cache
+from pof._support.random import draw_seed, isolated, seeded
+from pof.head.split import split
+from pof.methods.base import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss
+from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, line_search, respond
+from pof.perturbation.module import Loss, module_gradient, module_line_search, perturbed_call
 
 Sampling = Literal["uniform", "fixed"]
 Features = Literal["fresh", "previous"]
@@ -107,14 +108,14 @@ class PoF(Method):
             raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
         self.network = split(model, head)
         check_not_in_ddp(model, self.network.head)
-        _distributed.reshard(model)
+        distributed.reshard(model)
         self.network.head.requires_grad_(False)
         self.gamma, self.sampling, self.features, self.batch_norm = gamma, sampling, features, batch_norm
         self.reference_size, self.label_smoothing, self.loss = reference_size, label_smoothing, loss
         self.needs_reference = features == "fresh"
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.class_weights: Tensor | None
-        self._generator = _random.seeded(seed)
+        self._generator = seeded(seed)
         self._previous: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -149,7 +150,7 @@ class PoF(Method):
         if self.features == "previous" and self.training:
             # Gathered at once: every process then holds the same state, which a checkpoint saves once.
             used = slice(self.reference_size)
-            self._previous = _distributed.gather_rows(features.detach()[used], targets[used])  # type: ignore[assignment]
+            self._previous = distributed.gather_rows(features.detach()[used], targets[used])  # type: ignore[assignment]
         if reference is None:
             expansion, perturbed, norm = 0.0, logits, logits.new_zeros(())
             search = LineSearch(radius=norm, bounded=torch.ones_like(norm, dtype=torch.bool), loss=norm)
@@ -187,7 +188,7 @@ class PoF(Method):
         if inputs is not None and targets is not None:
             if self.reference_size is not None:
                 inputs, targets = first_samples(inputs, targets, self.reference_size)
-            return _distributed.gather_rows(self._fresh_features(inputs), targets)  # type: ignore[return-value]
+            return distributed.gather_rows(self._fresh_features(inputs), targets)  # type: ignore[return-value]
         if self.training or inputs is not None or targets is not None:
             raise ValueError(
                 "features='fresh' needs a second mini-batch in every training step: call"
@@ -199,7 +200,7 @@ class PoF(Method):
     def _fresh_features(self, inputs: Inputs) -> Tensor:
         modes = {"batch": frozen_statistics, "running": running_statistics}
         device = next(self.network.parameters()).device
-        with _random.isolated(_random.draw_seed(self._generator), device), without_cast_cache(device):
+        with isolated(draw_seed(self._generator), device), without_cast_cache(device):
             if self.batch_norm == "update":
                 return self.network.features(inputs)
             with modes[self.batch_norm](self.network.model):

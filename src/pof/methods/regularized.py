@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs
-from pof.head import split
-from pof.methods._method import Method, StepOutput, check_loss_options, cross_entropy_step
+from pof._support.batches import Inputs
+from pof.head.split import split
+from pof.methods.base import Method, StepOutput, check_loss_options, cross_entropy_step
 from pof.regularizers import Regularizer
 
 

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pof import _distributed
-from pof._batches import Inputs, batch_size, first_samples, to_device, unpack
-from pof._modules import frozen_statistics, in_training
-from pof._random import isolated
-from pof.head import split
-from pof.methods._method import Method, StepOutput, check_loss_options, cross_entropy_step
+from pof._support import distributed
+from pof._support.batches import Inputs, batch_size, first_samples, to_device, unpack
+from pof._support.modules import frozen_statistics, in_training
+from pof._support.random import isolated
+from pof.head.split import split
+from pof.methods.base import Method, StepOutput, check_loss_options, cross_entropy_step
 from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, rho_for_level
-from pof.perturbation import cross_entropy, encode_targets
+from pof.perturbation.linear import cross_entropy, encode_targets
 
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
@@ -161,7 +161,7 @@ class SharpnessAware(Method):
         taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
         with in_training(self), frozen_statistics(self.model):
             while window := list(islice(taken, accumulation)):
-                if _distributed.active() or any(batch_size(inputs) for inputs, _ in window):
+                if distributed.active() or any(batch_size(inputs) for inputs, _ in window):
                     found.append(self._rho_of(window, optimizer, level, found[-1] if found and found[-1] else 0.1))
         if not found:
             raise ValueError("calibrate() got no mini-batch")
@@ -185,7 +185,7 @@ class SharpnessAware(Method):
                 out = self._repeatable(*self._of_ascent(inputs, targets))
                 torch.autograd.backward(out.loss * len(out.logits))
                 classes = out.logits.shape[1]
-            _distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
+            distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
             return rho_for_level(optimizer, lambda: self._excess(window), level * math.log(classes), guess=guess)
         finally:
             optimizer.zero_grad()
@@ -207,7 +207,7 @@ class SharpnessAware(Method):
                 count += len(logits)
         device = next(self.model.parameters()).device
         mean, samples = (total / count.clamp_min(1)).to(device), count.to(device)
-        return _distributed.weighted_mean(mean, samples)[0][0][0]
+        return distributed.weighted_mean(mean, samples)[0][0][0]
 
     def _of_ascent(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
         """The part of a mini-batch that gives the direction; of two samples at least, for batch norms."""

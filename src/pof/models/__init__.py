@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from pof._support.factory import call_factory, import_factory
 from pof.models.cifar_resnet import CifarResNet, Shortcut
-from pof.models.factory import call_factory, import_factory
 from pof.models.new_head import replace_head
 from pof.models.small_cnn import SmallCNN
 from pof.models.wide_resnet import WideResNet

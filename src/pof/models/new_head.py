@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pof.head import split
+from pof.head.split import split
 
 
 def replace_head(model: nn.Module, num_classes: int, head: str | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pof._distributed import is_sharded, whole
+from pof._support.distributed import is_sharded, whole
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pof._modules import frozen_statistics
+from pof._support.modules import frozen_statistics
 from pof.optim._entries import Entry, build_base, defines, rescaled
 from pof.optim._equations import global_norm, perturb_
 

@@ -1,7 +1,7 @@
 """The radius from the loss: rho such that the loss at the perturbed weights has risen to a level.
 
 A radius in the units of the weights fits one network; a rise of the loss means the same for each of them.  Head
-ascent takes its radius in this way, from the head alone (:mod:`pof.ascent`).
+ascent takes its radius in this way, from the head alone (:mod:`pof.perturbation.ascent`).
 """
 
 from __future__ import annotations

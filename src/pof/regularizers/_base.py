@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from pof._batches import Inputs
+from pof._support.batches import Inputs
 
 
 class Regularizer(nn.Module, ABC):

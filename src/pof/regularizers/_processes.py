@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pof import _distributed
+from pof._support import distributed
 
 
 def own_rows(rows: Tensor) -> tuple[slice, int]:
@@ -22,10 +22,10 @@ def own_rows(rows: Tensor) -> tuple[slice, int]:
         The slice that they are, and the global batch's size N.
     """
     count = rows.shape[0]
-    if not _distributed.active():
+    if not distributed.active():
         return slice(0, count), count
     rank = dist.get_rank()
-    (owners,) = _distributed.gather_rows(torch.full((count,), rank, device=rows.device))
+    (owners,) = distributed.gather_rows(torch.full((count,), rank, device=rows.device))
     start = int((owners < rank).sum())
     return slice(start, start + count), owners.shape[0]
 
@@ -36,8 +36,8 @@ def gather_with_graph(rows: Tensor) -> Tensor:
     Returns:
         (N, D): this process's own rows with their graph, those of the others as constants.
     """
-    if not _distributed.active():
+    if not distributed.active():
         return rows
     own, _ = own_rows(rows)
-    (everywhere,) = _distributed.gather_rows(rows.detach())
+    (everywhere,) = distributed.gather_rows(rows.detach())
     return torch.cat([everywhere[: own.start], rows, everywhere[own.stop :]])

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pof._random import seeded
+from pof._support.random import seeded
 from pof.regularizers._processes import own_rows
 
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs
-from pof._distributed import add_up
+from pof._support.batches import Inputs
+from pof._support.distributed import add_up
 from pof.regularizers._base import Regularizer, nonnegative
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
 from pof.regularizers._tensors import as_computed, check_features, check_targets, full_precision, zero

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pof._batches import Inputs
+from pof._support.batches import Inputs
 from pof.regularizers._base import Regularizer
 from pof.regularizers._processes import gather_with_graph
 from pof.regularizers._tensors import as_computed, check_features, full_precision, zero

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs, call
-from pof._modules import evaluating
+from pof._support.batches import Inputs, call
+from pof._support.modules import evaluating
 from pof.regularizers._base import Regularizer
 from pof.regularizers._tensors import as_computed, zero
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs
-from pof._distributed import is_sharded
-from pof.head import find_head
+from pof._support.batches import Inputs
+from pof._support.distributed import is_sharded
+from pof.head.search import find_head
 from pof.regularizers._base import Regularizer, nonnegative
 from pof.regularizers._tensors import as_computed
 

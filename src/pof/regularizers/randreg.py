@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs
+from pof._support.batches import Inputs
 from pof.regularizers._base import Regularizer
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
 from pof.regularizers._tensors import as_computed, check_features, check_targets, full_precision, zero

@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pof._batches import Inputs, to_device, unpack
-from pof._modules import evaluating
-from pof._random import capture, restore
+from pof._support.batches import Inputs, to_device, unpack
+from pof._support.modules import evaluating
+from pof._support.random import capture, restore
 from pof.regularizers._tensors import check_features, check_range, check_targets
 
 
@@ -52,7 +52,7 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
     Args:
         model: has ``features(inputs) -> (N, D)``: ``pof.split(model)``.  Its modes are restored, errors or
             not.
-        loader: batches as in :func:`pof._batches.unpack`, with class indices as targets.
+        loader: batches as in :func:`pof._support.batches.unpack`, with class indices as targets.
         num_classes: K.
 
     Returns:

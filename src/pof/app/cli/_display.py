@@ -1,0 +1,95 @@
+"""What a person sees in the terminal: progress, and tables of figures."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pof.training.evaluation import Metrics
+from pof.training.fit import DivergenceWarning
+
+# Under torchrun the first process speaks.
+console = Console(quiet=os.environ.get("RANK", "0") != "0")
+
+
+class Display:
+    """Progress of a run; takes the rows of its log, and shows warnings as a line of text.
+
+    A divergence is no warning here: it is told with the result.
+    """
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task: Any = None
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Display:
+        self._undo.enter_context(warnings.catch_warnings())
+        warnings.showwarning = _show  # put back by catch_warnings
+        warnings.simplefilter("ignore", DivergenceWarning)
+        self._undo.enter_context(self._progress)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Show a row."""
+        if row["event"] == "start":
+            self._task = self._progress.add_task("training", total=row["steps"], completed=row["step"])
+            if row["step"]:
+                console.print(f"going on at step {row['step']} of {row['steps']}")
+        elif row["event"] == "step":
+            self._progress.update(self._task, completed=row["step"], description=f"loss {row['loss']:.4f}")
+        elif row["event"] == "epoch":
+            console.print(epoch_line(row), soft_wrap=True)
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    console.print(f"warning: {message}", soft_wrap=True, markup=False)
+
+
+def epoch_line(row: Mapping[str, Any]) -> str:
+    """Write an epoch's row of the log as a line.
+
+    Returns:
+        The line.
+    """
+    parts = [f"epoch {row['epoch']:>3}"]
+    names = {"train_loss": "loss {:.4f}", "val_nll": "val nll {:.4f}", "train_radius": "radius {:.3g}"}
+    if "val_error" in row:
+        parts.append(f"val error {100 * row['val_error']:.2f} %")
+    parts += [text.format(row[name]) for name, text in names.items() if name in row]
+    if "train_separable" in row:
+        parts.append(f"separable {100 * row['train_separable']:.0f} %")
+    return "  ".join([*parts, "best so far" if row["best"] and "val_error" in row else ""]).rstrip()
+
+
+def metrics_table(title: str, columns: Mapping[str, Metrics]) -> Table:
+    """Set figures side by side.
+
+    Args:
+        title: over the table.
+        columns: name -> figures.
+
+    Returns:
+        The table.
+    """
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    values = list(columns.values())
+    table.add_row("error", *(f"{100 * m.error:.2f} %" for m in values))
+    table.add_row("NLL", *(f"{m.nll:.4f}" for m in values))
+    table.add_row("ECE", *(f"{100 * m.ece:.2f} %" for m in values))
+    table.add_row("n", *(str(m.n) for m in values))
+    return table

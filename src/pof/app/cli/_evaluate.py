@@ -1,0 +1,62 @@
+"""``pof evaluate`` and ``pof data``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.table import Table
+
+from pof.app.cli._display import console, metrics_table
+from pof.app.job import EVAL_BATCH, load, load_network
+from pof.app.options import DataOptions, ModelOptions
+from pof.data import eval_loader, summary
+from pof.training.evaluation import evaluate
+from pof.training.fit import find_device
+
+
+@dataclass
+class EvaluateOptions:
+    """How to evaluate.
+
+    Args:
+        split: test or train.
+        batch_size: samples per forward.
+        device: cpu, cuda, ...; found by itself if not given.
+    """
+
+    split: Literal["test", "train"] = "test"
+    batch_size: int = EVAL_BATCH
+    device: str | None = None
+
+
+def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOptions) -> int:
+    """Print the figures of a network on a data set.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ValueError: if no weights are given.
+    """
+    if model.weights is None:
+        raise ValueError("evaluate needs a trained network: give --weights FILE (or the folder of a run)")
+    device = find_device(options.device)
+    loaded = load(data)
+    network = load_network(model, loaded).to(device)
+    loader = eval_loader(loaded, options.split, batch_size=options.batch_size, workers=data.workers, device=device)
+    console.print(metrics_table(f"{model.model} on {data.data}, {options.split} set", {"": evaluate(network, loader)}))
+    return 0
+
+
+def show_data(data: DataOptions) -> int:
+    """Print what a data set holds.
+
+    Returns:
+        Exit code 0.
+    """
+    table = Table(show_header=False)
+    for name, text in summary(load(data)).items():
+        table.add_row(name, text)
+    console.print(table)
+    return 0

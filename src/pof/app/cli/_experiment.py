@@ -1,0 +1,187 @@
+"""``pof experiment``."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pof.app.cli._display import console
+from pof.app.experiment import (
+    Ended,
+    Forecast,
+    Measure,
+    Plan,
+    Row,
+    cells,
+    check_measure,
+    execute,
+    forecast,
+    header,
+    importable,
+    make_plan,
+    read_recipe,
+    rows_of,
+    shard,
+    total_seconds,
+    write_pages,
+)
+from pof.app.methods import make_method
+
+COMMAND = "experiment"
+HIDDEN = {"epochs", "p", "p (Wilcoxon)"}
+
+
+@dataclass
+class ExperimentOptions:
+    """An experiment.
+
+    Args:
+        recipe: YAML file.
+        out: folder of the experiment; the same command goes on with what is there.
+        set: overrides of the recipe, such as train.lr=0.01.
+        jobs: worker processes; by default as many as there are cores for their threads, one with an accelerator.
+        threads: of torch, per worker.
+        shard: i/n: only the i-th (from 0) of n parts of the seeds and settings.
+        measure: what the tables compare: error, nll, ece (test set); val_error, val_nll; the same of the last epoch
+            (val_error_last, val_nll_last: to choose by, as nothing was selected by them).
+        dry_run: only print what there is to do, and about how long it takes.
+        probe: for that, read the data, and time a few steps if no finished run tells.
+    """
+
+    recipe: str
+    out: str
+    set: list[str] = field(default_factory=list)
+    jobs: int | None = None
+    threads: int = 1
+    shard: str | None = None
+    measure: Measure = "error"
+    dry_run: bool = False
+    probe: bool = True
+
+
+def experiment(options: ExperimentOptions) -> int:
+    """Run a recipe, and write its tables.
+
+    Returns:
+        Exit code: 0, 1 if a run failed.
+
+    Raises:
+        ValueError: if the recipe or an option cannot be used.
+        KeyboardInterrupt: after Ctrl-C, when the workers have ended and the tables are written.
+    """
+    out, path = Path(options.out), Path(options.recipe)
+    jobs = _jobs(options)
+    recipe = read_recipe(path, options.set)
+    check_measure(recipe, options.measure)
+    whole = make_plan(recipe, threads=options.threads)
+    mine = whole if options.shard is None else shard(whole, *_part(options.shard))
+    with importable(path.parent):
+        if options.dry_run:
+            _show_plan(forecast(mine, out, make_method=make_method, probe=options.probe), jobs)
+            return 0
+        try:
+            failed = execute(mine, out, jobs=jobs, make_method=make_method, report=_show)
+        finally:
+            _write(whole, out / recipe.name, rows_of(whole, out), options.measure)
+    for name, reason in failed.items():
+        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False, style="red")
+    if failed:
+        console.print(f"{len(failed)} runs failed; tracebacks are in {out / 'failed'}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def with_plain_recipe(arguments: Sequence[str]) -> list[str]:
+    """Let ``experiment RECIPE --set A=1 B=2 --dry-run`` mean what the parser wants: ``--recipe=RECIPE --set+=A=1`` etc.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        The same for the parser; those of other commands unchanged.
+    """
+    if not arguments or arguments[0] != COMMAND:
+        return list(arguments)
+    result, flag = [COMMAND], ""
+    for argument in arguments[1:]:
+        if argument in {"--dry-run", "--dry_run"}:
+            result.append("--dry_run=true")
+            flag = ""
+        elif argument == "--set":
+            flag = argument
+        elif argument.startswith("-"):
+            result.append(argument)
+            flag = "" if "=" in argument else argument
+        elif flag == "--set":
+            result.append(f"--set+={argument}")
+        else:
+            result.append(argument if flag else f"--recipe={argument}")
+            flag = ""
+    return result
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not index.isdecimal() or not count.isdecimal():
+        raise ValueError(f"shard: give i/n, such as 0/4; got {text!r}")
+    return int(index), int(count)
+
+
+def _jobs(options: ExperimentOptions) -> int:
+    if options.threads < 1 or (options.jobs is not None and options.jobs < 1):
+        raise ValueError(f"jobs and threads must be >= 1; got {options.jobs}, {options.threads}")
+    if options.jobs is not None:
+        return options.jobs
+    if torch.accelerator.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // options.threads)
+
+
+def _show(ended: Ended) -> None:
+    what = f"{ended.seconds:.0f} s" if ended.reason is None else f"failed: {ended.reason}"
+    line = f"[{ended.done}/{ended.total}] {ended.stage.name} (seed {ended.stage.training.seed}): {what}"
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _show_plan(forecasts: Sequence[Forecast], jobs: int) -> None:
+    for line in forecasts:
+        size = f"{line.units:.4g} units" + ("" if line.samples is None else f" x {line.samples} samples")
+        about = "" if line.seconds is None or line.state == "finished" else f", about {_duration(line.seconds)}"
+        text = f"{line.state:<9}  {line.stage.name}  seed {line.stage.training.seed}  {size}{about}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    counts = Counter(line.state for line in forecasts)
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    seconds = total_seconds(forecasts, jobs)
+    if seconds is None:
+        console.print("time unknown: no finished run of this kind here, and --probe false")
+    elif seconds:
+        console.print(f"about {_duration(seconds)} with {jobs} worker{'s' if jobs > 1 else ''}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _write(plan: Plan, folder: Path, rows: Sequence[Row], measure: Measure) -> None:
+    if not rows:
+        console.print("no run of a method is finished: no tables")
+        return
+    summary = write_pages(plan, rows, folder, measure)
+    console.print(f"{summary.name}: {summary.runs} of {summary.planned} runs")
+    for line in _columns([header(summary), *(cells(entry, summary) for entry in summary.entries)]):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(f"tables: {folder} (results.csv, summary.md, summary.tex, summary.json, report.html)", soft_wrap=True)
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Align what fits a terminal; the files have all columns."""
+    shown = [number for number, name in enumerate(lines[0]) if name not in HIDDEN]
+    widths = {number: max(len(line[number]) for line in lines) for number in shown}
+    return ["  ".join(line[number].rjust(widths[number]) for number in shown) for line in lines]

@@ -1,0 +1,232 @@
+"""``pof flatness`` and ``pof report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from pof import flatness
+from pof.app.cli._display import console
+from pof.app.options import DataOptions, ModelOptions
+from pof.app.report import (
+    Bounds,
+    Record,
+    RunFigures,
+    Subject,
+    as_json,
+    check_same_data,
+    collect,
+    read_run,
+    subject_of_file,
+    subject_of_run,
+    summary,
+    write_report,
+)
+from pof.app.report.subjects import short_names
+from pof.app.run_folder import write_json
+from pof.training.fit import find_device
+
+CHECKPOINT_BATCH = 128
+COMMANDS = ("flatness", "report")
+
+
+@dataclass
+class FlatnessOptions:
+    """Which networks.
+
+    Args:
+        runs: run folders, or checkpoint files together with --model and --data.
+        out: JSON file for the figures, or a folder that gets flatness.json; only printed if not given.
+    """
+
+    runs: str | list[str]
+    out: str | None = None
+
+
+@dataclass
+class ReportOptions:
+    """What the report is about.
+
+    Args:
+        runs: run folders; the networks they started from come with them.
+        out: HTML file, or a folder that gets report.html; the last run's folder if not given.
+    """
+
+    runs: str | list[str]
+    out: str | None = None
+
+
+@dataclass
+class MeasureOptions:
+    """How much is measured.
+
+    Args:
+        batches: mini-batches of each kind that are measured on, at most.
+        batch_size: samples per mini-batch; that of the first run's training if not given.
+        device: cpu, cuda, ...; found by itself if not given.
+    """
+
+    batches: int = 20
+    batch_size: int | None = None
+    device: str | None = None
+
+
+@dataclass
+class CheckpointOptions:
+    """The network of a checkpoint file; of a run folder it is known.
+
+    Args:
+        model: as in pof train.
+        head: qualified name of the head; found by itself if not given.
+    """
+
+    model: str | None = None
+    head: str | None = None
+
+
+@dataclass
+class CheckpointData(DataOptions):
+    """The data for a checkpoint file; of a run folder they are known.
+
+    Args:
+        data: as in pof train.
+        validation: share of the training set that its training held out; 0 if that is not known, and then there are
+            no figures that need it.
+    """
+
+    data: str = ""
+    validation: float = 0.0
+
+
+def print_flatness(
+    options: FlatnessOptions, measuring: MeasureOptions, model: CheckpointOptions, data: CheckpointData
+) -> int:
+    """Measure networks and print the figures side by side.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ValueError: if a checkpoint lacks --model or --data, or the networks are of different data.
+        RunError: if a folder is not a run, or the run has not ended.
+    """
+    paths = _paths(options.runs)
+    records = {path: read_run(path) for path in paths if path.is_dir() or not path.exists()}
+    names = dict(zip(paths, short_names(paths), strict=True))
+    subjects = [
+        subject_of_run(records[path], names[path]) if path in records else _checkpoint(path, names[path], model, data)
+        for path in paths
+    ]
+    check_same_data(subjects)
+    bounds = _bounds(measuring, list(records.values()))
+    with showing_progress() as start:
+        networks = collect(subjects, bounds, start=start)
+    console.print(_table(networks))
+    if options.out is not None:
+        out = _file(options.out, "flatness.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, as_json(networks, bounds))
+        console.print(f"written to {out}", soft_wrap=True)
+    return 0
+
+
+def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
+    """Write the report of runs and print its path.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ValueError: if the runs are of different data, or data are missing.
+        RunError: if a folder is not a run, or the run has not ended.
+    """
+    records = [read_run(path) for path in _paths(options.runs)]
+    out = _file(records[-1].folder if options.out is None else options.out, "report.html")
+    with showing_progress() as start:
+        write_report(records, out, _bounds(measuring, records), start=start)
+    console.print(f"report: {out}", soft_wrap=True)
+    return 0
+
+
+def with_plain_runs(arguments: Sequence[str]) -> list[str]:
+    """Let ``report A B`` and ``report --runs A B`` mean what the parser wants as ``report --runs+=A --runs+=B``.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        The same for the parser; those of other commands unchanged.
+    """
+    if not arguments or arguments[0] not in COMMANDS:
+        return list(arguments)
+    result, of_runs = [arguments[0]], True
+    for argument in arguments[1:]:
+        if argument.startswith("-"):
+            of_runs = argument == "--runs"
+        if argument != "--runs":
+            result.append(f"--runs+={argument}" if of_runs else argument)
+    return result
+
+
+def _paths(runs: str | list[str]) -> list[Path]:
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
+    if not paths:
+        raise ValueError("give at least one run: --runs FOLDER")
+    return paths
+
+
+def _file(out: str | Path, name: str) -> Path:
+    path = Path(out)
+    return path if path.suffix == Path(name).suffix else path / name
+
+
+def _checkpoint(path: Path, name: str, model: CheckpointOptions, data: CheckpointData) -> Subject:
+    missing = [flag for flag, value in (("--model", model.model), ("--data", data.data)) if not value]
+    if model.model is None or missing:
+        raise ValueError(f"{path} is a checkpoint file, which does not say what it is of: give {' and '.join(missing)}")
+    return subject_of_file(path, name, ModelOptions(model.model, head=model.head), data)
+
+
+def _bounds(options: MeasureOptions, records: Sequence[Record]) -> Bounds:
+    size = options.batch_size
+    if size is None:
+        size = records[0].config["training"]["batch_size"] if records else CHECKPOINT_BATCH
+    return Bounds(options.batches, size, find_device(options.device))
+
+
+def _table(networks: Sequence[RunFigures]) -> Table:
+    table = Table(title=f"{networks[0].subject.data.data}", title_justify="left")
+    table.add_column("")
+    for network in networks:
+        table.add_column(network.subject.name, justify="right", overflow="fold")
+    for group in summary(networks):
+        table.add_section()
+        table.add_row(f"[bold]{group.title}")
+        for row, cells in group.rows:
+            table.add_row(row.label, *(cell.text for cell in cells))
+    return table
+
+
+@contextmanager
+def showing_progress() -> Iterator[Callable[[str], flatness.Progress]]:
+    """Show the progress of measurements.
+
+    Yields:
+        What ``pof.report`` takes as ``start``.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("reading data", total=None)
+
+        def start(name: str) -> flatness.Progress:
+            def show(stage: str, done: int, total: int | None) -> None:
+                progress.update(task, description=f"{name}: {stage}", completed=done, total=total)
+
+            return show
+
+        yield start

@@ -1,0 +1,65 @@
+"""``pof train``, ``pof post-train`` and ``pof fine-tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pof.app import job
+from pof.app.cli._display import Display, console, metrics_table
+from pof.app.methods import make_method
+from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
+
+
+def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
+    """Train a network, from scratch or from weights.
+
+    Returns:
+        Exit code: 0, 1 for a run that diverged without a network worth keeping, 130 if interrupted.
+    """
+    make = make_method(training.method)
+    with Display() as display:
+        result = job.train(make, model, data, training, run, display)
+    if result.fit.stopped == "interrupted":
+        console.print(result.fit.message)
+        return 130
+    columns = {} if result.before is None else {"before": result.before}
+    if result.after is not None:
+        columns["after"] = result.after
+    console.print(metrics_table(f"{data.data}, test set", columns))
+    console.print(result.fit.message, soft_wrap=True)
+    console.print(f"written to {result.folder}", soft_wrap=True)
+    return 1 if result.fit.stopped == "diverged" and result.fit.best_epoch == 0 and model.weights is None else 0
+
+
+def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
+    """Post-train a network that is trained already.
+
+    Returns:
+        Exit code, as of :func:`train`.
+
+    Raises:
+        ValueError: if no weights are given.
+    """
+    if model.weights is None:
+        raise ValueError("post-train needs a trained network: give --weights FILE (or the folder of a run)")
+    if data.validation and not Path(model.weights).is_dir():
+        console.print(
+            "note: if this network was trained on the samples now held out for validation, they favour it over every"
+            " epoch; --validation 0 hands back the last epoch unjudged",
+            soft_wrap=True,
+        )
+    return train(model, data, training, run)
+
+
+def fine_tune(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
+    """Train a pre-trained backbone with a new head.
+
+    Returns:
+        Exit code, as of :func:`train`.
+
+    Raises:
+        ValueError: if no weights are given, and the model is not a factory, which may bring its own.
+    """
+    if model.weights is None and (":" not in model.model or model.model.startswith("timm:")):
+        raise ValueError("fine-tune needs a pre-trained backbone: give --weights FILE (for timm also: pretrained)")
+    return train(model, data, training, run)

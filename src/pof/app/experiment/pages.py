@@ -1,0 +1,213 @@
+"""The summary of an experiment as Markdown, LaTeX, JSON, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pof.app.experiment.figure import differences_panel
+from pof.app.experiment.plan import Plan
+from pof.app.experiment.statistics import Paired, Spread
+from pof.app.experiment.summary import LABELS, SHARES, Entry, Measure, Summary, summarise
+from pof.app.experiment.table import Row, write_csv
+from pof.app.report import svg
+from pof.app.run_folder import write_json
+from pof.weights import replacing
+
+NOTHING = "–"
+
+
+def write_pages(plan: Plan, rows: Sequence[Row], folder: Path, measure: Measure = "error") -> Summary:
+    """Write results.csv, summary.json, summary.md, summary.tex and report.html.
+
+    Args:
+        plan: the whole experiment.
+        rows: what is finished of it, at least one run.
+        folder: made if it is not there; what is in it of an earlier call is replaced.
+        measure: the figure that is compared.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ValueError: if the measure cannot be used.
+        OSError: if a file cannot be written.
+    """
+    summary = summarise(plan, rows, measure)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, folder / "results.csv")
+    commits = sorted({row.commit or "unknown" for row in rows})
+    write_json(folder / "summary.json", {**asdict(summary), "commits": commits, "recipe": dict(plan.recipe.source)})
+    for name, text in (
+        ("summary.md", markdown(summary)),
+        ("summary.tex", latex(summary)),
+        ("report.html", html(plan, summary, commits)),
+    ):
+        with replacing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return summary
+
+
+def markdown(summary: Summary) -> str:
+    """Write the table in Markdown.
+
+    Returns:
+        Heading, table, and what it means.
+    """
+    head, body = header(summary), [cells(entry, summary) for entry in summary.entries]
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *body]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n".join(f"- {note}" for note in reading(summary))
+    return f"# {summary.name}\n\n{table}\n\n{notes}\n"
+
+
+def latex(summary: Summary) -> str:
+    """Write the table in LaTeX, for the package booktabs.
+
+    Returns:
+        A ``tabular`` environment, with what it means as a comment.
+    """
+    columns = header(summary)
+    lines = [" & ".join(map(_tex, line)) + r" \\" for line in [columns, *(cells(e, summary) for e in summary.entries)]]
+    notes = [f"% {note}" for note in reading(summary)]
+    begin = rf"\begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}"
+    return "\n".join(
+        [*notes, begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", ""]
+    )
+
+
+def html(plan: Plan, summary: Summary, commits: Sequence[str]) -> str:
+    """Write the page.
+
+    Args:
+        plan: gives the recipe.
+        summary: the figures.
+        commits: of the code that made the runs.
+
+    Returns:
+        HTML that needs nothing else.
+
+    Raises:
+        ImportError: if jinja2 is missing.
+    """
+    import yaml
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folders = [Path(__file__).parent, Path(svg.__file__).parent]
+    template = Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("experiment.html")
+    return template.render(
+        title=summary.name,
+        label=_sentence(LABELS[summary.measure]),
+        reading=reading(summary),
+        head=header(summary),
+        body=[cells(entry, summary) for entry in summary.entries],
+        panels=[differences_panel(summary, setting, number) for number, setting in enumerate(summary.settings)],
+        recipe=yaml.safe_dump(dict(plan.recipe.source), sort_keys=False, allow_unicode=True),
+        commits=commits,
+        threads=plan.threads,
+    )
+
+
+def header(summary: Summary) -> list[str]:
+    """Name the columns of the table.
+
+    Returns:
+        As many as :func:`cells` gives.
+    """
+    percent = " (%)" if summary.measure in SHARES else ""
+    columns = ["setting", "method", "epochs", "units", "n", f"{LABELS[summary.measure]}{percent}"]
+    groups = [("incoming", any(e.to_incoming for e in summary.entries)), (summary.control, bool(summary.control))]
+    for name, there in groups:
+        columns += [f"minus {name}", "95 % interval", "p", "p (Holm)", "p (Wilcoxon)"] if there else []
+    return columns
+
+
+def cells(entry: Entry, summary: Summary) -> list[str]:
+    """Write a line of the table.
+
+    Args:
+        entry: a method in a setting.
+        summary: the whole.
+
+    Returns:
+        The texts.
+    """
+    scale = 100.0 if summary.measure in SHARES else 1.0
+    digits = 2 if summary.measure in SHARES else 4
+    texts = [entry.setting, entry.method, str(entry.epochs), f"{entry.units:.4g}", str(entry.figures.n)]
+    texts.append(_spread(entry.figures, scale, digits))
+    if any(e.to_incoming for e in summary.entries):
+        texts += _comparison(entry.to_incoming, scale, digits + 1)
+    if summary.control is not None:
+        texts += _comparison(entry.to_control, scale, digits + 1)
+    return texts
+
+
+def reading(summary: Summary) -> list[str]:
+    """Say what the table holds.
+
+    Returns:
+        A few sentences.
+    """
+    label = LABELS[summary.measure]
+    points = "; differences in percentage points" if summary.measure in SHARES else ""
+    sentences = [
+        f"{summary.runs} of {summary.planned} runs are finished.",
+        f"{_sentence(label)} of the delivered network, mean ± sample standard deviation over n seeds{points}. A"
+        " negative difference is better.",
+        "Units: forward-backward passes over the training set (a forward without gradient counts 1/3), without"
+        " pre-training and validation.",
+        "Differences are paired by seed, with Student's 95 % interval of the mean and a paired t-test.",
+    ]
+    if summary.comparisons:
+        sentences.append(
+            f"p (Holm) is corrected over all {summary.comparisons} t-tests of this table; the Wilcoxon"
+            " signed-rank test is not corrected."
+        )
+    unequal = [f"{e.method} ({e.units:.4g})" for e in summary.entries if _unequal(e, summary)]
+    if unequal:
+        names = ", ".join(dict.fromkeys(unequal))
+        sentences.append(f"Not equal compute: more than one epoch's units from the control's: {names}.")
+    notes = {c.note for e in summary.entries for c in (e.to_incoming, e.to_control) if c is not None and c.note}
+    return sentences + [f"Without p: {note}." for note in sorted(notes)]
+
+
+def _unequal(entry: Entry, summary: Summary) -> bool:
+    control = next((e for e in summary.entries if (e.setting, e.method) == (entry.setting, summary.control)), None)
+    return control is not None and abs(entry.units - control.units) > max(1.0, entry.units / entry.epochs)
+
+
+def _spread(figures: Spread, scale: float, digits: int) -> str:
+    mean = f"{scale * figures.mean:.{digits}f}"
+    return mean if figures.sd is None else f"{mean} ± {scale * figures.sd:.{digits}f}"
+
+
+def _comparison(test: Paired | None, scale: float, digits: int) -> list[str]:
+    if test is None:
+        return [NOTHING] * 5
+    interval = NOTHING
+    if test.low is not None and test.high is not None:
+        interval = f"[{scale * test.low:+.{digits}f}, {scale * test.high:+.{digits}f}]"
+    return [f"{scale * test.mean:+.{digits}f}", interval, *map(_p, (test.p, test.p_holm, test.wilcoxon))]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _tex(text: str) -> str:
+    replaced = {"±": r"$\pm$", "–": "--", **{mark: f"\\{mark}" for mark in "%_&#"}}
+    return "".join(replaced.get(character, character) for character in text)

@@ -1,0 +1,253 @@
+"""A recipe: which networks, data, methods and seeds an experiment compares; YAML, read into the typed options.
+
+Sections are merged before they are read: ``train``, then the setting's ``train``, then the method's own entries.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pof.app.experiment.compute import epochs_within
+from pof.app.options import DataOptions, ModelOptions, TrainOptions
+
+T = TypeVar("T", DataOptions, ModelOptions, TrainOptions)
+KEYS = ("name", "seeds", "data", "model", "pretrain", "settings", "train", "budget", "methods", "control")
+SECTIONS = ("data", "model", "pretrain", "train", "budget")
+"""What a setting can override."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One setting, with its overrides merged in."""
+
+    name: str
+    model: ModelOptions
+    data: DataOptions
+    split_by_seed: bool
+    """Whether the seed also chooses the validation split and the part of the data; not if the recipe says how."""
+    pretrain: TrainOptions | None
+    methods: Mapping[str, TrainOptions]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An experiment: every method, in every setting, with every seed."""
+
+    name: str
+    seeds: tuple[int, ...]
+    regimes: tuple[Regime, ...]
+    control: str | None
+    """The method that the others are compared with."""
+    source: Mapping[str, Any]
+    """As it was read, overrides applied; plain values."""
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: such as ``train.lr=0.01``; the value is YAML.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: if a key is unknown or missing, or a value has the wrong type.
+        FileNotFoundError: if there is no such file.
+    """
+    import yaml
+
+    try:
+        source: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = [(*_assignment(text), text) for text in overrides]
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is no YAML: {error}") from error
+    if not isinstance(source, dict):
+        raise RecipeError(f"{path} is not a recipe: it needs the keys {', '.join(KEYS)}")
+    for key, value, text in values:
+        _set(source, key, value, text)
+    return parse_recipe(source)
+
+
+def parse_recipe(source: Mapping[str, Any]) -> Recipe:
+    """Make a recipe of plain values.
+
+    Args:
+        source: as YAML gives them.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: if a key is unknown or missing, or a value has the wrong type.
+    """
+    _check_keys(source, KEYS, "the recipe")
+    missing = [key for key in ("name", "seeds", "data", "model", "methods") if source.get(key) is None]
+    if missing:
+        raise RecipeError(f"the recipe lacks {missing[0]!r}")
+    name = source["name"]
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name) or name in {"runs", "failed"}:
+        raise RecipeError(
+            f"name: it becomes a folder beside 'runs' and 'failed', so give letters, digits, . + - _; got {name!r}"
+        )
+    methods = _mapping(source["methods"], "methods")
+    if not methods:
+        raise RecipeError("methods: give at least one")
+    control = source.get("control")
+    if control is not None and control not in methods:
+        raise RecipeError(f"control: {control!r} is none of the methods {', '.join(map(str, methods))}")
+    settings = _mapping(source.get("settings") or {name: {}}, "settings")
+    regimes = tuple(_regime(_check_name(setting, "settings"), source, part) for setting, part in settings.items())
+    return Recipe(name, _seeds(source["seeds"]), regimes, control, dict(source))
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let modules beside a recipe be imported, in this process and in those it starts meanwhile."""
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)
+
+
+def _regime(name: str, source: Mapping[str, Any], overrides: Any) -> Regime:
+    where = f"settings.{name}"
+    part = _mapping(overrides or {}, where)
+    _check_keys(part, SECTIONS, where)
+    merged = {key: _merged(source.get(key), part[key]) if key in part else source.get(key) for key in SECTIONS}
+    data = _mapping(merged["data"], "data")
+    pretrain, train = merged["pretrain"], _mapping(merged["train"] or {}, "train")
+    return Regime(
+        name,
+        parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
+        parse_section(DataOptions, data, "data"),
+        "split_seed" not in data,
+        None if pretrain is None else _training({"method": "finetune", **_mapping(pretrain, "pretrain")}, "pretrain"),
+        {
+            _check_name(label, "methods"): _method(train, own, merged["budget"], f"methods.{label}")
+            for label, own in source["methods"].items()
+        },
+    )
+
+
+def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> TrainOptions:
+    mine = _mapping(own or {}, where)
+    training = _training(_merged(train, mine), where)
+    if budget is None or "epochs" in mine:
+        return training
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise RecipeError(f"budget: give a number of epochs of plain training; got {budget!r}")
+    if "epochs" in train:
+        raise RecipeError("train.epochs and budget are both given: leave out one (a method may have its own epochs)")
+    try:
+        return replace(training, epochs=epochs_within(budget, training))
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _training(values: Mapping[str, Any], where: str) -> TrainOptions:
+    if "seed" in values:
+        raise RecipeError(f"{where}.seed: the seeds of an experiment are under the recipe's key 'seeds'")
+    return parse_section(TrainOptions, values, where)
+
+
+def parse_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Read a section by the types of its dataclass.
+
+    Args:
+        kind: one of the classes of options.
+        values: plain values.
+        where: what the section is called in messages.
+
+    Returns:
+        The options.
+
+    Raises:
+        RecipeError: if a key is unknown or missing, or a value has the wrong type.
+        ImportError: if jsonargparse is missing.
+    """
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError as error:
+        raise ImportError("recipes need more than the library: pip install 'pof[app]'") from error
+    first = fields(kind)[0].name
+    if values.get(first) is None:
+        remedy = "" if kind is TrainOptions else f", or add --set {where}.{first}=..."
+        raise RecipeError(f"{where}.{first} is not given: name it in the recipe{remedy}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    try:
+        made = parser.instantiate(parser.parse_object(dict(values)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
+    return kind(**{field.name: made[field.name] for field in fields(kind)})
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    whole = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"seeds: give a number >= 1, or a list of different numbers >= 0; got {value!r}")
+    return tuple(seeds)
+
+
+def _check_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"{where} has an unknown key {key!r}; known are {', '.join(known)}")
+
+
+def _check_name(value: Any, where: str) -> str:
+    """What stands in tables of several formats."""
+    if not isinstance(value, str) or not re.fullmatch(r"[^|\\{}$^~\s]([^|\\{}$^~\n\t]*[^|\\{}$^~\s])?", value):
+        raise RecipeError(f"{where}: a name is a text without | \\ {{ }} $ ^ ~ and blanks at its ends; got {value!r}")
+    return value
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{where}: give keys and values; got {value!r}")
+    return value
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """``over`` on top of ``base``: key by key where both are mappings."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return over
+    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise RecipeError(f"--set takes KEY=VALUE, such as train.lr=0.01; got {text!r}")
+    return key, yaml.safe_load(value)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, text: str) -> None:
+    """Set a value by its dotted key; names that are there may have dots of their own."""
+    if key in tree or "." not in key:
+        tree[key] = value
+        return
+    known = [name for name in tree if isinstance(name, str) and key.startswith(f"{name}.")]
+    name = max(known, key=len, default=key.partition(".")[0])
+    if tree.get(name) is None:
+        tree[name] = {}
+    if not isinstance(tree[name], dict):
+        raise RecipeError(f"--set {text}: {name!r} is {tree[name]!r} and has no keys")
+    _set(tree[name], key.removeprefix(f"{name}."), value, text)

@@ -1,0 +1,131 @@
+"""The results of an experiment as one tidy table: a row for each finished run of a method."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pof.app.experiment.compute import units
+from pof.app.experiment.plan import RUNS, Plan, Stage
+from pof.app.experiment.worker import is_finished
+from pof.weights import replacing
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished run; ``error``, ``nll`` and ``ece`` are those of the delivered network on the test set."""
+
+    setting: str
+    method: str
+    seed: int
+    epochs: int
+    units: float
+    """Forward-backward passes over the training set that the run was planned with."""
+    error: float
+    nll: float
+    ece: float
+    error_before: float | None
+    """Of the incoming network, on the test set; None where it has a new head."""
+    nll_before: float | None
+    ece_before: float | None
+    val_error: float | None
+    """Of the delivered network, on validation; None without validation data."""
+    val_error_before: float | None
+    val_error_last: float | None
+    """Of the network of the last epoch."""
+    val_nll: float | None
+    val_nll_before: float | None
+    val_nll_last: float | None
+    best_epoch: int
+    stopped: str | None
+    radius: float | None
+    """Mean radius over the last epoch, of methods that have one."""
+    seconds: float
+    folder: str
+    commit: str | None
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+INCIDENTAL = ("seconds", "folder", "commit")
+"""Columns that may differ when an experiment is repeated."""
+
+
+def rows_of(plan: Plan, out: Path) -> list[Row]:
+    """Read what is finished of a plan.
+
+    Args:
+        plan: the whole or a shard.
+        out: folder of the experiment.
+
+    Returns:
+        The rows, in the plan's order.
+    """
+    named = [
+        (cell.setting, cell.seed, method, plan.stages[name])
+        for cell in plan.cells
+        for method, name in cell.methods.items()
+        if is_finished(out / RUNS / name)
+    ]
+    return [_row(setting, method, seed, stage, out) for setting, seed, method, stage in named]
+
+
+def planned(plan: Plan) -> int:
+    """Count the rows that the complete table has.
+
+    Returns:
+        Settings x seeds x methods.
+    """
+    return sum(len(cell.methods) for cell in plan.cells)
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write the table; numbers are written so that reading gives the same bits.
+
+    Args:
+        rows: the table.
+        path: replaced atomically.
+    """
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
+
+
+def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> Row:
+    folder = out / RUNS / stage.name
+    result, surroundings = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("result.json", "environment.json")
+    )
+
+    def figure(section: str, name: str) -> Any:
+        return (result[section] or {}).get(name)
+
+    return Row(
+        setting=setting,
+        method=method,
+        seed=seed,
+        epochs=stage.training.epochs,
+        units=float(units(stage.training)),
+        error=result["test_after"]["error"],
+        nll=result["test_after"]["nll"],
+        ece=result["test_after"]["ece"],
+        error_before=figure("test_before", "error"),
+        nll_before=figure("test_before", "nll"),
+        ece_before=figure("test_before", "ece"),
+        val_error=figure("validation_after", "error"),
+        val_error_before=figure("validation_before", "error"),
+        val_error_last=figure("validation_last", "error"),
+        val_nll=figure("validation_after", "nll"),
+        val_nll_before=figure("validation_before", "nll"),
+        val_nll_last=figure("validation_last", "nll"),
+        best_epoch=result["best_epoch"],
+        stopped=result["stopped"],
+        radius=figure("train_last", "radius"),
+        seconds=result["seconds"],
+        folder=f"{RUNS}/{stage.name}",
+        commit=surroundings["commit"],
+    )

@@ -1,0 +1,130 @@
+"""What runs in a worker process: one stage after the other, until the parent closes the connection or is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pof.app import job
+from pof.app.experiment.plan import Stage
+from pof.app.options import RunOptions
+from pof.training.fit import DivergenceWarning
+
+MakeMethodByName = Callable[[str], job.MakeMethod]
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended in a worker."""
+
+    reason: str | None = None
+    """Why it failed, in a line; None if it did not."""
+    details: str = ""
+    """The traceback."""
+
+
+def work(connection: Connection, make_method: MakeMethodByName, runs: Path, threads: int) -> None:
+    """Run the stages that come through the connection, and answer each with its outcome.
+
+    Args:
+        connection: to the parent.
+        make_method: looks up a method by name.
+        runs: folder of the run folders.
+        threads: of torch.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent then tells us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore", DivergenceWarning)  # told with the results
+    warnings.formatwarning = _line
+    with suppress(EOFError, OSError):
+        while True:
+            outcome = _outcome(connection.recv(), make_method, runs)
+            connection.send(outcome)
+            if outcome.reason == INTERRUPTED:
+                return
+
+
+def run_stage(stage: Stage, make_method: MakeMethodByName, runs: Path) -> bool:
+    """Run a stage, or go on with it; nothing is done if it is finished.
+
+    Args:
+        stage: its parent is finished.
+        make_method: looks up a method by name.
+        runs: folder of the run folders.
+
+    Returns:
+        Whether it is finished; False if a signal stopped it.
+    """
+    folder = runs / stage.name
+    with _locked(runs, stage.name):
+        if is_finished(folder):
+            return True
+        model = stage.model
+        if stage.parent is not None:
+            model = replace(model, weights=str((runs / stage.parent).resolve()))
+        make = make_method(stage.training.method)
+        result = job.train(make, model, stage.data, stage.training, RunOptions(str(folder), resume=True), _nowhere)
+        if result.after is None:
+            return False
+        shutil.rmtree(folder / "state")  # several times the size of the network, and of no use any more
+    return True
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a stage is finished: its figures are written last.
+
+    Returns:
+        True if so.
+    """
+    return (folder / "result.json").exists()
+
+
+def _outcome(stage: Stage, make_method: MakeMethodByName, runs: Path) -> Outcome:
+    try:
+        return Outcome() if run_stage(stage, make_method, runs) else Outcome(INTERRUPTED)
+    except KeyboardInterrupt:
+        return Outcome(INTERRUPTED)
+    except Exception as error:  # anything that a user's model or data raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(reason, traceback.format_exc())
+
+
+@contextmanager
+def _locked(runs: Path, name: str) -> Iterator[None]:
+    """Wait until no other process, of this experiment or another, writes to this run folder; the system unlocks."""
+    folder = runs / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {message}\n"
+
+
+def _nowhere(row: Mapping[str, Any]) -> None:
+    """The run folder's own log is enough."""

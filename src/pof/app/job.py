@@ -1,0 +1,333 @@
+"""A whole training run: data, model, method, fit, and the figures before and after, into one run folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
+from pof.app.rates import learning_rate
+from pof.app.run_folder import Run, RunError
+from pof.data import Data, eval_loader, load_data, split_validation, stratified_fraction, train_loader
+from pof.head.split import split as split_at_head
+from pof.methods import Method
+from pof.models import build_model, replace_head
+from pof.training.evaluation import Metrics, evaluate
+from pof.training.fit import FitResult, find_device, fit
+
+EVAL_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is made of."""
+
+    model: nn.Module
+    head: str | None
+    training: TrainOptions
+    num_classes: int
+    batches: Iterable[Any]
+    """The training set in mini-batches as they are evaluated, for statistics of the incoming features."""
+    mini_batches: Iterable[Any] = ()
+    """Of the training set, as they are trained with."""
+    from_scratch: bool = False
+    """Whether nothing of the model is trained yet."""
+
+
+MakeMethod = Callable[[Setting], Method]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a run gave."""
+
+    folder: Path
+    fit: FitResult
+    before: Metrics | None
+    """On the test set, of the weights that came in; None for a network that started from scratch."""
+    after: Metrics | None
+    """On the test set, of the network handed back; None if the run was interrupted."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Indices into the training set."""
+
+    train: torch.Tensor
+    validation: torch.Tensor | None
+
+
+def train(
+    make_method: MakeMethod,
+    model: ModelOptions,
+    data: DataOptions,
+    training: TrainOptions,
+    run: RunOptions,
+    log: Callable[[Mapping[str, Any]], None],
+) -> JobResult:
+    """Train or post-train a network and write the run folder.
+
+    The test set is used once, at the end.  Under several processes the first one writes.
+
+    Args:
+        make_method: makes the method around the model.
+        model: which network, from which weights.
+        data: which data.
+        training: how.
+        run: where to.
+        log: also gets every row of the log, for a display.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: for options that do not fit together, data, weights or a folder that cannot be used.
+    """
+    device = find_device(training.device)
+    rank, world = _processes()
+    training = replace(training, lr=learning_rate(model, training))
+    config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
+    loaded = load(data)
+    splits = split(loaded, data)
+    batches = train_loader(
+        loaded,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        indices=splits.train,
+        workers=data.workers,
+        device=device,
+        drop_last=leaves_a_scrap(len(splits.train), training.batch_size),
+        rank=rank,
+        world_size=world,
+    )
+    torch.manual_seed(training.seed + rank)
+    network = load_network(model, loaded)
+    if training.freeze_head:
+        freeze_head(network, model)
+    trained = model.weights is not None and model.source_classes is None
+    incoming = copy.deepcopy(network).to("cpu") if trained else None
+    folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
+
+    def both(row: Mapping[str, Any]) -> None:
+        if folder is not None:
+            folder.log(row)
+            log(row)
+
+    evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
+    statistics = evaluating("train", indices=splits.train)
+    with closing(batches.iterate(0)) as first_epoch:
+        method = make_method(
+            Setting(
+                network.to(device),
+                model.head,
+                training,
+                loaded.num_classes,
+                statistics,
+                first_epoch,
+                _from_scratch(model),
+            )
+        )
+    method.to(device)
+    validation = None if splits.validation is None else evaluating("train", indices=splits.validation)
+    result = fit(
+        method,
+        batches,
+        epochs=training.epochs,
+        optimizer=make_optimizer(method, training),
+        schedule=training.schedule,
+        val_loader=validation,
+        checkpoint_dir=Path(run.out) / "state",
+        resume=run.resume,
+        checkpoint_every=training.checkpoint_every,
+        accumulation=training.accumulation,
+        clip_norm=training.clip_norm,
+        precision=training.precision,
+        device=device,
+        log=both,
+    )
+    if result.stopped == "interrupted":
+        return JobResult(Path(run.out), result, None, None)
+    test = evaluating("test")
+    before = None if incoming is None else evaluate(incoming.to(device), test)
+    after = evaluate(network, test)
+    if folder is not None:
+        folder.finish(network, _figures(result, before, after))
+    return JobResult(Path(run.out), result, before, after)
+
+
+def leaves_a_scrap(samples: int, batch_size: int) -> bool:
+    """Whether an epoch's last mini-batch should be left out: there are others, and it is under a quarter of them.
+
+    Its step would count as much as every other, on batch statistics of a few samples: 8 of 128 were seen to undo a
+    fitted ResNet-20 at lr 0.05 (docs/log.md).  Another order leaves out other samples in each epoch.
+
+    Args:
+        samples: in the training set.
+        batch_size: over all processes.
+
+    Returns:
+        True to drop it.
+    """
+    return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4
+
+
+def load(options: DataOptions) -> Data:
+    """Load the data set that the options name.
+
+    Args:
+        options: name, folder, augmentation, normalisation.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: if it is unknown, or its files are missing or damaged.
+    """
+    return load_data(
+        options.data,
+        data_root=options.data_root,
+        augment=options.augment,
+        mean=options.mean,
+        std=options.std,
+        image_size=options.image_size,
+    )
+
+
+def split(loaded: Data, options: DataOptions) -> Splits:
+    """Split the training set into training and validation, and cut training to size.
+
+    Args:
+        loaded: the data.
+        options: shares and seed.
+
+    Returns:
+        Indices into the training set.
+
+    Raises:
+        ValueError: if the sizes do not fit the data.
+    """
+    labels = loaded.train_labels
+    indices, validation = torch.arange(len(labels)), None
+    if options.validation:
+        indices, validation = split_validation(labels, options.validation, seed=options.split_seed)
+    if options.train_size is not None and options.fraction is not None:
+        raise ValueError(f"give train_size ({options.train_size}) or fraction ({options.fraction}), not both")
+    for name, size in (("train_size", options.train_size), ("fraction", options.fraction)):
+        if size is not None:
+            indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed, name=name)]
+    return Splits(indices, validation)
+
+
+def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
+    """Build the network for a data set, with its weights.
+
+    Args:
+        options: which; ``weights`` may be a run folder.
+        loaded: gives the numbers of classes and channels.
+
+    Returns:
+        The network, in channels-last layout if it has convolutions.
+
+    Raises:
+        ValueError: if the network is unknown or the weights do not fit.
+        RunError: if the run of that folder has not ended.
+    """
+    weights = options.weights
+    if weights is not None and Path(weights).is_dir():
+        weights = str(Path(weights) / "model.safetensors")
+        if not Path(weights).exists():
+            raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
+    classes = options.source_classes or loaded.num_classes
+    network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+    if options.source_classes is not None:
+        replace_head(network, loaded.num_classes, options.head)
+    # Nothing changes but the order in memory; convolutions are faster, in bf16 on a CPU by a factor of two.
+    return network.to(memory_format=torch.channels_last)
+
+
+def freeze_head(network: nn.Module, options: ModelOptions) -> None:
+    """Take the head out of training, in place.
+
+    Args:
+        network: any classifier.
+        options: name the head.
+
+    Raises:
+        ValueError: if the head is new and would stay as random as it is, or cannot be found.
+    """
+    if options.source_classes is not None:
+        raise ValueError(f"freeze_head: a new head (source_classes {options.source_classes}) has to be trained")
+    if _from_scratch(options):
+        raise ValueError("freeze_head: a network without --weights has a random head, which has to be trained")
+    split_at_head(network, options.head).head.requires_grad_(False)
+
+
+def _from_scratch(options: ModelOptions) -> bool:
+    """Whether nothing is trained yet; a factory may bring its own weights."""
+    return options.weights is None and (":" not in options.model or options.model.startswith("timm:"))
+
+
+def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
+    """Make the optimizer of a method.
+
+    Args:
+        method: may wrap the plain optimizer, as SAM does.
+        training: kind and settings.
+
+    Returns:
+        The optimizer over the method's trainable parameters.
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+    if training.lr == "auto" or not 0 < training.lr < float("inf"):
+        raise ValueError(f"lr must be a finite number > 0; got {training.lr}")
+    if not 0 <= training.momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1); got {training.momentum}")
+    if training.weight_decay < 0:
+        raise ValueError(f"weight_decay must be >= 0; got {training.weight_decay}")
+    lr, decay, momentum = training.lr, training.weight_decay, training.momentum
+    if training.optimizer == "adamw":
+        return method.build_optimizer(torch.optim.AdamW, lr=lr, weight_decay=decay)
+    nesterov = momentum > 0
+    return method.build_optimizer(torch.optim.SGD, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
+
+
+def _processes() -> tuple[int, int]:
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
+def _figures(result: FitResult, before: Metrics | None, after: Metrics) -> dict[str, Any]:
+    rows = {row["epoch"]: row for row in result.history}
+    last = result.history[-1]
+    return {
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "stopped": result.stopped,
+        "message": result.message,
+        "seconds": round(sum(row["seconds"] for row in result.history), 3),
+        "test_before": None if before is None else vars(before),
+        "test_after": vars(after),
+        "validation_before": _named("val_", rows[0]),
+        "validation_after": _named("val_", rows[result.best_epoch]),
+        "validation_last": _named("val_", last),
+        "train_last": _named("train_", last),
+    }
+
+
+def _named(prefix: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The figures of an epoch's row whose names start so, without that; None if there are none."""
+    return {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)} or None

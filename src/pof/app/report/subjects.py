@@ -1,0 +1,269 @@
+"""Which networks a report is about: those of run folders, the one each started from, and single checkpoints.
+
+What a run folder says about itself is taken from its files; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pof.app import job
+from pof.app.options import DataOptions, ModelOptions
+from pof.app.run_folder import RunError, read_config, read_rows
+from pof.data import Data
+from pof.models import PRETRAINED
+from pof.training.evaluation import Metrics
+from pof.weights import load_weights
+
+BEFORE = "before"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The files of a run that has ended."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    rows: list[dict[str, Any]]
+    """Of metrics.jsonl."""
+    result: dict[str, Any]
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl that are about an epoch; number 0 is the network that came in."""
+        return [row for row in self.rows if row["event"] == "epoch"]
+
+    def validation_error(self, epoch: int) -> float | None:
+        """Return the validation error after an epoch, in [0, 1]; None without validation data."""
+        found = [row["val_error"] for row in self.epochs() if row["epoch"] == epoch and "val_error" in row]
+        return found[-1] if found else None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, and what is known of it already."""
+
+    name: str
+    detail: str
+    """A few words: the method, or where the weights are from."""
+    model: ModelOptions
+    """How to build it; ``weights`` are loaded by that."""
+    data: DataOptions
+    file: Path | None = None
+    """Weights to load after it is built; None where ``model`` names them."""
+    test: Metrics | None = None
+    """As result.json has it."""
+    validation_error: float | None = None
+    """As metrics.jsonl has it."""
+    record: Record | None = None
+    before: str | None = None
+    """Name of the network it started from."""
+
+    def network(self, loaded: Data) -> nn.Module:
+        """Build the network with its weights.
+
+        Args:
+            loaded: its data.
+
+        Returns:
+            The network.
+
+        Raises:
+            ValueError: if it cannot be built or the weights do not fit.
+        """
+        network = job.load_network(self.model, loaded)
+        if self.file is not None:
+            load_weights(network, self.file)
+        return network
+
+
+def read_run(folder: str | Path) -> Record:
+    """Read a run folder.
+
+    Args:
+        folder: of a run that has ended.
+
+    Returns:
+        Its files.
+
+    Raises:
+        RunError: if it is not a run, or the run has not ended.
+    """
+    path = Path(folder)
+    config = read_config(path)
+    missing = [name for name in ("result.json", "model.safetensors") if not (path / name).exists()]
+    if missing:
+        raise RunError(f"{folder} has no {missing[0]}: has that run ended? Go on with it by --resume")
+    values = [json.loads((path / name).read_text(encoding="utf-8")) for name in ("environment.json", "result.json")]
+    return Record(path, config, values[0], read_rows(path), values[1])
+
+
+def subject_of_run(record: Record, name: str) -> Subject:
+    """Describe the network that a run delivered.
+
+    Args:
+        record: the run.
+        name: what to call it.
+
+    Returns:
+        The subject, without a network before it.
+
+    Raises:
+        RunError: if the configuration is of another version.
+    """
+    training = record.config["training"]
+    return Subject(
+        name=name,
+        detail=f"{training['method']}, {record.result['epochs']} epochs",
+        model=replace(_model_options(record), weights=None),
+        data=_data_options(record),
+        file=record.folder / "model.safetensors",
+        test=Metrics(**record.result["test_after"]),
+        validation_error=record.validation_error(record.result["best_epoch"]),
+        record=record,
+    )
+
+
+def subject_of_file(file: str | Path, name: str, model: ModelOptions, data: DataOptions) -> Subject:
+    """Describe a checkpoint.
+
+    Args:
+        file: the weights.
+        name: what to call it.
+        model: how to build the network.
+        data: what to measure it on.
+
+    Returns:
+        The subject.
+    """
+    return Subject(name=name, detail="checkpoint", model=replace(model, weights=str(file)), data=data)
+
+
+def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
+    """Describe the networks of runs, and before them the ones that they started from.
+
+    Args:
+        records: the runs, in the order of the report.
+
+    Returns:
+        The networks, and notes about what is missing.
+
+    Raises:
+        ValueError: if a run is given twice.
+        RunError: if a configuration is of another version.
+    """
+    names = short_names([record.folder for record in records])
+    runs = {_key(r.folder / "model.safetensors"): subject_of_run(r, n) for r, n in zip(records, names, strict=True)}
+    found: dict[str, Subject] = {}
+    notes, starts = [], {}
+    for record, name in zip(records, names, strict=True):
+        if record.result["test_before"] is None:
+            continue
+        weights = _incoming(record)
+        if weights is None:
+            notes.append(
+                f"{name}: the weights that it started from ({record.config['model']['weights']}) are not there any"
+                " more, so there is nothing to compare it with"
+            )
+            continue
+        starts[name] = _key(weights)
+        if starts[name] not in runs:
+            found.setdefault(starts[name], _incoming_subject(record, name, weights))
+    if len(found) == 1 and BEFORE not in names:
+        found = {key: replace(subject, name=BEFORE) for key, subject in found.items()}
+    known = found | runs
+    started = [replace(s, before=known[starts[s.name]].name) if s.name in starts else s for s in runs.values()]
+    return [*found.values(), *started], notes
+
+
+def check_same_data(subjects: Sequence[Subject]) -> None:
+    """Refuse networks whose figures cannot be compared.
+
+    Raises:
+        ValueError: if they were trained or tested on different data.
+    """
+    first = subjects[0]
+    for other in subjects[1:]:
+        for key, value in _data_key(other.data).items():
+            if value != (known := _data_key(first.data)[key]):
+                raise ValueError(
+                    f"{first.name} and {other.name} are of different data, so their figures cannot be compared: {key}"
+                    f" is {known} and {value}"
+                )
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Name folders by as few of their last parts as tell them apart.
+
+    Args:
+        folders: all different.
+
+    Returns:
+        A name for each.
+
+    Raises:
+        ValueError: if one is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"a run is given twice: {', '.join(map(str, folders))}")
+    depths = range(1, max(map(len, parts)) + 1)
+    candidates = (["/".join(p[-depth:]) for p in parts] for depth in depths)
+    return next(names for names in candidates if len(set(names)) == len(names))
+
+
+def _incoming(record: Record) -> Path | str | None:
+    # The path in config.yaml is relative to wherever the run was started from.
+    weights = str(record.config["model"]["weights"])
+    if weights == PRETRAINED:
+        return weights
+    for base in (Path(), *record.folder.resolve().parents):
+        path = base / weights
+        path = path / "model.safetensors" if path.is_dir() else path
+        if path.exists():
+            return path
+    return None
+
+
+def _incoming_subject(record: Record, name: str, weights: Path | str) -> Subject:
+    return Subject(
+        name=f"{BEFORE} {name}",
+        detail="incoming weights",
+        model=replace(_model_options(record), weights=str(weights)),
+        data=_data_options(record),
+        test=Metrics(**record.result["test_before"]),
+        validation_error=record.validation_error(0),
+    )
+
+
+def _model_options(record: Record) -> ModelOptions:
+    return ModelOptions(**_fields(record, "model", ModelOptions))
+
+
+def _data_options(record: Record) -> DataOptions:
+    values = _fields(record, "data", DataOptions)
+    pairs = {key: tuple(values[key]) for key in ("mean", "std") if values.get(key) is not None}
+    return DataOptions(**{**values, **pairs})
+
+
+def _fields(record: Record, section: str, kind: type[Any]) -> Mapping[str, Any]:
+    values: dict[str, Any] = record.config[section]
+    unknown = sorted(set(values) - set(kind.__dataclass_fields__))
+    if unknown:
+        raise RunError(f"{record.folder}/config.yaml is of another version of pof: it has {section}.{unknown[0]}")
+    return values
+
+
+def _key(weights: Path | str) -> str:
+    return weights if isinstance(weights, str) else str(weights.resolve())
+
+
+def _data_key(options: DataOptions) -> dict[str, Any]:
+    root = None if options.data_root is None else Path(options.data_root).resolve()
+    return {"data": options.data, "data_root": root, "validation": options.validation, "split_seed": options.split_seed}

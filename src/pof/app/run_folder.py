@@ -1,0 +1,206 @@
+"""A run is a folder: config.yaml, environment.json, metrics.jsonl, model.safetensors, state/, tensorboard/.
+
+Nothing in it is overwritten by another run: a folder that holds a run is taken up again with its own configuration,
+or refused.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pof.app.board import Board
+from pof.training.checkpoint import STATE_FILE, check_same
+from pof.weights import PARTIAL, append, replacing, save_model
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used."""
+
+
+def environment() -> dict[str, Any]:
+    """Describe where a run takes place: versions, hardware, commit, command line, time.
+
+    Returns:
+        Plain values for JSON.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("pof", *PACKAGES)},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "commit": _commit(),
+        "command": sys.argv,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+class Run:
+    """Opens a run folder for writing; nothing is written before the first figures.
+
+    A run whose options, data or network turn out to be bad before its first step leaves nothing behind.
+
+    Args:
+        folder: made if it is not there.
+        config: what determines the run; plain values.
+        resume: go on with the run that is there.
+
+    Raises:
+        RunError: if the folder holds a run and ``resume`` is False, or holds other files.
+        CheckpointError: if the run there had another configuration.
+    """
+
+    def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.state = self.folder / "state"
+        self._config = dict(config)
+        self._metrics = self.folder / "metrics.jsonl"
+        self._start: Mapping[str, Any] | None = None
+        self._board: Board | None = None
+        if (self.folder / "config.yaml").exists():
+            if not resume:
+                raise RunError(f"{self.folder} holds a run already: give another --out, or go on with --resume true")
+            check_same(read_config(self.folder), self._config, self.folder)
+        elif self.folder.exists() and not _is_empty(self.folder):
+            raise RunError(f"{self.folder} exists and holds no run: give --out a new or empty folder")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row of ``pof.fit``'s log to metrics.jsonl and TensorBoard.
+
+        A ``start`` row is not written: it takes back the rows behind its step, which an interrupted run had
+        written after its last checkpoint.
+        """
+        if row["event"] == "start":
+            self._start = row
+            return
+        if self._start is not None:
+            self._begin(self._start)
+            self._start = None
+        append(self._metrics, (json.dumps(row) + "\n").encode())
+        if self._board is not None and row["event"] in {"step", "epoch"}:
+            numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+            shown = {f"{row['event']}/{name}": numbers[name] for name in numbers.keys() - {"step", "epoch", "best"}}
+            self._board.add(row["step"], shown)
+
+    def _begin(self, start: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for partial in self.folder.rglob(f".*{PARTIAL}"):  # a kill while a file was written
+            partial.unlink()
+        config, surroundings = self.folder / "config.yaml", self.folder / "environment.json"
+        # The configuration first: it makes the folder a run, should a kill come between the two.
+        if not config.exists():
+            _write_yaml(config, self._config)
+        if not surroundings.exists():
+            write_json(surroundings, environment())
+        resumed = (self.state / STATE_FILE).exists()
+        self._rewind(start, read_rows(self.folder) if resumed else [])
+        self._board = Board(self.folder / "tensorboard", start["step"] + 1 if resumed else 0)
+
+    def _rewind(self, start: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+        kept = [row for row in rows if row["event"] in {"step", "epoch"} and row[row["event"]] <= start[row["event"]]]
+        with replacing(self._metrics) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def finish(self, model: nn.Module, figures: Mapping[str, Any]) -> None:
+        """Write the delivered network and the run's final figures."""
+        save_model(model, self.folder / "model.safetensors")
+        write_json(self.folder / "result.json", figures)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.yaml of a run.
+
+    Returns:
+        Its values.
+
+    Raises:
+        RunError: if there is none, or it is damaged.
+    """
+    import yaml
+
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise RunError(f"{folder} is not a run: it has no config.yaml")
+    try:
+        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RunError(f"{path} is damaged ({error}); take up the run from a copy, or start another") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} is damaged (no settings in it); take up the run from a copy, or start another")
+    return config
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl of a run; a line that a kill cut short is left out.
+
+    Returns:
+        Its rows, in order.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as indented JSON, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_yaml(path: Path, values: dict[str, Any]) -> None:
+    import yaml
+
+    with replacing(path) as partial:
+        partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _is_empty(path: Path) -> bool:
+    """Tell a folder with nothing in it, but for what a kill left of a file that was being written."""
+    return path.is_dir() and all(entry.name.endswith(PARTIAL) for entry in path.iterdir())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the package's own checkout, with a mark if it is changed; None for an installed wheel.
+
+    Asked once: what is imported stays what it was when the checkout moves on.
+
+    Returns:
+        Its abbreviated hash.
+    """
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

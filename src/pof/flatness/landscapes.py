@@ -1,0 +1,282 @@
+"""Loss along the head gradient, for the mini-batch that gives it, for all training data and for test data.
+
+theta - xi g_hat, the ray on which PoF (Sato et al., ICML 2022) finds its radius: a linear head with cross-entropy
+is convex along it, so the minima are exact.  From it the curvature-induced loss increment
+dL = L_test(theta) - min_xi L_test(theta - xi g_hat).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pof.flatness._measure import Progress, Stored, draw, measuring, store
+from pof.flatness.plots import STYLES, axes_or_new, joined
+from pof.flatness.spectrum import mean_of
+from pof.head.split import SplitModel, split
+from pof.perturbation.linear import HeadGradient, cross_entropy, encode_targets, head_gradient, line_search, respond
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Mean loss of one set of samples along a direction of the head."""
+
+    loss: Tensor
+    """(G,) at the offsets of the landscape, float64."""
+    start: float
+    """Loss at offset 0."""
+    minimum: float | None
+    """Offset of the minimum over the whole line, behind 0 too; None if the samples are separable along it."""
+    minimum_loss: float | None
+    """Loss there."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Loss along the normalised head gradient of one mini-batch."""
+
+    offsets: Tensor
+    """(G,) xi, float64, in units of head-parameter distance; 0 is the network as it is."""
+    batch: LossCurve
+    """Of the mini-batch that gives the direction; its minimum is the radius xi*."""
+    train: LossCurve
+    """Of all training samples that were read."""
+    test: LossCurve | None
+    """Of the test samples."""
+
+    @property
+    def radius(self) -> float | None:
+        """xi* of the mini-batch; None if it is separable along the ray."""
+        return self.batch.minimum
+
+    @property
+    def increment(self) -> float | None:
+        """dL, the curvature-induced increment of the test loss; None without a test set or a minimum."""
+        if self.test is None or self.test.minimum_loss is None:
+            return None
+        return self.test.start - self.test.minimum_loss
+
+    def plot(self, ax: Axes | None = None, *, label: str = "") -> Axes:
+        """Draw the change of each loss with its minimum (star); the radius is a vertical line.
+
+        Args:
+            ax: where to; None makes a figure.
+            label: before the legend entries.
+
+        Returns:
+            The axes.
+        """
+        ax = axes_or_new(ax)
+        for (name, curve), style in zip(self._curves(), STYLES, strict=False):
+            ax.plot(
+                self.offsets.tolist(),
+                (curve.loss - curve.start).tolist(),
+                color=style.color,
+                ls=style.line,
+                marker=style.marker,
+                markevery=max(1, len(self.offsets) // 6),
+                ms=3,
+                label=f"{joined(label, name)} ({curve.start:.3g} at 0)",
+            )
+            if curve.minimum is not None and curve.minimum_loss is not None:
+                ax.plot(
+                    [curve.minimum], [curve.minimum_loss - curve.start], color=style.color, marker="*", ms=10, ls=""
+                )
+        if self.radius is not None:
+            ax.axvline(self.radius, color="0.4", lw=0.8)
+            ax.annotate(r" $\xi^*$", (self.radius, 0.98), xycoords=("data", "axes fraction"), va="top", ha="left")
+        ax.set_xlim(float(self.offsets[0]), float(self.offsets[-1]))
+        ax.set_xlabel(r"$\xi$ along the head gradient")
+        ax.set_ylabel("change of the mean loss")
+        ax.legend(fontsize="small")
+        return ax
+
+    def _curves(self) -> list[tuple[str, LossCurve]]:
+        tested = [] if self.test is None else [("test", self.test)]
+        return [("mini-batch", self.batch), ("training", self.train), *tested]
+
+
+@dataclass(frozen=True)
+class LossIncrement:
+    """dL over the directions of many mini-batches."""
+
+    value: float
+    """Mean over the directions along which the test set has a minimum."""
+    standard_error: float
+    """Of that mean; all directions share one test set, whose own sampling error is not in it."""
+    increments: Tensor
+    """(K,) float64; NaN where the test set is separable along the direction."""
+
+    def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
+        """Draw the increments of the directions and their mean.
+
+        Args:
+            ax: where to; None makes a figure.
+            label: legend entry.
+            series: 0, 1, ...: a style of its own for each network on the same axes.
+
+        Returns:
+            The axes.
+        """
+        ax = axes_or_new(ax)
+        style = STYLES[series % len(STYLES)]
+        ax.plot(self.increments.tolist(), color=style.color, ls="", marker=style.marker, ms=3)
+        ax.axhline(self.value, color=style.color, ls=style.line, label=joined(label, "mean"))
+        ax.set_xlabel("mini-batch that gives the direction")
+        ax.set_ylabel("increment of the test loss")
+        ax.legend()
+        return ax
+
+
+def landscape(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    test_loader: Iterable[Any] | None = None,
+    batches: int | None = None,
+    head: str | None = None,
+    points: int = 81,
+    reach: float | None = None,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Landscape:
+    """Evaluate the loss along the head gradient of the loader's first mini-batch, in eval mode.
+
+    For a network before and after post-training give the same loader, seed and reach: the mini-batch is then the
+    same.  :func:`loss_increment` averages over many mini-batches.
+
+    Args:
+        model: any module with a linear head; unchanged afterwards.
+        loader: training batches.
+        test_loader: test batches.
+        batches: at most so many of each; None for all.
+        head: the head's qualified name; None finds it.
+        points: of the grid, at least 2.
+        reach: the grid goes from -reach / 2 to reach; None for three times the farthest minimum, or the norm of
+            the head's parameters where there is no minimum.
+        label_smoothing: of the cross-entropy.
+        class_weights: (C,) or None.
+        seed: of the order a shuffling loader gives.
+        progress: called after each batch.
+
+    Returns:
+        The landscape.
+
+    Raises:
+        ValueError: if the head is not linear, a loader is empty, or ``points`` or ``reach`` is out of range.
+    """
+    if points < 2 or (reach is not None and not reach > 0):
+        raise ValueError(f"points must be at least 2 and reach positive; got points={points}, reach={reach}")
+    parts = split(model, head)
+    options: Options = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+    with measuring(model, seed) as device:
+        train = store(parts.features_and_logits, draw(loader, batches, device, "training batches", progress))
+        sets = [_first(train), train]
+        if test_loader is not None:
+            sets.append(store(parts.features_and_logits, draw(test_loader, batches, device, "test batches", progress)))
+        g = _direction(parts, sets[0], options)
+        minima = [_minimum(data, g, options) for data in sets]
+        reach = _reach(parts, minima) if reach is None else reach
+        offsets = torch.linspace(-reach / 2, reach, points, dtype=torch.float64)
+        curves = [_curve(data, g, offsets, m, options) for data, m in zip(sets, minima, strict=True)]
+    return Landscape(offsets, curves[0], curves[1], curves[2] if len(curves) == 3 else None)
+
+
+def loss_increment(
+    model: nn.Module,
+    loader: Iterable[Any],
+    test_loader: Iterable[Any],
+    *,
+    batches: int | None = None,
+    head: str | None = None,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LossIncrement:
+    """Average dL = L_test(theta) - min_xi L_test(theta - xi g_hat) over mini-batches' g_hat, in eval mode.
+
+    Args:
+        model: any module with a linear head; unchanged afterwards.
+        loader: training batches; each gives a direction.
+        test_loader: test batches; their features (N, D) are kept in memory.
+        batches: at most so many of each; None for all.
+        head: the head's qualified name; None finds it.
+        label_smoothing: of the cross-entropy.
+        class_weights: (C,) or None.
+        seed: of the order a shuffling loader gives.
+        progress: called after each batch.
+
+    Returns:
+        The increment; NaN with fewer than two directions that have a minimum.
+
+    Raises:
+        ValueError: if the head is not linear or a loader is empty.
+    """
+    parts = split(model, head)
+    options: Options = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+    found = []
+    with measuring(model, seed) as device:
+        test = store(parts.features_and_logits, draw(test_loader, batches, device, "test batches", progress))
+        logits = test.logits.double()
+        start = float(cross_entropy(logits, encode_targets(test.targets, logits, **options)))
+        for batch in draw(loader, batches, device, "directions", progress):
+            g = _direction(parts, store(parts.features_and_logits, [batch]), options)
+            lowest = _minimum(test, g, options)[1]
+            found.append(float("nan") if lowest is None else start - lowest)
+    increments = torch.tensor(found, dtype=torch.float64)
+    mean = mean_of(increments[~increments.isnan()])
+    return LossIncrement(mean.value, mean.standard_error, increments)
+
+
+def _first(data: Stored) -> Stored:
+    features, logits, targets = next(data.batches())
+    return Stored(features, logits, targets, data.sizes[:1])
+
+
+def _direction(parts: SplitModel, data: Stored, options: Options) -> HeadGradient:
+    bias = None if parts.bias is None else parts.bias.detach()
+    return head_gradient(data.features, data.targets, parts.weight.detach(), bias, **options)
+
+
+def _minimum(data: Stored, g: HeadGradient, options: Options) -> tuple[float | None, float | None]:
+    # Offset and loss; convex, so at most one half-line goes below the start.
+    logits, response = _ray(data, g)
+    ahead = line_search(logits, response, data.targets, **options)
+    behind = line_search(logits, -response, data.targets, **options)
+    if not (bool(ahead.bounded) and bool(behind.bounded)):
+        return None, None
+    if float(behind.radius) > 0 and float(behind.loss) < float(ahead.loss):
+        return -float(behind.radius), float(behind.loss)
+    return float(ahead.radius), float(ahead.loss)
+
+
+def _reach(parts: SplitModel, minima: list[tuple[float | None, float | None]]) -> float:
+    farthest = max(abs(offset) for offset, _ in [*minima, (0.0, None)] if offset is not None)
+    size = [parts.weight.detach().flatten()] + ([] if parts.bias is None else [parts.bias.detach()])
+    return 3.0 * farthest if farthest > 0 else float(torch.linalg.vector_norm(torch.cat(size))) or 1.0
+
+
+def _curve(
+    data: Stored, g: HeadGradient, offsets: Tensor, minimum: tuple[float | None, float | None], options: Options
+) -> LossCurve:
+    logits, response = _ray(data, g)
+    encoded = encode_targets(data.targets, logits, **options)
+    losses = [float(cross_entropy(logits - xi * response, encoded)) for xi in offsets.tolist()]
+    return LossCurve(torch.tensor(losses, dtype=torch.float64), float(cross_entropy(logits, encoded)), *minimum)
+
+
+def _ray(data: Stored, g: HeadGradient) -> tuple[Tensor, Tensor]:
+    # In float64: the increment is a small difference of two losses.
+    return data.logits.double(), respond(data.features, g.weight, g.bias).double()

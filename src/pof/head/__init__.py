@@ -1,0 +1,1 @@
+"""Where a network ends: finding its head, and features and logits from one forward."""

@@ -1,0 +1,334 @@
+"""The perturbation of PoF (Sato et al., ICML 2022): direction, radius and perturbed head, as pure functions.
+
+For a linear head and the cross-entropy everything is exact and in closed form up to a one-dimensional convex
+search.  With logits Z = F W^T + b and the response R = F g_W^T + g_b of the logits to the direction g_hat:
+
+    loss(theta - xi g_hat) = mean CE(Z - xi R, y),
+
+so that after two matrix products no evaluation sees the network again.  Nothing here waits for the device.
+Weighted targets are written as a distribution P (N, C) and sample weights w (N,):
+CE = sum_n w_n (logsumexp z_n - P_n . z_n), which is ``torch.nn.functional.cross_entropy`` for hard labels, label
+smoothing, class weights and soft targets alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pof._support.modules import without_autocast
+
+# Elements of one round's (K, N, C) tensor: on a CPU arithmetic is what costs, on an accelerator the number of rounds.
+_CPU_ROUND, _ACCELERATOR_ROUND = 2**13, 2**22
+_MIN_CANDIDATES, _MAX_CANDIDATES = 3, 31
+
+
+@dataclass(frozen=True)
+class HeadGradient:
+    """The normalised head gradient g_hat = g / ||g||, the norm over weight and bias jointly."""
+
+    weight: Tensor
+    """(C, D)."""
+    bias: Tensor | None
+    """(C,), or None for a head without bias."""
+    norm: Tensor
+    """||g||, scalar; where it is 0, weight and bias are 0 too."""
+
+
+@dataclass(frozen=True)
+class LineSearch:
+    """The minimiser of the loss along a ray."""
+
+    radius: Tensor
+    """xi*, scalar, in units of parameter distance; 0 where unbounded."""
+    bounded: Tensor
+    """bool scalar: False if the batch is separable along the ray, so that no finite minimiser exists."""
+    loss: Tensor
+    """The mean loss at ``radius``, scalar."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of the cross-entropy as a distribution P (N, C), rows summing to 1, and sample weights w (N,)."""
+
+    distribution: Tensor
+    weights: Tensor
+
+
+def encode_targets(
+    targets: Tensor,
+    like: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    class_weights: Tensor | None = None,
+) -> Targets:
+    """Write any targets of ``F.cross_entropy`` as a distribution and sample weights.
+
+    Args:
+        targets: (N,) class indices, or (N, C) class probabilities.
+        like: (N, C) logits; gives C, dtype and device.
+        label_smoothing: mass moved to the uniform distribution, in [0, 1].
+        class_weights: (C,) non-negative, as in ``F.cross_entropy``; with class indices the mean is over the
+            weight of the samples, with probabilities over N.
+
+    Returns:
+        The targets, in ``like``'s dtype.
+
+    Raises:
+        ValueError: if the shapes do not fit, a class index is out of range (checked where no device has to be
+            waited for), or ``label_smoothing`` is outside [0, 1].
+    """
+    n, c = like.shape
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
+    if n == 0:
+        raise ValueError("the mini-batch is empty: give it at least one sample")
+    if targets.is_floating_point():
+        if targets.shape != like.shape:
+            raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
+        mass, total = targets.to(like.dtype), like.new_tensor(float(n))
+    else:
+        _check_indices(targets, n, c)
+        mass = F.one_hot(targets.long(), c).to(like.dtype)
+        total = like.new_tensor(float(n)) if class_weights is None else class_weights.to(like)[targets].sum()
+    if label_smoothing:
+        mass = mass * (1.0 - label_smoothing) + label_smoothing / c
+    if class_weights is not None:
+        mass = mass * class_weights.to(like)
+    rows = mass.sum(dim=1)
+    return Targets(mass / rows.clamp_min(torch.finfo(like.dtype).tiny).unsqueeze(1), rows / total)
+
+
+def _check_indices(targets: Tensor, n: int, c: int) -> None:
+    if targets.shape != (n,):
+        raise ValueError(
+            f"targets must be ({n},) class indices or ({n}, {c}) probabilities; got {tuple(targets.shape)}"
+        )
+    if targets.device.type == "cpu":
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= c:
+            raise ValueError(f"class indices must be in [0, {c - 1}]; got values from {low} to {high}")
+
+
+def cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
+    """Mean cross-entropy sum_n w_n (logsumexp z_n - P_n . z_n).
+
+    Args:
+        logits: (..., N, C).
+        targets: distribution (N, C) and weights (N,).
+
+    Returns:
+        (...): one loss per leading index.
+    """
+    centred = logits - (targets.distribution * logits).sum(dim=-1, keepdim=True)
+    return torch.logsumexp(centred, dim=-1) @ targets.weights
+
+
+def logit_gradient(logits: Tensor, targets: Targets) -> Tensor:
+    """Gradient of the mean cross-entropy with respect to the logits: w_n (p_nc - P_nc).
+
+    Every row sums to zero; writing the largest target entry as minus the sum of the others keeps the digits that
+    p - 1 loses for confident samples.
+
+    Args:
+        logits: (N, C).
+        targets: distribution (N, C) and weights (N,).
+
+    Returns:
+        (N, C).
+    """
+    difference = torch.softmax(logits, dim=1) - targets.distribution
+    difference = difference - targets.distribution * difference.sum(dim=1, keepdim=True)
+    return difference * targets.weights.unsqueeze(1)
+
+
+def respond(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear head, outside of autocast: F W^T + b.
+
+    Args:
+        features: (N, D).
+        weight: (C, D).
+        bias: (C,) or None.
+
+    Returns:
+        (N, C): logits for head parameters, the response R of the logits for a direction.
+    """
+    with without_autocast(features.device):
+        return F.linear(features.to(weight.dtype), weight, bias)
+
+
+@torch.no_grad()
+def head_gradient(
+    features: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label_smoothing: float = 0.0,
+    *,
+    class_weights: Tensor | None = None,
+) -> HeadGradient:
+    """Direction of PoF: the normalised gradient of the mean cross-entropy in the parameters of a linear head.
+
+    g = dL_B / d(W, b) = (dZ^T F, sum_n dZ_n), g_hat = g / ||g|| (slides of Sato et al., step 1).
+
+    Args:
+        features: (N, D) of mini-batch B; half precision is computed in float32.
+        targets: (N,) class indices or (N, C) probabilities.
+        weight: (C, D).
+        bias: (C,) or None.
+        label_smoothing: in [0, 1].
+        class_weights: (C,) or None.
+
+    Returns:
+        The direction, of unit joint norm, and ||g||; zero (not NaN) where the gradient is zero.
+
+    Raises:
+        ValueError: if the shapes do not fit or a class index is out of range.
+    """
+    _check_linear(features, weight, bias)
+    features, weight = _at_least_float32(features, weight)
+    bias = None if bias is None else bias.to(weight.dtype)
+    with without_autocast(features.device):
+        logits = F.linear(features, weight, bias)
+        encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
+        residual = logit_gradient(logits, encoded)
+        return _normalised(residual.T @ features, None if bias is None else residual.sum(dim=0))
+
+
+def _normalised(weight: Tensor, bias: Tensor | None) -> HeadGradient:
+    parts = weight.flatten() if bias is None else torch.cat([weight.flatten(), bias])
+    # Scaled by the largest entry first: squares of a well-fitted batch's gradient underflow in float32.
+    largest = parts.abs().amax()
+    safe = torch.where(largest > 0, largest, torch.ones_like(largest))
+    length = torch.linalg.vector_norm(parts / safe)
+    length = torch.where(largest > 0, length, torch.ones_like(length))
+    unit = parts / safe / length
+    direction = unit if bias is None else unit[: weight.numel()]
+    return HeadGradient(
+        weight=direction.view_as(weight),
+        bias=None if bias is None else unit[weight.numel() :],
+        norm=length * largest,
+    )
+
+
+@torch.no_grad()
+def line_search(
+    logits: Tensor,
+    response: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    class_weights: Tensor | None = None,
+) -> LineSearch:
+    """Radius of PoF: xi* = argmin_{xi >= 0} mean CE(logits - xi * response, targets), exactly.
+
+    The loss is convex in xi.  Its slope is -sum_n w_n sum_c p_nc(xi) m_nc, with the response m centred on the
+    targets (sum_c P_nc m_nc = 0), and tends to sum_n w_n (-min_c m_nc) >= 0.  Where this limit is zero and the
+    response is not constant, the loss falls for ever: the batch is separable along the ray.  Otherwise the root of
+    the slope is bracketed between powers of two and then cut down in equal parts, all candidates of a round in
+    one (K, N, C) tensor, to the last bits of the dtype.
+
+    Args:
+        logits: (N, C), Z.
+        response: (N, C), R = F g_W^T + g_b.
+        targets: (N,) class indices or (N, C) probabilities.
+        label_smoothing: in [0, 1].
+        class_weights: (C,) or None.
+
+    Returns:
+        Radius, bounded and loss, scalar tensors on the device of ``logits``; nothing waits for it.
+
+    Raises:
+        ValueError: if the shapes do not fit or a class index is out of range.
+    """
+    if logits.ndim != 2 or logits.shape != response.shape:
+        raise ValueError(
+            f"logits and response must both be (N, C); got {tuple(logits.shape)} and {tuple(response.shape)}"
+        )
+    logits, response = _at_least_float32(logits, response)
+    with without_autocast(logits.device):
+        encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
+        # Samples of weight zero have no part in the loss, nor in its separability.
+        response = torch.where(encoded.weights.unsqueeze(1) > 0, response, torch.zeros_like(response))
+        spread = response - response.amin(dim=1, keepdim=True)
+        separable = (encoded.distribution * spread).amax() == 0
+        bounded = ~separable | (spread.amax() == 0)
+
+        mean = (encoded.distribution * response).sum(dim=1, keepdim=True)
+        moved = response - mean
+        scale = moved.abs().amax()
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        root = _root_of_slope(logits, moved / scale, encoded.weights) / scale
+        radius = torch.where(bounded, root, torch.zeros_like(root))
+        return LineSearch(radius=radius, bounded=bounded, loss=cross_entropy(logits - radius * response, encoded))
+
+
+def _root_of_slope(logits: Tensor, moved: Tensor, weights: Tensor) -> Tensor:
+    """Find the xi >= 0 where the increasing slope changes sign; ``moved`` is scaled to max |m| = 1."""
+    weighted = (moved * weights.unsqueeze(1)).flatten()
+
+    def falls(xi: Tensor) -> Tensor:
+        p = torch.softmax(torch.addcmul(logits, xi.view(-1, 1, 1), moved, value=-1), dim=-1)
+        return p.flatten(1) @ weighted > 0
+
+    return last_of(falls, logits)
+
+
+def last_of(holds: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """Find the largest xi >= 0 for which a condition holds that holds up to there and nowhere behind.
+
+    Args:
+        holds: (K,) increasing candidates -> (K,) bool; evaluates (K, N, C) numbers at once.
+        logits: (N, C), for dtype, device and size.
+
+    Returns:
+        Scalar, to the last bits of the dtype; nothing waits for the device.
+    """
+
+    def count(candidates: Tensor) -> Tensor:
+        return holds(candidates).sum().view(1)
+
+    info = torch.finfo(logits.dtype)
+    elements = _CPU_ROUND if logits.device.type == "cpu" else _ACCELERATOR_ROUND
+    parts = 1 + max(_MIN_CANDIDATES, min(_MAX_CANDIDATES, elements // logits.numel()))
+    inner = torch.arange(1, parts, device=logits.device)
+
+    # Exponents: the root lies in (2^low, 2^(low + 1)], or below the smallest normal number, then at 0.
+    smallest, largest = math.frexp(info.tiny)[1], math.frexp(info.max)[1] - 1
+    low = torch.tensor([smallest], device=logits.device)
+    width = largest - smallest
+    while width > 1:
+        step = -(-width // parts)
+        candidates = (low + step * inner).clamp_max(largest)
+        low = (low + step * count(torch.exp2(candidates.to(logits.dtype)))).clamp_max(largest)
+        width = step
+    lower = torch.exp2(low.to(logits.dtype))
+    lower = torch.where((low == smallest) & (count(lower) == 0), torch.zeros_like(lower), lower)
+
+    # Mantissa: each round keeps one of the equal parts.
+    size = lower.clone()
+    fraction = inner.to(logits.dtype) / parts
+    for _ in range(math.ceil(-math.log2(info.eps) / math.log2(parts))):
+        index = count(lower + size * fraction)
+        size = size / parts
+        lower = lower + size * index
+    return (lower + 0.5 * size).squeeze(0) * (lower > 0).squeeze(0)
+
+
+def _at_least_float32(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    return first.to(dtype), second.to(dtype)
+
+
+def _check_linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if features.ndim != 2 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"features must be (N, D) and weight (C, D); got {tuple(features.shape)} and {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},); got {tuple(bias.shape)}")

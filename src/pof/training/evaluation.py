@@ -1,0 +1,104 @@
+"""Figures of a classifier on a data set: error, negative log-likelihood, calibration error.
+
+Means are over samples, not over mini-batches, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pof._support.batches import call, logits_of, to_device, unpack
+from pof._support.modules import evaluating
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures over n samples."""
+
+    error: float
+    """Share of wrong predictions, in [0, 1]."""
+    nll: float
+    """Mean negative log-likelihood, in nats."""
+    ece: float
+    """Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017), in [0, 1]."""
+    n: int
+    """Number of samples."""
+    num_classes: int
+    """C; chance is an error of 1 - 1/C where the classes are balanced."""
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype | None = None) -> Metrics:
+    """Evaluate a classifier, in eval mode; the modes of its modules are put back.
+
+    Args:
+        model: any classifier; gives logits (N, C), also inside an object with ``.logits``.
+        loader: yields ``(inputs, targets)`` or dicts with ``labels``; targets are (N,) class indices.
+        precision: dtype of autocast, or None for none.
+
+    Returns:
+        The figures over all samples.
+
+    Raises:
+        ValueError: if the loader is empty, a label is out of range, or targets are not class indices.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    losses, confidences, hits = [], [], []
+    with evaluating(model):
+        for batch in loader:
+            inputs, targets = unpack(to_device(batch, device))
+            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+                logits = logits_of(call(model, inputs))
+            logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+            _check(logits, targets)
+            losses.append(F.cross_entropy(logits, targets, reduction="none").double())
+            confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
+            confidences.append(confidence.double())
+            hits.append(prediction == targets)
+    if not losses:
+        raise ValueError("nothing to evaluate: the loader gave no batch")
+    correct = torch.cat(hits)
+    return Metrics(
+        error=float((~correct).double().mean()),
+        nll=float(torch.cat(losses).mean()),
+        ece=float(expected_calibration_error(torch.cat(confidences), correct)),
+        n=int(correct.numel()),
+        num_classes=int(logits.shape[1]),
+    )
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:
+    """Expected calibration error: sum over bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al., 2017).
+
+    Args:
+        confidence: (N,) probability of the predicted class.
+        correct: (N,) bool.
+        bins: number of bins of equal width on (0, 1], closed on the right.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device)
+    gap.index_add_(0, index, correct.to(confidence.dtype) - confidence)
+    return gap.abs().sum() / confidence.numel()
+
+
+def _check(logits: Tensor, targets: Tensor) -> None:
+    if logits.ndim != 2 or targets.is_floating_point() or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"evaluate needs logits (N, C) and class indices (N,); got {tuple(logits.shape)} and"
+            f" {tuple(targets.shape)} of {targets.dtype}"
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(
+            f"labels must be in [0, {logits.shape[1] - 1}] for this model's {logits.shape[1]} classes;"
+            f" got values from {low} to {high}"
+        )

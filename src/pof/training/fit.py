@@ -1,0 +1,183 @@
+"""``fit(method, loader)``: train with any method, guarded.
+
+The network handed back is the best on validation, the incoming one counting as epoch 0; a run that diverges is
+stopped and rolled back with a message that names step and remedy; a run that is killed resumes to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, DistributedSampler
+
+from pof._support import distributed
+from pof.methods import Method
+from pof.training.interrupt import Interrupts
+from pof.training.loop import DivergenceWarning, FitResult, Log, Loop, Plan
+from pof.training.schedules import Schedule
+from pof.training.step import AUTOCAST, Precision, Stepper
+from pof.training.stream import Stream
+
+__all__ = ["DivergenceWarning", "FitResult", "default_optimizer", "find_device", "fit"]
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """SGD with Nesterov momentum 0.9, learning rate 1e-3, weight decay 5e-4.
+
+    Returns:
+        The optimizer.
+    """
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def fit(
+    method: Method,
+    train_loader: Iterable[Any],
+    *,
+    epochs: int = 10,
+    optimizer: Optimizer | MakeOptimizer = default_optimizer,
+    schedule: Schedule = Schedule(),  # noqa: B008 -- frozen
+    val_loader: Iterable[Any] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    accumulation: int = 1,
+    clip_norm: float | None = None,
+    precision: Precision = "fp32",
+    device: str | torch.device | None = None,
+    log: Log | None = None,
+) -> FitResult:
+    """Train with a method.
+
+    Several processes (``torchrun``) are found and used; the loader then gives each process its share, as
+    :class:`pof.data.TensorLoader`, :class:`pof.data.DatasetLoader` and a ``DistributedSampler`` do.
+
+    Args:
+        method: such as :class:`pof.PoF` around a model.
+        train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
+        epochs: passes over ``train_loader``, >= 1.
+        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them.  By default the method
+            makes its own (:meth:`pof.Method.build_optimizer`) around SGD.
+        schedule: of the learning rate, over all steps.
+        val_loader: data for the selection and for noticing a collapse; never the test set.  Without it
+            the last network is handed back, and only non-finite losses are noticed.
+        checkpoint_dir: folder of the training state; None keeps none.
+        resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
+        checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
+        accumulation: mini-batches per optimizer step; each counts by its samples.
+        clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
+        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (with a scaled loss).
+        device: None takes the accelerator that Accelerate finds, else the CPU.
+        log: called with a row per step, per epoch, and at the end.
+
+    Returns:
+        What happened; ``method.model`` holds the selected weights.
+
+    Raises:
+        ValueError: if an argument is out of range, or the loader is empty or has no length.
+        TypeError: if ``schedule`` is no :class:`pof.Schedule`.
+        CheckpointError: if the state to resume from is damaged or of another configuration.
+    """
+    if epochs < 1 or accumulation < 1 or (checkpoint_every is not None and checkpoint_every < 1):
+        raise ValueError(
+            f"epochs, accumulation and checkpoint_every must be >= 1; got {epochs}, {accumulation}, {checkpoint_every}"
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be > 0 or None; got {clip_norm}")
+    if precision not in AUTOCAST:
+        raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}; got {precision!r}")
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
+    if resume and checkpoint_dir is None:
+        raise ValueError("resume=True needs checkpoint_dir: the folder that the interrupted run wrote to")
+    method.to(find_device(device))
+    _check_not_sharded(method)
+    _check_shared(train_loader)
+    made = optimizer if isinstance(optimizer, Optimizer) else _made(method, optimizer)
+    loop = Loop(
+        method,
+        Stepper(method, made, precision, clip_norm),
+        Stream(train_loader, accumulation, method.needs_reference, next(method.parameters()).device),
+        Plan(epochs, math.ceil(_length(train_loader) / accumulation), checkpoint_every, schedule),
+        val_loader,
+        None if checkpoint_dir is None else Path(checkpoint_dir),
+        log or (lambda row: None),
+    )
+    was_training = method.training
+    try:
+        with Interrupts() as interrupts:
+            return loop.run(resume, interrupts)
+    finally:
+        method.train(was_training)
+
+
+def _made(method: Method, make: MakeOptimizer) -> Optimizer:
+    if make is default_optimizer:
+        return method.build_optimizer(make)
+    return make(method.trainable_parameters())
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """Find the device of this process, and join its process group under ``torchrun``.
+
+    Args:
+        device: None takes the accelerator that Accelerate finds, else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ImportError: if Accelerate is missing.
+    """
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError("pof.training.fit needs accelerate: pip install 'pof[app]'") from error
+    wanted = None if device is None else torch.device(device)
+    # Told that there is none: on its own it looks for other processes beside an accelerator only.
+    on_cpu = not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu"
+    found: torch.device = PartialState(cpu=on_cpu).device
+    return wanted or found
+
+
+def _check_not_sharded(method: Method) -> None:
+    if any(distributed.is_sharded(parameter) for parameter in method.parameters()):
+        raise ValueError(
+            "pof.fit keeps, selects and saves whole networks, so it takes no parameters that fully_shard has sharded:"
+            " use DDP (pof.fit does so by itself), or FSDP2 in a loop of your own (docs/trainers/distributed.md)"
+        )
+
+
+def _check_shared(loader: Any) -> None:
+    if distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
+        raise ValueError(
+            f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
+            " torch.utils.data.DistributedSampler, or use pof.data.DatasetLoader"
+        )
+
+
+def _length(loader: Any) -> int:
+    try:
+        length = len(loader)
+    except TypeError as error:
+        raise ValueError(
+            "the training loader needs a length (the schedule is over all steps): give it __len__"
+        ) from error
+    lengths = distributed.gather_objects(length)
+    if min(lengths) == 0:
+        raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"the training loaders of the processes have {lengths} mini-batches: give each process as many as the"
+            " others, as a torch.utils.data.DistributedSampler and pof.data.DatasetLoader do"
+        )
+    return length

@@ -1,0 +1,63 @@
+"""The reference mini-batch for a training loop of one's own, out of the loader that is there already.
+
+PoF takes direction and radius from a mini-batch B that is independent of the one trained on, B~ (Sato et al., ICML
+2022, section 4).  :func:`with_reference` follows the rule of :func:`pof.fit`, so that both give the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pof.training.stream import set_epoch, with_next
+
+
+class WithReference:
+    """A loader whose mini-batches come with their references; made by :func:`with_reference`."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return with_next(iter(self.loader))
+
+    def __len__(self) -> int:
+        """Count the mini-batches.
+
+        Returns:
+            The loader's length.
+
+        Raises:
+            TypeError: if it has none.
+        """
+        loader: Any = self.loader
+        return len(loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell loader and samplers the epoch, from 0, as far as they have ``set_epoch``."""
+        set_epoch(self.loader, epoch)
+
+
+def with_reference(loader: Iterable[Any]) -> WithReference:
+    """Give each mini-batch of a loader its reference: the next mini-batch, and the epoch's first to the last.
+
+    One mini-batch is fetched ahead, and none twice, so each epoch costs what it cost before::
+
+        for (inputs, targets), reference in pof.with_reference(loader):
+            out = method(inputs, targets, *reference)
+
+    Args:
+        loader: yields batches of any kind; can be iterated anew for each epoch.
+
+    Returns:
+        An iterable over ``(batch, reference)``, with the loader's length where it has one, and ``set_epoch``.
+
+    Raises:
+        ValueError: if ``loader`` is an iterator: the second epoch would be empty.
+    """
+    if isinstance(loader, Iterator):
+        raise ValueError(
+            f"with_reference needs a loader that can be iterated anew for each epoch; got the iterator"
+            f" {type(loader).__name__}: pass the loader itself"
+        )
+    return WithReference(loader)

@@ -1,0 +1,91 @@
+"""Which network a run hands back: the best on validation, the incoming one counting as epoch 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pof.training.evaluation import Metrics
+
+
+def snapshot(network: nn.Module) -> dict[str, Tensor]:
+    """Copy the parameters and buffers of a network.
+
+    Returns:
+        Its state dict, detached and cloned.
+    """
+    return {k: v.detach().clone() for k, v in network.state_dict().items() if isinstance(v, Tensor)}
+
+
+class Selection:
+    """Keeps the best network: fewest errors on validation, among equals the smaller negative log-likelihood.
+
+    Without validation every finite epoch replaces the one before.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.epoch = 0
+        self.metrics: Metrics | None = None
+        self.incoming: Metrics | None = None
+
+    def consider(self, epoch: int, network: nn.Module, metrics: Metrics | None) -> bool:
+        """Keep ``network`` if it is the best so far; epoch 0 is the incoming network.
+
+        Returns:
+            Whether it was kept.
+        """
+        if epoch == 0:
+            self.incoming = metrics
+        better = metrics is None or self.metrics is None or _rank(metrics) < _rank(self.metrics)
+        if better:
+            self.weights, self.epoch, self.metrics = snapshot(network), epoch, metrics
+        return better
+
+    def collapsed(self, metrics: Metrics | None) -> bool:
+        """Tell whether validation went more than half of the way from the incoming error to chance.
+
+        Args:
+            metrics: of the current epoch; chance is an error of 1 - 1/C.
+
+        Returns:
+            True for a collapse; never for a network that came in near chance.
+        """
+        if metrics is None or self.incoming is None:
+            return False
+        chance = 1.0 - 1.0 / metrics.num_classes
+        start = self.incoming.error
+        return start < 0.5 * chance and metrics.error > start + 0.5 * (chance - start)
+
+    def deliver(self, network: nn.Module) -> None:
+        """Copy the best weights into ``network``, in place."""
+        with torch.no_grad():
+            network.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The selection for a checkpoint.
+
+        Returns:
+            Tensors, numbers and dicts.
+        """
+        return {
+            "weights": self.weights,
+            "epoch": self.epoch,
+            "metrics": None if self.metrics is None else vars(self.metrics),
+            "incoming": None if self.incoming is None else vars(self.incoming),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take back a :meth:`state_dict`."""
+        self.weights = {k: v.to(device) for k, v in state["weights"].items()}
+        self.epoch = state["epoch"]
+        self.metrics = None if state["metrics"] is None else Metrics(**state["metrics"])
+        self.incoming = None if state["incoming"] is None else Metrics(**state["incoming"])
+
+
+def _rank(metrics: Metrics) -> tuple[float, float]:
+    # A NaN likelihood must lose every comparison.
+    return metrics.error, metrics.nll if metrics.nll == metrics.nll else float("inf")

@@ -1,0 +1,102 @@
+"""Forward-backward units against the passes that real training runs make."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pof.app.experiment.compute import PER_EPOCH, epochs_within, units
+from pof.app.job import Setting, make_optimizer
+from pof.app.methods import METHODS, make_method
+from pof.app.options import AverageOptions, PoFOptions, RegularizerOptions, SAMOptions, TrainOptions
+from pof.training.fit import fit
+
+SAMPLES, EPOCHS = 20, 3
+
+
+class Counting(nn.Module):
+    """Counts the samples of its forwards with and without graph, and of its backwards; copies count together."""
+
+    counts: dict[str, int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+        self.fc = nn.Linear(4 * 4 * 4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = self.fc(self.body(inputs))
+        graph = torch.is_grad_enabled() and logits.requires_grad
+        self._count("with graph" if graph else "without graph", len(inputs))
+        if graph:
+            logits.register_hook(lambda gradient: self._count("backward", len(gradient)))
+        return logits
+
+    def _count(self, kind: str, samples: int) -> None:
+        Counting.counts[kind] = Counting.counts.get(kind, 0) + samples
+
+
+CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHODS} | {
+    "pof previous": {"method": "pof", "pof": PoFOptions(features="previous")},
+    "pof half the reference": {"method": "pof", "pof": PoFOptions(reference_size=2), "batch_size": 4},
+    "pof ema": {"method": "pof", "average": AverageOptions(kind="ema")},
+    "sam lawa": {"method": "sam", "average": AverageOptions(kind="lawa", window=2)},
+    "swa late": {"method": "swa", "average": AverageOptions(start=0.5)},
+    "late-sam 2": {"method": "late-sam", "sam": SAMOptions(last_epochs=2)},
+    "sam of half": {"method": "sam", "sam": SAMOptions(ascent_share=0.5), "batch_size": 4},
+    "randreg normal": {"method": "randreg", "regularizer": RegularizerOptions(prior="normal")},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_units_are_the_passes_of_a_real_run(name: str) -> None:
+    training = TrainOptions(**({"epochs": EPOCHS, "batch_size": 6} | CASES[name]))
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(SAMPLES, 1, 4, 4, generator=generator), torch.arange(SAMPLES) % 3
+    # Of six samples, the last batch is short.
+    size = training.batch_size
+    batches = list(zip(inputs.split(size), targets.split(size), strict=True))
+    Counting.counts = {}
+    method = make_method(training.method)(Setting(Counting(), "fc", training, 3, batches))
+    if training.method == "delta":
+        Counting.counts = {}  # it looks at two samples to choose its layers
+    fit(method, batches, epochs=EPOCHS, optimizer=make_optimizer(method, training), device="cpu")
+    counts = Counting.counts
+    assert counts["backward"] == counts["with graph"]
+    counted = Fraction(counts["backward"], SAMPLES) + Fraction(counts.get("without graph", 0), 3 * SAMPLES)
+    assert counted == units(training)
+
+
+def test_every_method_has_a_cost() -> None:
+    assert PER_EPOCH.keys() == METHODS.keys()
+    with pytest.raises(ValueError, match="method 'sgd' is not known"):
+        units(TrainOptions("sgd"))
+
+
+@pytest.mark.parametrize(
+    ("training", "epochs"),
+    [
+        (TrainOptions("finetune"), 12),
+        (TrainOptions("pof"), 9),
+        (TrainOptions("pof", pof=PoFOptions(features="previous")), 12),
+        (TrainOptions("pof", pof=PoFOptions(reference_size=32)), 11),
+        (TrainOptions("sam"), 6),
+        (TrainOptions("sam", sam=SAMOptions(ascent_share=0.2)), 10),
+        (TrainOptions("late-sam", sam=SAMOptions(last_epochs=3)), 9),
+        (TrainOptions("ema"), 9),
+        (TrainOptions("swa", average=AverageOptions(start=0.5)), 10),
+        (TrainOptions("adarand"), 11),
+    ],
+    ids=lambda value: getattr(value, "method", value),
+)
+def test_epochs_that_a_budget_of_12_pays(training: TrainOptions, epochs: int) -> None:
+    assert epochs_within(12, training) == epochs
+
+
+def test_a_budget_below_one_epoch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a budget of 1\.5 does not pay one epoch of sam, which costs 2"):
+        epochs_within(1.5, TrainOptions("sam"))

@@ -1,0 +1,279 @@
+"""Recipes and plans: what is refused, what overrides what, which stages are one, and how they are shared out."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch import nn
+
+from pof.app.cli._experiment import with_plain_recipe
+from pof.app.experiment import Plan, RecipeError, make_plan, parse_recipe, read_recipe, shard
+from pof.app.experiment.plan import GROUPS
+from pof.app.methods import METHODS as ALL_METHODS
+from pof.app.options import TrainOptions
+from pof.training.schedules import Schedule
+from pof.weights import save_model
+
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.yaml"))
+SOURCE: dict[str, Any] = {
+    "name": "small",
+    "seeds": 3,
+    "data": {"data": "digits", "train_size": 100},
+    "model": {"model": "small-cnn"},
+    "pretrain": {"epochs": 2, "lr": 0.1},
+    "settings": {
+        "few": {},
+        "more": {"data": {"train_size": 200}, "train": {"schedule": {"warmup_steps": 5}}, "budget": 8},
+    },
+    "train": {"lr": 1e-2, "batch_size": 50, "schedule": {"kind": "constant"}},
+    "budget": 4,
+    "methods": {"sgd": {"method": "finetune"}, "pof": {"method": "pof"}, "long": {"method": "sam", "epochs": 7}},
+    "control": "sgd",
+}
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    """The recipe with keys set, or taken away by None."""
+    source = copy.deepcopy(SOURCE) | parts
+    return {key: value for key, value in source.items() if value is not None}
+
+
+def plan_of(**parts: Any) -> Plan:
+    return make_plan(parse_recipe(changed(**parts)))
+
+
+def test_sections_are_merged_key_by_key() -> None:
+    recipe = parse_recipe(SOURCE)
+    assert (recipe.name, recipe.seeds, recipe.control) == ("small", (0, 1, 2), "sgd")
+    few, more = recipe.regimes
+    assert (few.data.train_size, more.data.train_size, more.data.data) == (100, 200, "digits")
+    assert few.methods["sgd"].schedule == Schedule("constant")
+    assert more.methods["sgd"].schedule == Schedule("constant", warmup_steps=5)
+    assert few.pretrain is not None and few.pretrain.method == "finetune"
+    assert {m.lr for m in few.methods.values()} == {1e-2}
+
+
+def test_budget_sets_the_epochs_and_a_method_may_have_its_own() -> None:
+    few, more = parse_recipe(SOURCE).regimes
+    assert {name: method.epochs for name, method in few.methods.items()} == {"sgd": 4, "pof": 3, "long": 7}
+    assert {name: method.epochs for name, method in more.methods.items()} == {"sgd": 8, "pof": 6, "long": 7}
+
+
+def test_without_settings_there_is_one_by_the_name_of_the_recipe() -> None:
+    assert [regime.name for regime in parse_recipe(changed(settings=None)).regimes] == ["small"]
+
+
+METHODS = SOURCE["methods"]
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"trian": {}}, "the recipe has an unknown key 'trian'"),
+    ({"data": None}, "the recipe lacks 'data'"),
+    ({"name": "a/b"}, "name: it becomes a folder .* got 'a/b'"),
+    ({"name": "runs"}, "name: it becomes a folder .* got 'runs'"),
+    ({"settings": {"a|b": {}}}, "settings: a name is a text without .* got 'a|b'"),
+    ({"methods": {" a": {"method": "pof"}}, "control": None}, "methods: a name is a text without .* got ' a'"),
+    ({"methods": {1: {"method": "pof"}}, "control": None}, "methods: a name is a text without .* got 1"),
+    ({"seeds": 0}, "seeds: give a number >= 1"),
+    ({"seeds": [1, 1]}, "seeds: give a number >= 1, or a list of different numbers"),
+    ({"seeds": True}, "seeds: give a number"),
+    ({"data": {"data": "digits", "splitseed": 1}}, "data: .*'splitseed' is not accepted"),
+    ({"data": {"data": None}}, "data.data is not given: name it in the recipe, or add --set data.data="),
+    ({"model": {"model": "small-cnn", "wieghts": "x"}}, "model: .*'wieghts' is not accepted"),
+    ({"pretrain": {"lr": "fast"}}, 'pretrain: .*"lr".*float.*fast'),
+    ({"pretrain": {"seed": 1}}, "pretrain.seed: the seeds of an experiment are under"),
+    ({"train": {"seed": 1}}, "methods.sgd.seed"),
+    ({"train": {"epochs": 3}}, "train.epochs and budget are both given"),
+    ({"train": 3}, "train: give keys and values; got 3"),
+    ({"settings": {"few": {"methods": {}}}}, "settings.few has an unknown key 'methods'"),
+    ({"methods": {}}, "methods: give at least one"),
+    ({"methods": METHODS | {"new": {"method": "pof", "pof": {"gama": 1}}}}, "methods.new: .*'pof' .* 'gama'"),
+    ({"methods": METHODS | {"new": {"method": "pof", "pof": 3}}}, "methods.new: "),
+    ({"methods": METHODS | {"new": {}}}, "methods.new.method is not given"),
+    ({"control": "none"}, "control: 'none' is none of the methods sgd, pof, long"),
+    ({"budget": 0.5}, "methods.sgd: a budget of 0.5 does not pay one epoch"),
+    ({"budget": "4 epochs"}, "budget: give a number"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_wrong_is_named(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(changed(**parts))
+
+
+def test_overrides_are_typed_and_reach_names_with_dots(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    source = changed(methods=METHODS | {"pof 0.5": {"method": "pof"}})
+    file.write_text(yaml.safe_dump(source, sort_keys=False))
+    overrides = ["train.lr=1e-3", "data.mean=[0.5]", "methods.pof 0.5.pof.gamma=0.5", "seeds=[4]", "model.head=fc"]
+    recipe = read_recipe(file, overrides)
+    few = recipe.regimes[0]
+    assert few.methods["sgd"].lr == 1e-3
+    assert few.methods["pof 0.5"].pof.gamma == 0.5
+    assert (few.data.mean, few.model.head, recipe.seeds) == ((0.5,), "fc", (4,))
+    for wrong, message in {
+        "train.lr=fast": "lr",
+        "train.lrr=1": "lrr",
+        "lr": "--set takes KEY=VALUE",
+        "name.x=1": "'name' is 'small' and has no keys",
+    }.items():
+        with pytest.raises(RecipeError, match=message):
+            read_recipe(file, [wrong])
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [1", "name: x\n"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=r"bad\.yaml is|the recipe lacks 'seeds'"):
+        read_recipe(file)
+
+
+def test_methods_share_their_pre_trained_network() -> None:
+    plan = plan_of()
+    assert len(plan.cells) == 6
+    assert len(plan.stages) == 6 * (1 + 3)
+    for cell in plan.cells:
+        assert {plan.stages[name].parent for name in cell.methods.values()} == {cell.pretrain}
+        seeds = {(plan.stages[name].training.seed, plan.stages[name].data.split_seed) for name in cell.stages}
+        assert seeds == {(cell.seed, cell.seed)}
+    assert next(iter(plan.stages)) == plan.cells[0].pretrain
+
+
+def test_the_same_stage_is_there_once_whatever_it_is_called() -> None:
+    one = {"few": {}}
+    twice = plan_of(settings=one, methods=METHODS | {"again": {"method": "finetune", "epochs": 4}})
+    assert twice.stages.keys() == plan_of(settings=one).stages.keys()
+    same_start = plan_of(settings={"a": {}, "b": {"train": {"lr": 0.5}}})
+    assert len(same_start.stages) == 3 * (1 + 3 + 3)
+
+
+def test_options_of_other_methods_do_not_matter() -> None:
+    """A group of options for a new method must not make every finished run of the others worthless."""
+    plain, shared = plan_of(), plan_of(train=SOURCE["train"] | {"pof": {"gamma": 1.0}, "regularizer": {"k": 2}})
+    for before, after in zip(plain.cells, shared.cells, strict=True):
+        assert before.pretrain == after.pretrain
+        assert (before.methods["sgd"], before.methods["long"]) == (after.methods["sgd"], after.methods["long"])
+        assert plain.stages[before.methods["sgd"]] == shared.stages[after.methods["sgd"]]
+        assert before.methods["pof"] != after.methods["pof"]
+
+
+def test_every_group_of_options_has_its_methods() -> None:
+    groups = {f.name for f in fields(TrainOptions) if is_dataclass(getattr(TrainOptions("pof"), f.name))}
+    assert groups - {"schedule", "average"} == GROUPS.keys()
+    assert set().union(*GROUPS.values()) <= ALL_METHODS.keys()
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"data": SOURCE["data"] | {"augment": "none"}},
+    {"data": SOURCE["data"] | {"split_seed": 0}},
+    {"model": {"model": "resnet20"}},
+    {"pretrain": SOURCE["pretrain"] | {"lr": 0.2}},
+    {"train": SOURCE["train"] | {"lr": 2e-2}},
+    {"budget": 5, "settings": {"few": {}}},
+]
+
+
+@pytest.mark.parametrize("parts", CHANGES)
+def test_what_determines_a_stage_is_in_its_name(parts: dict[str, Any]) -> None:
+    seed = 1
+    before = next(c for c in plan_of().cells if (c.setting, c.seed) == ("few", seed))
+    after = next(c for c in plan_of(**parts).cells if (c.setting, c.seed) == ("few", seed))
+    assert before.methods["sgd"] != after.methods["sgd"]
+    assert (before.pretrain == after.pretrain) == (
+        "data" not in parts and "model" not in parts and "pretrain" not in parts
+    )
+
+
+def test_threads_and_the_content_of_weights_are_in_the_name(tmp_path: Path) -> None:
+    recipe = parse_recipe(SOURCE)
+    assert make_plan(recipe).stages.keys().isdisjoint(make_plan(recipe, threads=2).stages)
+    file, copied = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    plans = []
+    for path, width in ((file, 2), (copied, 2), (file, 3)):
+        model = nn.Linear(width, 2)
+        nn.init.ones_(model.weight), nn.init.zeros_(model.bias)
+        save_model(model, path)
+        weights = {"model": "small-cnn", "weights": str(path)}
+        plans.append(plan_of(pretrain=None, model=weights).stages.keys())
+    assert plans[0] == plans[1]
+    assert plans[0].isdisjoint(plans[2])
+
+
+def test_there_must_be_a_network_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="setting 'few' has no network to start from: give 'pretrain'"):
+        plan_of(pretrain=None)
+    with pytest.raises(RecipeError, match=r"no such file: .*absent\.pth"):
+        plan_of(pretrain=None, model={"model": "small-cnn", "weights": str(tmp_path / "absent.pth")})
+    factory = plan_of(pretrain=None, model={"model": "backbones:some", "source_classes": 10})
+    assert {stage.parent for stage in factory.stages.values()} == {None}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+@pytest.mark.parametrize("settings", [SOURCE["settings"], {"a": {}, "b": {"train": {"lr": 0.5}}}])
+def test_shards_share_no_stage_and_leave_none_out(count: int, settings: dict[str, Any]) -> None:
+    whole = plan_of(settings=settings)
+    shards = [shard(whole, index, count) for index in range(count)]
+    names = [name for part in shards for name in part.stages]
+    assert len(names) == len(set(names))
+    assert set(names) == whole.stages.keys()
+    assert sum(len(part.cells) for part in shards) == len(whole.cells)
+    if settings == SOURCE["settings"]:
+        assert [cell for cell in shards[0].cells] == [cell for n, cell in enumerate(whole.cells) if n % count == 0]
+
+
+def test_a_cell_that_shares_runs_with_two_others_keeps_all_in_one_shard(tmp_path: Path) -> None:
+    save_model(nn.Linear(1, 1), tmp_path / "weights.safetensors")
+    whole = plan_of(
+        pretrain=None,
+        seeds=1,
+        model={"model": "small-cnn", "weights": str(tmp_path / "weights.safetensors")},
+        methods={"own rate": {"method": "finetune", "lr": 1.0}, "own size": {"method": "finetune", "batch_size": 10}},
+        control=None,
+        settings={
+            "a": {"train": {"lr": 0.5, "batch_size": 20}},
+            "c": {"train": {"lr": 0.3, "batch_size": 30}},
+            "as a and as c": {"train": {"lr": 0.3, "batch_size": 20}},
+            "as a": {"train": {"lr": 0.5, "batch_size": 40}},
+        },
+    )
+    assert [len(shard(whole, index, 2).cells) for index in (0, 1)] == [4, 0]
+
+
+def test_shards_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 2/2"):
+        shard(plan_of(), 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["r.yaml", "--out", "o"], ["--recipe=r.yaml", "--out", "o"]),
+        (["--out", "o", "r.yaml", "--dry-run"], ["--out", "o", "--recipe=r.yaml", "--dry_run=true"]),
+        (["--dry_run", "r.yaml"], ["--dry_run=true", "--recipe=r.yaml"]),
+        (["r.yaml", "--set", "a=1", "b=2", "--jobs=2"], ["--recipe=r.yaml", "--set+=a=1", "--set+=b=2", "--jobs=2"]),
+    ],
+)
+def test_the_short_form_of_the_command(given: list[str], expected: list[str]) -> None:
+    assert with_plain_recipe(["experiment", *given]) == ["experiment", *expected]
+    assert with_plain_recipe(["train", *given]) == ["train", *given]
+
+
+PUBLIC = ("cifar10-public-resnet20", "cifar10-public-resnet20-full")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_recipes_of_the_repository_can_be_planned(file: Path, tmp_path: Path) -> None:
+    save_model(nn.Linear(1, 1), tmp_path / "weights.safetensors")
+    weights = [f"model.weights={tmp_path}/weights.safetensors"]
+    needed = {"dtd": ["data.data=folder"], **dict.fromkeys(PUBLIC, weights)}
+    plan = make_plan(read_recipe(file, needed.get(file.stem, [])))
+    assert plan.recipe.name == file.stem
+    assert len(plan.recipe.seeds) >= 3
+    other = {"ascent-share": "sam", "extractor-only": "sam", "defaults": "pof"}
+    assert plan.recipe.control == other.get(file.stem, "finetune")
+    assert len({stage.name for stage in plan.stages.values()}) == len(plan.stages)

@@ -1,0 +1,155 @@
+"""Summary and pages of made-up rows: pairing, family of tests, what is said about compute, and the four formats."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from pof.app.experiment import Plan, Row, make_plan, parse_recipe, summarise, write_pages
+from pof.app.experiment.pages import cells, header, latex, markdown, reading
+from pof.app.experiment.statistics import holm
+
+SEEDS = range(4)
+RECIPE: dict[str, Any] = {
+    "name": "made-up",
+    "seeds": len(SEEDS),
+    "data": {"data": "digits"},
+    "model": {"model": "small-cnn"},
+    "pretrain": {},
+    "settings": {"10 %": {}, "all_<&>": {}},
+    "methods": {"sgd": {"method": "finetune"}, "pof & co": {"method": "pof"}},
+    "control": "sgd",
+}
+ERRORS = {"sgd": [0.050, 0.061, 0.055, 0.048], "pof & co": [0.047, 0.052, 0.053, 0.046]}
+INCOMING = [0.052, 0.060, 0.057, 0.049]
+
+
+def row(setting: str, method: str, seed: int, **parts: Any) -> Row:
+    error, before = ERRORS[method][seed], INCOMING[seed]
+    values: dict[str, Any] = {name: None for name in ("stopped", "radius")}
+    for name, scale in {"error": 1.0, "nll": 3.0, "ece": 0.5, "val_error": 2.0, "val_nll": 4.0}.items():
+        values |= {name: scale * error, f"{name}_before": scale * before}
+    values |= {
+        f"{name}_last": before + 3 * (values[name] - before)
+        for name, before in ((name, values[f"{name}_before"]) for name in ("val_error", "val_nll"))
+    }
+    units = 4.0 if method == "sgd" else 4 / 3 * 3
+    made = {"epochs": 4 if method == "sgd" else 3, "units": units, "best_epoch": 2, "seconds": 1.0}
+    folder = f"runs/{method}-{seed}"
+    return Row(
+        **{"setting": setting, "method": method, "seed": seed, **values, **made, "folder": folder, "commit": "abc"}
+        | parts
+    )
+
+
+def rows() -> list[Row]:
+    return [row(setting, method, seed) for setting in RECIPE["settings"] for seed in SEEDS for method in ERRORS]
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return make_plan(parse_recipe(RECIPE))
+
+
+def test_comparisons_are_paired_by_seed_and_corrected_as_one_family(plan: Plan) -> None:
+    summary = summarise(plan, rows())
+    assert [(e.setting, e.method) for e in summary.entries] == [(s, m) for s in RECIPE["settings"] for m in ERRORS]
+    assert (summary.runs, summary.planned, summary.comparisons) == (16, 16, 6)
+    sgd, ours = summary.entries[:2]
+    assert sgd.to_control is None
+    assert ours.figures.mean == pytest.approx(0.0495)
+    p = [
+        stats.ttest_rel(ERRORS["sgd"], INCOMING).pvalue,
+        stats.ttest_rel(ERRORS["pof & co"], INCOMING).pvalue,
+        stats.ttest_rel(ERRORS["pof & co"], ERRORS["sgd"]).pvalue,
+    ]
+    tests = [sgd.to_incoming, ours.to_incoming, ours.to_control]
+    assert [test and test.p for test in tests] == pytest.approx(p, rel=1e-9)
+    assert [test and test.p_holm for test in tests] == pytest.approx(holm([*p, *p])[:3], rel=1e-9)
+    assert ours.to_control is not None and ours.to_control.mean == pytest.approx(-0.004)
+
+
+def test_only_seeds_that_both_have_are_paired(plan: Plan) -> None:
+    part = [r for r in rows() if not (r.method == "sgd" and r.seed == 1)]
+    summary = summarise(plan, part)
+    ours = summary.entries[1]
+    assert ours.figures.n == 4
+    assert ours.to_control is not None and ours.to_control.n == 3
+    assert "14 of 16 runs are finished." in reading(summary)
+
+
+def test_one_seed_and_no_control_give_no_p(plan: Plan) -> None:
+    summary = summarise(plan, [r for r in rows() if r.seed == 0])
+    assert summary.comparisons == 0
+    assert "Without p: one seed: no test." in reading(summary)
+    alone = make_plan(parse_recipe({**RECIPE, "control": None}))
+    assert all(e.to_control is None for e in summarise(alone, rows()).entries)
+    assert not any("sgd" in name for name in header(summarise(alone, rows())))
+
+
+def test_a_new_head_has_no_incoming_figure(plan: Plan) -> None:
+    new = [replace(r, error_before=None) for r in rows()]
+    summary = summarise(plan, new)
+    assert all(e.to_incoming is None and e.before is None for e in summary.entries)
+    assert header(summary)[-5] == "minus sgd"
+    assert len(header(summary)) == len(cells(summary.entries[0], summary)) == 11
+
+
+@pytest.mark.parametrize(("measure", "scale"), [("nll", 3.0), ("ece", 0.5), ("val_error", 2.0), ("val_nll", 4.0)])
+def test_other_measures(plan: Plan, measure: Any, scale: float) -> None:
+    entry = summarise(plan, rows(), measure).entries[1]
+    assert entry.figures.mean == pytest.approx(0.0495 * scale)
+    assert entry.to_incoming is not None and entry.to_incoming.mean == pytest.approx(-0.005 * scale)
+    with pytest.raises(ValueError, match="got 'accuracy'"):
+        summarise(plan, rows(), "accuracy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("measure", "scale"), [("val_error_last", 2.0), ("val_nll_last", 4.0)])
+def test_measures_of_the_last_epoch_against_the_incoming_network(plan: Plan, measure: Any, scale: float) -> None:
+    entry = summarise(plan, rows(), measure).entries[1]
+    assert entry.before is not None and entry.before.mean == pytest.approx(0.0545 * scale)
+    assert entry.to_incoming is not None and entry.to_incoming.mean == pytest.approx(3 * -0.005 * scale)
+
+
+def test_unequal_compute_is_said(plan: Plan) -> None:
+    assert not any("Not equal" in note for note in reading(summarise(plan, rows())))
+    costly = [replace(r, units=8.0) if r.method != "sgd" else r for r in rows()]
+    assert "Not equal compute: more than one epoch's units from the control's: pof & co (8)." in reading(
+        summarise(plan, costly)
+    )
+
+
+def test_the_four_formats(plan: Plan, tmp_path: Path) -> None:
+    summary = write_pages(plan, rows(), tmp_path)
+    figures = json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert figures["entries"][1]["to_control"]["mean"] == pytest.approx(-0.004)
+    assert (figures["commits"], figures["recipe"]["seeds"]) == (["abc"], 4)
+
+    text = (tmp_path / "summary.md").read_text()
+    assert text == markdown(summary)
+    line = next(line for line in text.splitlines() if "| pof & co |" in line)
+    assert "| 3 | 4 | 4 | 4.95 ± 0.35 | -0.500 | [" in line
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+    tex = (tmp_path / "summary.tex").read_text()
+    assert tex == latex(summary)
+    assert r"10 \% & pof \& co & 3 & 4 & 4 & 4.95 $\pm$ 0.35" in tex
+    body = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in body} == {len(header(summary)) - 1}
+
+    page = (tmp_path / "report.html").read_text()
+    for text in (cell for entry in summary.entries for cell in cells(entry, summary)):
+        assert f">{html.escape(text)}<" in page
+    assert not re.search(r"<script|<link[^>]*stylesheet|(src|href)=.https?:|url\(http", page)
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers)) > 5
+    assert page.count("<svg") == page.count('role="img"') == 2
+    assert "<&>" not in page
+    assert "pof &amp; co: -0.5 to the incoming network, -0.4 to the control" in page

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pof.app import demo
+from pof.app.cli import main
+from pof.app.cli._report import with_plain_runs
+
+FEW = ["--batches", "2", "--device", "cpu"]
+
+
+def test_flatness_prints_and_writes_the_figures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures"
+    assert main(["flatness", "--runs", f"[{runs / 'train'}, {runs / 'pof'}]", "--out", str(out), *FEW]) == 0
+    values = json.loads((out / "flatness.json").read_text())
+    assert [n["name"] for n in values["networks"]] == ["train", "pof"]
+    assert values["batch_size"] == 32
+    shown = capsys.readouterr().out
+    for label in ("Error", "NLL", "ECE", "Largest eigenvalue", "Trace", "SAM sharpness", "Ratio", "Suggested", "Norm"):
+        assert label in shown
+    result = json.loads((runs / "pof" / "result.json").read_text())["test_after"]
+    assert values["networks"][1]["figures"]["error"] == result["error"]
+    assert f"{100 * result['error']:.2f} %" in shown
+
+
+def test_flatness_of_a_checkpoint_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(runs / "pof" / "model.safetensors")
+    model = ["--model", "small-cnn", "--data", "digits", "--train_size", "200"]
+    # What the network may have been trained on is not validation data, unless the user says so.
+    for validation, known in (([], False), (["--validation", "0.1"], True)):
+        assert main(["flatness", "--runs", file, *model, *validation, "--batch_size", "32", *FEW]) == 0
+        rows = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if "Suggested" in line]
+        assert [value.strip() != "–" for _, value in rows] == [known]
+    assert main(["flatness", "--runs", file, *FEW]) == 2
+    assert "give --model and --data" in capsys.readouterr().err
+    assert main(["flatness", "--runs", file, "--model", "small-cnn", *FEW]) == 2
+    assert "give --data" in capsys.readouterr().err
+
+
+def test_report_is_in_the_last_runs_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(runs / "sam", tmp_path / "sam")
+    assert main(["report", "--runs+", str(runs / "pof"), "--runs+", str(folder), *FEW]) == 0
+    assert (folder / "report.html").exists()
+    assert "report.html" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "message"),
+    [
+        ("report", "nowhere", "is not a run"),
+        ("flatness", "nowhere", "is not a run"),
+        ("report", "unfinished", "has that run ended"),
+        ("report", "moved", "no such folder"),
+        ("report", "other", "unknown data set"),
+    ],
+)
+def test_bad_input_is_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str, message: str
+) -> None:
+    folder = tmp_path / name
+    if name != "nowhere":
+        shutil.copytree(runs / "pof", folder)
+    if name == "unfinished":
+        (folder / "result.json").unlink()
+    if name in {"moved", "other"}:
+        config = folder / "config.yaml"
+        new = "data: cifar10\n  data_root: nowhere" if name == "moved" else "data: no-such-data\n  data_root: null"
+        config.write_text(config.read_text().replace("data: digits\n  data_root: null", new))
+    assert main([command, "--runs", str(folder), *FEW]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == 2
+    assert "--runs" in capsys.readouterr().err
+    assert main(["report", "--runs", "[]"]) == 2
+    assert "at least one run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["report", "a", "b", "--out", "c"], ["report", "--runs+=a", "--runs+=b", "--out", "c"]),
+        (["flatness", "--batches", "3", "--runs", "a", "b"], ["flatness", "--batches", "3", "--runs+=a", "--runs+=b"]),
+        (["report", "--out=c", "--runs", "[a, b]"], ["report", "--out=c", "--runs+=[a, b]"]),
+        (["report", "--help"], ["report", "--help"]),
+        (["report", "--runs"], ["report"]),
+        (["train", "--runs", "a", "b"], ["train", "--runs", "a", "b"]),
+        ([], []),
+    ],
+)
+def test_plain_names_are_runs(given: list[str], wanted: list[str]) -> None:
+    assert with_plain_runs(given) == wanted
+
+
+def test_the_demonstration_ends_with_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "PRE_TRAINING", replace(demo.PRE_TRAINING, epochs=2))
+    monkeypatch.setattr(demo, "POST_TRAINING", replace(demo.POST_TRAINING, epochs=1))
+    monkeypatch.setattr(demo, "REPORT_BATCHES", 1)
+    monkeypatch.setattr(demo, "RADIUS_BATCHES", 2)
+    assert main(["demo", "--seeds", "1", "--out", str(tmp_path / "demo")]) == 0
+    page = tmp_path / "demo" / "seed-0" / "post-train" / "report.html"
+    assert str(page) in capsys.readouterr().out.replace("\n", "")
+    assert "small-cnn on digits" in page.read_text()

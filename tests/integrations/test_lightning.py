@@ -1,0 +1,284 @@
+"""PostTraining in Lightning: resume, precision, logging, modules that exist already, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+import pof
+from pof.integrations._ahead import AheadLoader
+from tests.integrations.test_same_steps import adarand, ema, late_sam, sam, swa
+from tests.integrations.trainers import (
+    ACCUMULATION,
+    CLIP,
+    QUIET,
+    Trace,
+    in_fit,
+    in_lightning,
+    lightning_module,
+    lightning_trainer,
+    loader,
+    make_optimizer,
+    net,
+    recorded,
+    samples,
+    sgd,
+    trace,
+)
+
+pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
+
+from pof.integrations.lightning import PostTraining  # noqa: E402
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
+
+
+@pytest.mark.parametrize("step", [3, 8], ids=["within an epoch", "between epochs"])
+@pytest.mark.parametrize("make", [pof.PoF, adarand, ema, swa, late_sam])
+def test_resume_gives_the_same_weights_to_the_bit(make: Any, step: int, tmp_path: Path) -> None:
+    """With a shuffled loader and dropout: their random numbers are in the checkpoint too."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def run(resume: Path | None = None) -> dict[str, Tensor]:
+        method = make(net(norm=True, dropout=0.3))
+        torch.manual_seed(99 if resume else 5)
+        saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1)
+        trainer = lightning_trainer(max_epochs=3, enable_checkpointing=True, callbacks=[saving])
+        trainer.fit(lightning_module(method), loader(shuffle=True), ckpt_path=resume)
+        assert trainer.global_step == 12
+        return {**method.state_dict(), "delivered": torch.cat([p.flatten() for p in method.candidate().parameters()])}
+
+    whole = run()
+    resumed = run(tmp_path / f"step={step}.ckpt")
+    for name, value in whole.items():
+        assert not isinstance(value, Tensor) or torch.equal(value, resumed[name]), name
+
+
+def test_method_metrics_and_loss_are_logged() -> None:
+    trainer = lightning_trainer(max_epochs=1)
+    method = pof.PoF(net())
+    with recorded(method) as rows:
+        trainer.fit(lightning_module(method), loader())
+    logged = trainer.callback_metrics
+    assert set(logged) == {"pof/loss", "pof/radius", "pof/separable", "pof/gradient_norm"}
+    assert (float(logged["pof/loss"]), float(logged["pof/radius"])) == pytest.approx(rows[-1][:2])
+
+
+def fitted(make: Any, precision: Any) -> Trace:
+    method, rows = make(net()), []
+    options: Any = {"epochs": 2, "accumulation": ACCUMULATION, "clip_norm": CLIP, "precision": precision}
+    constant = pof.Schedule("constant")
+    optimizer = make_optimizer(method)
+    pof.fit(method, loader(), optimizer=optimizer, schedule=constant, device="cpu", log=rows.append, **options)
+    steps: Any = [row for row in rows if row["event"] == "step"]  # type: ignore[call-overload]
+    return Trace([row["loss"] for row in steps], [row["radius"] for row in steps], method.model.state_dict())
+
+
+def as_in_half_precision(found: Trace, expected: Trace) -> None:
+    """Sums in another order are rounded apart by half precision, from the first unequal step (the fourth) on."""
+    assert found.losses[:4] == pytest.approx(expected.losses[:4], rel=1e-6)
+    assert found.radii[:4] == pytest.approx(expected.radii[:4], rel=1e-6)
+    assert found.losses == pytest.approx(expected.losses, rel=0.02)
+
+
+def test_bf16_is_as_in_fit() -> None:
+    as_in_half_precision(in_lightning(pof.PoF, net(), max_epochs=2, precision="bf16-mixed"), fitted(pof.PoF, "bf16"))
+
+
+def test_grad_scaler_is_as_in_fit() -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    as_in_half_precision(in_lightning(pof.PoF, net(), max_epochs=2, plugins=[plugin]), fitted(pof.PoF, "fp16"))
+
+
+class Existing(pl.LightningModule):  # type: ignore[misc, name-defined]
+    """A module as people have them, for plain training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net(norm=True)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)["logits"]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        raise AssertionError("PostTraining's own comes first")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.seen.append(len(batch["labels"]))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch["x"]), batch["labels"]))
+
+    def configure_optimizers(self) -> Any:
+        return sgd(self.parameters())
+
+
+class Post(PostTraining, Existing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.method = pof.PoF(self.net)
+
+
+class Data(pl.LightningDataModule):  # type: ignore[misc, name-defined]
+    def train_dataloader(self) -> Any:
+        return loader()
+
+    def val_dataloader(self) -> Any:
+        return loader()
+
+
+def test_an_existing_module_and_its_data_module_stay_as_they_are() -> None:
+    module = Post()
+    trainer = lightning_trainer(num_sanity_val_steps=1)
+    with recorded(module.method) as rows:
+        trainer.fit(module, datamodule=Data())
+    training = [row for row in rows if row]
+    trace(module.method, training).close_to(in_fit(pof.PoF, net(norm=True)))
+    assert module.seen == [8, 8, 8, 8, 8, 8, 8, 4] * 5
+    assert "val_loss" in trainer.callback_metrics
+    assert "process_dataloader" not in vars(trainer.strategy)
+
+
+def test_a_training_step_of_ones_own_gets_plain_batches() -> None:
+    class Own(PostTraining):
+        def __init__(self) -> None:
+            super().__init__()
+            self.method = pof.PoF(net())
+
+        def training_step(self, batch: Any) -> Any:  # type: ignore[override]
+            assert set(batch) == {"x", "labels"}
+            return {"loss": self.method_loss(batch), "more": 1}
+
+        def configure_optimizers(self) -> Any:
+            return make_optimizer(self.method)
+
+    module = Own()
+    with recorded(module.method) as rows:
+        lightning_trainer().fit(module, loader())
+    trace(module.method, rows).close_to(in_fit(pof.PoF, net()))
+
+
+def test_sam_accumulates_with_a_training_step_of_one_argument() -> None:
+    class Own(PostTraining):
+        def __init__(self) -> None:
+            super().__init__()
+            self.method = sam(net(norm=True))
+
+        def training_step(self, batch: Any) -> Any:  # type: ignore[override]
+            return {"loss": self.method_loss(batch)}
+
+        def configure_optimizers(self) -> Any:
+            return make_optimizer(self.method)
+
+    module = Own()
+    lightning_trainer().fit(module, loader())
+    expected = in_fit(sam, net(norm=True)).weights
+    for name, value in module.method.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-6)
+
+
+def test_sam_with_value_clipping_leaves_the_direction_alone() -> None:
+    """Clipped by value, the first gradient would point elsewhere."""
+    options: Any = {"max_epochs": 1, "accumulate_grad_batches": 1, "gradient_clip_algorithm": "value"}
+    method, slow = sam(net()), net()
+    module = lightning_module(method)
+    lightning_trainer(gradient_clip_val=0.05, **options).fit(module, loader())
+    optimizer = pof.SAM(slow.parameters(), sgd_class, rho=0.5)
+    for batch in loader():
+        with_loss(slow, batch).backward()
+        with optimizer.perturbed():
+            optimizer.zero_grad()
+            with_loss(slow, batch).backward()
+        nn.utils.clip_grad_value_(slow.parameters(), 0.05)
+        optimizer.step()
+        optimizer.zero_grad()
+    for p, q in zip(method.model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def sgd_class(parameters: Any) -> Any:
+    return sgd(parameters)
+
+
+def with_loss(model: Any, batch: Any) -> Tensor:
+    loss: Tensor = model(**batch)["loss"]
+    return loss
+
+
+def test_loaders_without_length_and_limits_on_batches() -> None:
+    class Numbers(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(samples())
+
+    method = pof.PoF(net())
+    with recorded(method) as rows:
+        lightning_trainer().fit(lightning_module(method), DataLoader(Numbers(), batch_size=8))
+    trace(method, rows).close_to(in_fit(pof.PoF, net()))
+    short = pof.PoF(net())
+    with recorded(short) as rows:
+        lightning_trainer(limit_train_batches=3, max_epochs=2).fit(lightning_module(short), loader())
+    assert len(rows) == 6
+
+
+def test_what_cannot_be_right_is_refused() -> None:
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match=r"SAM with precision=.*there is no second pass; use 'bf16-mixed'"):
+        lightning_trainer(plugins=[scaler]).fit(lightning_module(sam(net())), loader())
+    msam = pof.SharpnessAware(net(), kind="msam")
+    with pytest.raises(ValueError, match=r"MSAM with accumulate_grad_batches=2: .* use larger mini-batches"):
+        lightning_trainer().fit(lightning_module(msam), loader())
+    with pytest.raises(ValueError, match=r"takes one training loader; got a list of them"):
+        lightning_trainer().fit(lightning_module(pof.PoF(net())), [loader(), loader()])
+
+    class Empty(PostTraining):
+        def configure_optimizers(self) -> Any:
+            return sgd(net().parameters())
+
+    with pytest.raises(ValueError, match=r"Empty needs self.method, such as self.method = pof.PoF\(model\)"):
+        lightning_trainer().fit(Empty(), loader())
+
+    class Forgetful(PostTraining):
+        def __init__(self) -> None:
+            super().__init__()
+            self.method = pof.PoF(net())
+
+        def on_fit_start(self) -> None:
+            pass
+
+        def configure_optimizers(self) -> Any:
+            return make_optimizer(self.method)
+
+    with pytest.raises(ValueError, match=r"on_fit_start was overridden without super\(\)"):
+        lightning_trainer().fit(Forgetful(), loader())
+    module = lightning_module(pof.PoF(net()))
+    module.automatic_optimization = False
+    with pytest.raises(ValueError, match="needs automatic_optimization=True"):
+        lightning_trainer(accumulate_grad_batches=1, gradient_clip_val=None).fit(module, loader())
+
+
+def test_msam_without_accumulation_is_as_in_fit() -> None:
+    def msam(model: nn.Module) -> pof.Method:
+        return pof.SharpnessAware(model, kind="msam")
+
+    method, other = msam(net()), msam(net())
+    lightning_trainer(accumulate_grad_batches=1).fit(lightning_module(method), loader())
+    constant, optimizer = pof.Schedule("constant"), make_optimizer(other)
+    pof.fit(other, loader(), epochs=5, optimizer=optimizer, schedule=constant, clip_norm=CLIP, device="cpu")
+    for p, q in zip(method.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=2e-6)
+
+
+def test_seeding_of_workers_reaches_the_loader() -> None:
+    data = loader()
+    ahead = AheadLoader(data, True, lambda: 0, lambda: 8)
+    ahead.worker_init_fn = print
+    assert data.worker_init_fn is print and ahead.batch_size == 8 and len(ahead) == 8

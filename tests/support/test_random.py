@@ -1,0 +1,100 @@
+"""Random states: a stream goes on to the bit after a restore, and is not moved by an isolated pass."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from pof._support.random import capture, draw_seed, isolated, restore, seeded
+
+
+def draws() -> list[float]:
+    """From every global generator; the second normal of a pair comes from a cache."""
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        float(numpy.random.rand()),
+        float(numpy.random.standard_normal()),
+        float(torch.rand(())),
+        float(torch.randn(())),
+    ]
+
+
+def test_every_global_generator_goes_on_where_it_was() -> None:
+    draws()  # leaves the cached second normals of Python and NumPy behind
+    state = capture()
+    expected = [draws() for _ in range(3)]
+    draws()
+    restore(state)
+    assert [draws() for _ in range(3)] == expected
+
+
+def test_capture_moves_nothing() -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
+    expected = draws()
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
+    capture()
+    assert draws() == expected
+
+
+def test_state_survives_a_file_that_is_read_without_executing_anything(tmp_path: Path) -> None:
+    draws()
+    torch.save(capture(), tmp_path / "state.pt")
+    expected = draws()
+    draws()
+    restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draws() == expected
+
+
+def test_a_state_without_numpy_leaves_numpy_alone() -> None:
+    state = capture()
+    del state["numpy"]
+    numpy.random.seed(3)
+    expected = numpy.random.rand()
+    numpy.random.seed(3)
+    restore(state)
+    assert numpy.random.rand() == expected
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_isolated_pass_is_reproducible_and_moves_no_stream(raises: bool) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(4)
+    torch.manual_seed(7)
+    inside = []
+    for _ in range(2):
+        with suppress(ZeroDivisionError), isolated(5, torch.device("cpu")):
+            inside.append(torch.nn.functional.dropout(torch.ones(50)))
+            if raises:
+                raise ZeroDivisionError
+    assert torch.equal(*inside)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_isolated_seeds_give_unrelated_streams() -> None:
+    values = []
+    for seed in (1, 2):
+        with isolated(seed, torch.device("cpu")):
+            values.append(torch.rand(20))
+    assert not torch.equal(*values)
+
+
+def test_generators_of_their_own() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    first, second = seeded(3), seeded(3)
+    seeds = [draw_seed(first) for _ in range(20)]
+    assert seeds == [draw_seed(second) for _ in range(20)]
+    assert len(set(seeds)) == 20 and all(0 <= seed < 2**62 for seed in seeds)
+    assert max(seeds) > 2**60  # the whole range, not the 32 bits of some generators
+    assert torch.equal(torch.rand(2), expected)

@@ -1,0 +1,290 @@
+"""The loop: steps as a hand-written loop takes them, selection, divergence, resume to the bit."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import pof
+from pof.app.job import leaves_a_scrap
+from pof.training import checkpoint
+from tests.cases import batch, batches, mlp
+
+
+def sgd(lr: float = 0.1) -> Any:
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-2)
+
+
+CONSTANT = pof.Schedule("constant")
+
+
+def loader(seed: int = 0, n: int = 52, size: int = 16) -> DataLoader[Any]:
+    inputs, targets = batch(n, seed=seed)
+    return DataLoader(TensorDataset(inputs, targets), batch_size=size, shuffle=True)
+
+
+def test_plain_steps_equal_a_hand_written_loop() -> None:
+    torch.manual_seed(0)
+    mine = mlp(norm=True)
+    slow = copy.deepcopy(mine)
+    data = batches(5, last=5)
+    pof.fit(pof.Finetune(mine), data, epochs=2, optimizer=sgd(), schedule=CONSTANT, clip_norm=0.5, device="cpu")
+    optimizer = sgd()(slow.parameters())
+    for _ in range(2):
+        for inputs, targets in data:
+            optimizer.zero_grad()
+            F.cross_entropy(slow(inputs), targets).backward()
+            nn.utils.clip_grad_norm_(slow.parameters(), 0.5)
+            optimizer.step()
+    assert all(torch.equal(v, slow.state_dict()[k]) for k, v in mine.state_dict().items())
+
+
+def test_accumulated_short_batch_counts_by_its_samples() -> None:
+    torch.manual_seed(0)
+    mine, data = mlp(), batches(3, last=2)
+    whole = copy.deepcopy(mine)
+    pof.fit(pof.Finetune(mine), data, epochs=1, optimizer=sgd(), schedule=CONSTANT, accumulation=3, device="cpu")
+    joined = (torch.cat([b[0] for b in data]), torch.cat([b[1] for b in data]))
+    pof.fit(pof.Finetune(whole), [joined], epochs=1, optimizer=sgd(), schedule=CONSTANT, device="cpu")
+    for p, q in zip(mine.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_schedule_is_followed_and_logged() -> None:
+    rows: list[Any] = []
+    schedule = pof.Schedule("cosine", warmup_steps=2)
+    pof.fit(
+        pof.Finetune(mlp()), batches(4), epochs=2, optimizer=sgd(0.3), schedule=schedule, device="cpu", log=rows.append
+    )
+    rates = [row["lr"] for row in rows if row["event"] == "step"]
+    assert rates == pytest.approx([0.3 * schedule.factor(step, 8) for step in range(8)])
+    assert rates[:2] == pytest.approx([0.1, 0.2]) and rates[2] == pytest.approx(0.3) and rates[-1] < 0.03
+
+
+@pytest.mark.parametrize("kind", ["constant", "step", "cosine"])
+def test_schedule_kinds(kind: Any) -> None:
+    schedule = pof.Schedule(kind, milestones=(0.5,), decay=0.1)
+    factors = [schedule.factor(s, 10) for s in (0, 4, 5, 10)]
+    assert factors == pytest.approx(
+        {"constant": [1, 1, 1, 1], "step": [1, 1, 0.1, 0.1], "cosine": [1, 0.6545085, 0.5, 0.0]}[kind]
+    )
+
+
+def test_best_on_validation_is_handed_back() -> None:
+    torch.manual_seed(0)
+    model, data = mlp(), batches(4)
+    result = pof.fit(
+        pof.Finetune(model), data, epochs=6, optimizer=sgd(0.5), val_loader=batches(2, first=9), device="cpu"
+    )
+    errors = [(row["val_error"], row["val_nll"]) for row in result.history]
+    assert result.best_epoch == min(range(7), key=lambda e: errors[e])
+    assert pof.evaluate(model, batches(2, first=9)).error == errors[result.best_epoch][0]
+
+
+def test_incoming_network_comes_back_unchanged_when_nothing_was_better() -> None:
+    torch.manual_seed(0)
+    model = mlp()
+    data = batches(2)
+    pof.fit(pof.Finetune(model), data, epochs=60, optimizer=sgd(0.5), schedule=CONSTANT, device="cpu")
+    trained = {k: v.clone() for k, v in model.state_dict().items()}
+    wrong = [(x, (y + 1) % 4) for x, y in data]
+    result = pof.fit(pof.Finetune(model), wrong, epochs=2, optimizer=sgd(1e-3), val_loader=data, device="cpu")
+    assert (result.best_epoch, result.stopped) == (0, None)
+    assert "no epoch was better on validation than the incoming network" in result.message
+    assert all(torch.equal(v, trained[k]) for k, v in model.state_dict().items())
+
+
+def test_validation_collapse_stops_the_run_and_says_so() -> None:
+    torch.manual_seed(0)
+    model, data = mlp(), batches(2)
+    pof.fit(pof.Finetune(model), data, epochs=60, optimizer=sgd(0.5), schedule=CONSTANT, device="cpu")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    wrong = [(x, (y + 1) % 4) for x, y in data]
+    with pytest.warns(
+        pof.DivergenceWarning, match=r"validation collapsed: error .* after epoch \d+ \(step \d+\).*Remedy: lower"
+    ):
+        result = pof.fit(pof.Finetune(model), wrong, epochs=50, optimizer=sgd(0.5), val_loader=data, device="cpu")
+    assert result.stopped == "diverged" and result.epochs < 50
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_non_finite_loss_stops_at_its_step_and_puts_the_last_good_epoch_back() -> None:
+    torch.manual_seed(0)
+    model = mlp()
+    good = batches(3)
+    bad = [*good[:2], (good[2][0] * float("nan"), good[2][1])]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.warns(
+        pof.DivergenceWarning, match=r"became nan at step 3 \(epoch 1, learning rate 0.1\).*epoch 0 was put back"
+    ):
+        result = pof.fit(pof.Finetune(model), bad, epochs=2, optimizer=sgd(), schedule=CONSTANT, device="cpu")
+    assert result.stopped == "diverged" and result.steps == 3
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+METHODS = {
+    "finetune": pof.Finetune,
+    "pof fresh": pof.PoF,
+    "pof previous": lambda model: pof.PoF(model, features="previous"),
+}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 11])
+@pytest.mark.parametrize("name", METHODS)
+def test_resume_is_exact_to_the_bit_from_any_step(name: str, stop: int, tmp_path: Path) -> None:
+    """A run that dies without notice goes on from its last checkpoint as if nothing had happened."""
+
+    def run(folder: Path, die_at: int | None = None, resume: bool = False) -> tuple[Any, list[Any]]:
+        rows: list[Any] = []
+
+        def log(row: Any) -> None:
+            rows.append({k: v for k, v in row.items() if k != "seconds"})
+            if die_at is not None and row["event"] == "step" and row["step"] == die_at:
+                raise Killed
+
+        torch.manual_seed(4)
+        model = mlp(norm=True, dropout=0.2)
+        torch.manual_seed(77 if resume else 5)
+        result = pof.fit(
+            METHODS[name](model),
+            loader(),
+            epochs=3,
+            optimizer=sgd(),
+            val_loader=[batch(seed=8)],
+            checkpoint_dir=folder,
+            checkpoint_every=2,
+            resume=resume,
+            accumulation=1,
+            device="cpu",
+            log=log,
+        )
+        return result, rows
+
+    whole, all_rows = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", die_at=stop)
+    resumed, rows = run(tmp_path / "cut", resume=True)
+    expected = whole.model.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.model.state_dict().items())
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in whole.history]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.history] == strip
+    assert rows[-1] == all_rows[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_stops_and_the_run_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    def run(folder: Path, resume: bool = False, interrupt: bool = False) -> Any:
+        def log(row: Any) -> None:
+            if interrupt and row["event"] == "step" and row["step"] == 5:
+                os.kill(os.getpid(), number)
+
+        torch.manual_seed(0)
+        method = pof.PoF(mlp())
+        return pof.fit(
+            method, loader(), epochs=3, optimizer=sgd(), checkpoint_dir=folder, resume=resume, device="cpu", log=log
+        )
+
+    whole = run(tmp_path / "a")
+    handler = signal.getsignal(number)
+    stopped = run(tmp_path / "b", interrupt=True)
+    assert signal.getsignal(number) is handler
+    assert stopped.stopped == "interrupted" and number.name in stopped.message and stopped.steps == 6
+    resumed = run(tmp_path / "b", resume=True)
+    assert resumed.stopped is None
+    assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
+
+
+def test_resume_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    def run(**options: Any) -> Any:
+        method = options.pop("method", pof.PoF)(mlp())
+        return pof.fit(method, batches(3), checkpoint_dir=tmp_path, device="cpu", **{"epochs": 2, **options})
+
+    run()
+    with pytest.raises(pof.CheckpointError, match=r"epochs was 2 and is now 3"):
+        run(epochs=3, resume=True)
+    with pytest.raises(pof.CheckpointError, match=r"method was 'PoF' and is now 'Finetune'"):
+        run(method=pof.Finetune, resume=True)
+    with pytest.raises(pof.CheckpointError, match=r"pof.gamma was 2.0 and is now 1.0"):
+        run(method=lambda m: pof.PoF(m, gamma=1.0), resume=True)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / checkpoint.STATE_FILE).write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(pof.CheckpointError, match=r"state.pt is damaged .*remove it to start again"):
+        pof.fit(pof.Finetune(mlp()), batches(2), checkpoint_dir=tmp_path, resume=True, device="cpu")
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    def run(resume: bool) -> Any:
+        torch.manual_seed(0)
+        return pof.fit(pof.PoF(mlp()), batches(3), epochs=2, checkpoint_dir=tmp_path, resume=resume, device="cpu")
+
+    first, again = run(False), run(True)
+    assert again.steps == first.steps == 6
+    assert all(torch.equal(v, first.model.state_dict()[k]) for k, v in again.model.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains(precision: Any) -> None:
+    torch.manual_seed(0)
+    model = mlp().float()
+    data = [(x.float(), y) for x, y in batches(4)]
+    before = pof.evaluate(model, data).nll
+    pof.fit(pof.PoF(model), data, epochs=20, optimizer=sgd(0.05), precision=precision, device="cpu")
+    assert all(p.dtype == torch.float32 and bool(torch.isfinite(p).all()) for p in model.parameters())
+    assert pof.evaluate(model, data).nll < before
+
+
+@pytest.mark.parametrize(("norm", "last", "warned"), [(True, 1, True), (True, 2, False), (False, 1, False)])
+def test_a_scrap_of_a_mini_batch_under_batch_norm_is_warned_of(norm: bool, last: int, warned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(n, 1, 4, 4, generator=generator), torch.arange(n) % 3) for n in (8, 8, last)]
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.Flatten(), nn.Linear(16, 3)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pof.fit(pof.Finetune(nn.Sequential(*layers)), data, epochs=3, device="cpu")
+    said = [str(w.message) for w in caught if "drop_last=True" in str(w.message)]
+    assert len(said) == warned
+    assert not warned or said[0].startswith("the last step of an epoch has 1 samples, a full mini-batch 8")
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "dropped"),
+    [(5000, 128, True), (160, 128, False), (159, 128, True), (8, 128, False), (256, 128, False)],
+)
+def test_jobs_leave_out_a_last_mini_batch_under_a_quarter(samples: int, batch_size: int, dropped: bool) -> None:
+    assert leaves_a_scrap(samples, batch_size) is dropped
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    method = pof.Finetune(mlp())
+    for options, message in (
+        ({"epochs": 0}, "epochs, accumulation and checkpoint_every must be >= 1; got 0, 1, None"),
+        ({"clip_norm": 0.0}, "clip_norm must be > 0 or None; got 0.0"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16; got 'fp8'"),
+        ({"resume": True}, "resume=True needs checkpoint_dir"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pof.fit(method, batches(2), **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"schedule must be a pof.Schedule, .*; got 'cosine'"):
+        pof.fit(method, batches(2), schedule="cosine")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="training loader is empty"):
+        pof.fit(method, [], device="cpu")
+    with pytest.raises(ValueError, match="needs a length"):
+        pof.fit(method, iter(batches(2)), device="cpu")
+    with pytest.raises(ValueError, match="milestones are fractions"):
+        pof.Schedule("step", milestones=(30.0,))
