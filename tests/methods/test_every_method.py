@@ -12,9 +12,18 @@ import torch
 from torch import Tensor, nn
 
 import pof
-from pof.app.job import Setting, make_optimizer
-from pof.app.methods import METHODS, make_method
-from pof.app.options import AscentOptions, AverageOptions, PoFOptions, RegularizerOptions, SAMOptions, TrainOptions
+from pof.app.job import make_optimizer
+from pof.app.methods import (
+    METHODS,
+    AscentOptions,
+    AverageOptions,
+    Context,
+    PoFOptions,
+    RegularizerOptions,
+    SAMOptions,
+    build_method,
+)
+from pof.app.options import TrainOptions
 
 COMBINATIONS = [("pof", "ema"), ("pof", "swa"), ("sam", "lawa")]
 CASES = [(name, "none") for name in METHODS] + COMBINATIONS
@@ -46,7 +55,7 @@ def options(name: str, kind: Any = "none", **changes: Any) -> TrainOptions:
 
 
 def prepare(training: TrainOptions, batches: list[Any]) -> tuple[pof.Method, torch.optim.Optimizer]:
-    method = make_method(training.method)(Setting(network(), None, training, 3, batches))
+    method = build_method(Context(network(), None, training, 3, batches))
     return method, make_optimizer(method, training)
 
 

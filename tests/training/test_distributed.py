@@ -20,9 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 import pof
 from pof._support import distributed
 from pof.app import job
-from pof.app.job import Setting
-from pof.app.methods import make_method
-from pof.app.options import PoFOptions, TrainOptions
+from pof.app.methods import Context, PoFOptions, build_method
+from pof.app.options import TrainOptions
 from pof.app.run_folder import read_rows
 from pof.data.plan import BatchPlan
 from pof.methods import Method
@@ -161,7 +160,7 @@ def built(name: str) -> Method:
     """A method by the name of the command line, around the same network on every rank."""
     kind, _, features = name.partition(" ")
     training = TrainOptions(method=kind, pof=PoFOptions(features=features or "fresh"))  # type: ignore[arg-type]
-    return make_method(kind)(Setting(network(), None, training, 4, [batch(43, seed=9)]))
+    return build_method(Context(network(), None, training, 4, [batch(43, seed=9)]))
 
 
 def run(rank: int, name: str, folder: str | None = None, die_at: int = 0, signalled: int = -1) -> dict[str, Any]:

@@ -48,7 +48,6 @@ class SeedResult:
 def demonstrate(
     folder: Path,
     seed: int,
-    make_method: Callable[[str], job.MakeMethod],
     log: Callable[[Mapping[str, Any]], None],
 ) -> SeedResult:
     """Train and post-train the network for one seed.
@@ -56,7 +55,6 @@ def demonstrate(
     Args:
         folder: gets the two run folders.
         seed: of everything random.
-        make_method: looks up a method by name.
         log: gets the rows of both runs' logs.
 
     Returns:
@@ -65,9 +63,9 @@ def demonstrate(
     start, end = folder / "train", folder / "post-train"
     pre, post = replace(PRE_TRAINING, seed=seed), replace(POST_TRAINING, seed=seed)
     model = ModelOptions(model="small-cnn")
-    first = job.train(make_method(pre.method), model, DATA, pre, RunOptions(str(start)), log)
+    first = job.train(model, DATA, pre, RunOptions(str(start)), log)
     model = ModelOptions(model="small-cnn", weights=str(start))
-    second = job.train(make_method(post.method), model, DATA, post, RunOptions(str(end)), log)
+    second = job.train(model, DATA, post, RunOptions(str(end)), log)
     return SeedResult(seed, _stage(first, pre), _stage(second, post), end)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,36 +14,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
-from pof.app.rates import learning_rate
-from pof.app.run_folder import Run, RunError
+from pof.app.run_folder import Run, RunError, read_config
 from pof.data import Data, eval_loader, load_data, split_validation, stratified_fraction, train_loader
 from pof.head.split import split as split_at_head
 from pof.methods import Method
-from pof.models import build_model, replace_head
+from pof.models import PRETRAINED, build_model, replace_head
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import FitResult, find_device, fit
 
 EVAL_BATCH = 500
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a method is made of."""
-
-    model: nn.Module
-    head: str | None
-    training: TrainOptions
-    num_classes: int
-    batches: Iterable[Any]
-    """The training set in mini-batches as they are evaluated, for statistics of the incoming features."""
-    mini_batches: Iterable[Any] = ()
-    """Of the training set, as they are trained with."""
-    from_scratch: bool = False
-    """Whether nothing of the model is trained yet."""
-
-
-MakeMethod = Callable[[Setting], Method]
 
 
 @dataclass(frozen=True)
@@ -67,7 +48,6 @@ class Splits:
 
 
 def train(
-    make_method: MakeMethod,
     model: ModelOptions,
     data: DataOptions,
     training: TrainOptions,
@@ -79,7 +59,6 @@ def train(
     The test set is used once, at the end.  Under several processes the first one writes.
 
     Args:
-        make_method: makes the method around the model.
         model: which network, from which weights.
         data: which data.
         training: how.
@@ -94,7 +73,7 @@ def train(
     """
     device = find_device(training.device)
     rank, world = _processes()
-    training = replace(training, lr=learning_rate(model, training))
+    training = replace(training, lr=find_learning_rate(model, training))
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     loaded = load(data)
     splits = split(loaded, data)
@@ -113,8 +92,7 @@ def train(
     network = load_network(model, loaded)
     if training.freeze_head:
         freeze_head(network, model)
-    trained = model.weights is not None and model.source_classes is None
-    incoming = copy.deepcopy(network).to("cpu") if trained else None
+    incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
     folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
 
     def both(row: Mapping[str, Any]) -> None:
@@ -125,17 +103,10 @@ def train(
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
     statistics = evaluating("train", indices=splits.train)
     with closing(batches.iterate(0)) as first_epoch:
-        method = make_method(
-            Setting(
-                network.to(device),
-                model.head,
-                training,
-                loaded.num_classes,
-                statistics,
-                first_epoch,
-                _from_scratch(model),
-            )
+        context = Context(
+            network.to(device), model.head, training, loaded.num_classes, statistics, first_epoch, not model.is_trained
         )
+        method = build_method(context)
     method.to(device)
     validation = None if splits.validation is None else evaluating("train", indices=splits.validation)
     result = fit(
@@ -241,7 +212,7 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
         ValueError: if the network is unknown or the weights do not fit.
         RunError: if the run of that folder has not ended.
     """
-    weights = options.weights
+    weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
     if weights is not None and Path(weights).is_dir():
         weights = str(Path(weights) / "model.safetensors")
         if not Path(weights).exists():
@@ -266,14 +237,33 @@ def freeze_head(network: nn.Module, options: ModelOptions) -> None:
     """
     if options.source_classes is not None:
         raise ValueError(f"freeze_head: a new head (source_classes {options.source_classes}) has to be trained")
-    if _from_scratch(options):
+    if not options.is_trained:
         raise ValueError("freeze_head: a network without --weights has a random head, which has to be trained")
     split_at_head(network, options.head).head.requires_grad_(False)
 
 
-def _from_scratch(options: ModelOptions) -> bool:
-    """Whether nothing is trained yet; a factory may bring its own weights."""
-    return options.weights is None and (":" not in options.model or options.model.startswith("timm:"))
+def find_learning_rate(model: ModelOptions, training: TrainOptions) -> float:
+    """Find the peak learning rate; ``lr auto`` is a share of the rate that the incoming network was trained with.
+
+    The shares are what was best on validation splits of two small data sets (docs/log.md).  Post-training with another
+    optimizer than that of the training has no such rule.
+    """
+    if training.lr != "auto":
+        return training.lr
+    share = entry_of(training.method).rate
+    if model.weights is None or not Path(model.weights).is_dir():
+        raise ValueError(
+            f"lr auto reads the learning rate from the folder of the run that trained the network, and weights are"
+            f" {model.weights!r}: give --lr ({share} of the training's peak rate)"
+        )
+    trained: dict[str, Any] = read_config(Path(model.weights)).get("training", {})
+    rate, optimizer = trained.get("lr"), trained.get("optimizer")
+    if not isinstance(rate, (int, float)) or optimizer != training.optimizer:
+        raise ValueError(
+            f"lr auto cannot follow the training of {model.weights} (lr {rate!r} of {optimizer!r}, now"
+            f" {training.optimizer!r}): give --lr"
+        )
+    return share * rate
 
 
 def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:

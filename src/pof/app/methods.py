@@ -1,167 +1,358 @@
-"""The methods by the names that ``--method`` takes."""
+"""The table of methods: each says everything about itself once, in one entry.
+
+``--method``, recipes, equal compute, ``--lr auto`` and the names of run folders read it.  A new method is one entry in
+``METHODS``, and a group in ``MethodOptions`` if it has options of its own.  What a resumed run must find unchanged is
+derived from the arguments that the method was built with (:meth:`pof.Method.settings`).
+
+Torch is imported when a method is built, not before: a help text needs names and defaults alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pof.app.job import MakeMethod, Setting
-from pof.head.split import split
-from pof.methods import Averaged, Finetune, HeadAscent, Method, PoF, Regularized, SharpnessAware
-from pof.methods.averaged import Average
-from pof.methods.sharpness_aware import Kind
-from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, RandReg, Regularizer, widest_convolutions
+if TYPE_CHECKING:
+    from torch import nn
 
+    from pof.methods import Method
+    from pof.regularizers import Regularizer
 
-def _finetune(setting: Setting) -> Method:
-    return Finetune(setting.model, setting.head, label_smoothing=setting.training.label_smoothing)
-
-
-def _pof(setting: Setting) -> Method:
-    options = setting.training.pof
-    return PoF(
-        setting.model,
-        setting.head,
-        gamma=options.gamma,
-        sampling=options.sampling,
-        features=options.features,
-        batch_norm=options.batch_norm,
-        reference_size=options.reference_size,
-        label_smoothing=setting.training.label_smoothing,
-        seed=setting.training.seed,
-    )
+FORWARD = Fraction(1, 3)
+"""Cost of a forward without gradient, in forward-backward passes: a backward costs about two forwards."""
+T = TypeVar("T", bound="MethodOptions")
 
 
-def _head_ascent(setting: Setting) -> Method:
-    smoothing = setting.training.label_smoothing
-    return HeadAscent(setting.model, setting.head, level=setting.training.ascent.level, label_smoothing=smoothing)
+@dataclass
+class PoFOptions:
+    """PoF.
+
+    Args:
+        gamma: expansion of the radius.
+        sampling: uniform draws it from U(0, gamma), fixed takes gamma.
+        features: of the reference mini-batch: fresh (exact) or previous (no extra forward).
+        batch_norm: statistics in the reference pass: batch, running or update.
+        reference_size: samples of the reference mini-batch that are used, per process; all if not given.
+    """
+
+    gamma: float = 2.0
+    sampling: Literal["uniform", "fixed"] = "uniform"
+    features: Literal["fresh", "previous"] = "fresh"
+    batch_norm: Literal["batch", "running", "update"] = "batch"
+    reference_size: int | None = None
 
 
-def _sharpness_aware(kind: Kind, late: bool = False) -> MakeMethod:
-    def make(setting: Setting) -> Method:
-        options = setting.training.sam
+@dataclass
+class AscentOptions:
+    """Head ascent.
+
+    Args:
+        level: loss that the ascent ends at, as a share of that of guessing.
+    """
+
+    level: float = 0.15
+
+
+@dataclass
+class SAMOptions:
+    """The SAM family.
+
+    Args:
+        rho: radius of the perturbation; auto: from the training data; the method's usual one if not given.
+        last_epochs: of late-sam: epochs with perturbation, at the end.
+        ascent_share: share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
+    """
+
+    rho: float | Literal["auto"] | None = None
+    last_epochs: int = 5
+    ascent_share: float = 1.0
+
+
+@dataclass
+class AverageOptions:
+    """Averages of the iterates, for any method.
+
+    Args:
+        kind: none, or what to deliver instead of the last network: swa, ema or lawa.
+        decay: of ema.
+        start: of swa: share of the run before it begins.
+        window: of lawa: epochs averaged.
+    """
+
+    kind: Literal["none", "swa", "ema", "lawa"] = "none"
+    decay: float = 0.99
+    start: float = 0.0
+    window: int = 5
+
+
+@dataclass
+class RegularizerOptions:
+    """The regularisers of fine-tuning.
+
+    Args:
+        strength: weight of the penalty; the regulariser's usual one if not given.
+        prior: of randreg: uniform, normal, features or class.
+        alpha: of adarand: share of the old value in the moving average.
+        lr: of adarand: learning rate of the reference means.
+        k: of bss: singular values that are penalised.
+    """
+
+    strength: float | None = None
+    prior: Literal["uniform", "normal", "features", "class"] = "features"
+    alpha: float = 0.5
+    lr: float = 1e-2
+    k: int = 1
+
+
+@dataclass
+class MethodOptions:
+    """What a method is built from, beside the network.
+
+    Args:
+        method: what a training step is; the names are listed below.
+        epochs: passes over the training data.
+        batch_size: samples per mini-batch, over all processes.
+        accumulation: mini-batches per optimizer step.
+        label_smoothing: of the cross-entropy.
+        seed: of everything random but the validation split.
+        pof: options of method pof.
+        ascent: options of head-ascent.
+        sam: options of sam, asam, sam-on, msam and late-sam.
+        average: average of the iterates, for any method.
+        regularizer: options of fnp, randreg, adarand, l2sp, bss and delta.
+    """
+
+    method: str
+    epochs: int = 10
+    batch_size: int = 128
+    accumulation: int = 1
+    label_smoothing: float = 0.0
+    seed: int = 0
+    pof: PoFOptions = field(default_factory=PoFOptions)
+    ascent: AscentOptions = field(default_factory=AscentOptions)
+    sam: SAMOptions = field(default_factory=SAMOptions)
+    average: AverageOptions = field(default_factory=AverageOptions)
+    regularizer: RegularizerOptions = field(default_factory=RegularizerOptions)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built around."""
+
+    model: nn.Module
+    head: str | None
+    options: MethodOptions
+    num_classes: int
+    statistics_batches: Iterable[Any]
+    """The training set in mini-batches as they are evaluated, for statistics of the incoming features."""
+    training_batches: Iterable[Any] = ()
+    """Of the training set, as they are trained with."""
+    from_scratch: bool = False
+    """Whether nothing of the model is trained yet."""
+
+
+Extra = Callable[[MethodOptions], Fraction]
+Average = Literal["none", "swa", "ema", "lawa"]
+
+
+def _nothing(options: MethodOptions) -> Fraction:
+    return Fraction(0)
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """All that the application knows of a method."""
+
+    build: Callable[[Context], Method]
+    group: str | None = None
+    """The field of ``MethodOptions`` that holds its options: no other method's run depends on them."""
+    extra: Extra = _nothing
+    """Forward-backward passes over the training set, beyond one per epoch."""
+    rate: float = 0.5
+    """Learning rate of ``--lr auto``, as a share of that of the network's training."""
+    average: Average = "none"
+    """The average that the method's name stands for."""
+
+
+def _finetune(context: Context) -> Method:
+    from pof.methods import Finetune
+
+    return Finetune(context.model, context.head, label_smoothing=context.options.label_smoothing)
+
+
+def _pof(context: Context) -> Method:
+    from pof.methods import PoF
+
+    options = context.options
+    smoothing, seed = options.label_smoothing, options.seed
+    return PoF(context.model, context.head, **vars(options.pof), label_smoothing=smoothing, seed=seed)
+
+
+def _passes_of_pof(options: MethodOptions) -> Fraction:
+    if options.pof.features == "previous":
+        return Fraction(0)
+    used = options.pof.reference_size or options.batch_size
+    return FORWARD * options.epochs * Fraction(min(used, options.batch_size), options.batch_size)
+
+
+def _head_ascent(context: Context) -> Method:
+    from pof.methods import HeadAscent
+
+    level, smoothing = context.options.ascent.level, context.options.label_smoothing
+    return HeadAscent(context.model, context.head, level=level, label_smoothing=smoothing)
+
+
+def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bool = False) -> MethodEntry:
+    def build(context: Context) -> Method:
+        from pof.methods import SharpnessAware
+
+        options = context.options.sam
         method = SharpnessAware(
-            setting.model,
-            setting.head,
+            context.model,
+            context.head,
             kind=kind,
             rho=None if options.rho == "auto" else options.rho,
             last_epochs=options.last_epochs if late else None,
             ascent_share=options.ascent_share,
-            label_smoothing=setting.training.label_smoothing,
+            label_smoothing=context.options.label_smoothing,
         )
         if options.rho == "auto":
-            if setting.from_scratch:
+            if context.from_scratch:
                 raise ValueError("sam.rho auto is for a network that is trained already: give --weights, or a number")
-            method.calibrate(setting.mini_batches, accumulation=setting.training.accumulation)
+            method.calibrate(context.training_batches, accumulation=context.options.accumulation)
         return method
 
-    return make
+    def ascents(options: MethodOptions) -> Fraction:
+        epochs = min(options.sam.last_epochs, options.epochs) if late else options.epochs
+        return Fraction(options.sam.ascent_share).limit_denominator(1000) * (0 if kind == "msam" else epochs)
+
+    return MethodEntry(build, "sam", ascents)
 
 
-def _averaged(average: Average) -> MakeMethod:
-    return lambda setting: _average(_finetune(setting), average, setting)
+def _regularized(
+    make: Callable[[Context, dict[str, Any]], Regularizer],
+    extra: Extra = _nothing,
+) -> MethodEntry:
+    """``make`` gets the strength as a keyword, or nothing: the regulariser then takes its usual one."""
+
+    def build(context: Context) -> Method:
+        from pof.methods import Regularized
+
+        strength = context.options.regularizer.strength
+        regularizer = make(context, {} if strength is None else {"strength": strength})
+        return Regularized(context.model, regularizer, context.head, label_smoothing=context.options.label_smoothing)
+
+    return MethodEntry(build, "regularizer", extra)
 
 
-def _average(method: Method, average: Average, setting: Setting) -> Method:
-    options = setting.training.average
-    return Averaged(method, average, decay=options.decay, start=options.start, window=options.window)
+def _fnp(context: Context, strength: dict[str, Any]) -> Regularizer:
+    from pof.regularizers import FNP
+
+    return FNP(**strength)
 
 
-def _regularized(regularizer: Callable[[Setting], Regularizer]) -> MakeMethod:
-    def make(setting: Setting) -> Method:
-        smoothing = setting.training.label_smoothing
-        return Regularized(setting.model, regularizer(setting), setting.head, label_smoothing=smoothing)
+def _randreg(context: Context, strength: dict[str, Any]) -> Regularizer:
+    from pof.head.split import split
+    from pof.regularizers import RandReg
 
-    return make
-
-
-def _strength(setting: Setting, usual: float) -> float:
-    given = setting.training.regularizer.strength
-    return usual if given is None else given
-
-
-def _fnp(setting: Setting) -> Regularizer:
-    return FNP(strength=_strength(setting, 1.0))
-
-
-def _randreg(setting: Setting) -> Regularizer:
-    prior, seed, strength = setting.training.regularizer.prior, setting.training.seed, _strength(setting, 1.0)
+    prior, seed = context.options.regularizer.prior, context.options.seed
     if prior in {"uniform", "normal"}:
-        return RandReg(prior, strength=strength, seed=seed)
-    network = split(setting.model, setting.head)
+        return RandReg(prior, seed=seed, **strength)
+    network, classes = split(context.model, context.head), context.num_classes
     return RandReg.from_loader(
-        network, setting.batches, num_classes=setting.num_classes, prior=prior, strength=strength, seed=seed
+        network, context.statistics_batches, num_classes=classes, prior=prior, seed=seed, **strength
     )
 
 
-def _adarand(setting: Setting) -> Regularizer:
-    options = setting.training.regularizer
+def _adarand(context: Context, strength: dict[str, Any]) -> Regularizer:
+    from pof.head.split import split
+    from pof.regularizers import AdaRand
+
+    options = context.options.regularizer
     return AdaRand.from_loader(
-        split(setting.model, setting.head),
-        setting.batches,
-        num_classes=setting.num_classes,
-        strength=_strength(setting, 1.0),
+        split(context.model, context.head),
+        context.statistics_batches,
+        num_classes=context.num_classes,
         alpha=options.alpha,
         lr=options.lr,
-        seed=setting.training.seed,
+        seed=context.options.seed,
+        **strength,
     )
 
 
-def _l2sp(setting: Setting) -> Regularizer:
-    return L2SP(setting.model, setting.head, strength=_strength(setting, 0.01))
+def _l2sp(context: Context, strength: dict[str, Any]) -> Regularizer:
+    from pof.regularizers import L2SP
+
+    return L2SP(context.model, context.head, **strength)
 
 
-def _bss(setting: Setting) -> Regularizer:
-    return BSS(strength=_strength(setting, 1e-3), k=setting.training.regularizer.k)
+def _bss(context: Context, strength: dict[str, Any]) -> Regularizer:
+    from pof.regularizers import BSS
+
+    return BSS(k=context.options.regularizer.k, **strength)
 
 
-def _delta(setting: Setting) -> Regularizer:
-    inputs, _ = next(iter(setting.batches))
-    return DELTA(setting.model, widest_convolutions(setting.model, inputs[:2]), strength=_strength(setting, 1.0))
+def _delta(context: Context, strength: dict[str, Any]) -> Regularizer:
+    from pof.regularizers import DELTA, widest_convolutions
+
+    inputs, _ = next(iter(context.statistics_batches))
+    return DELTA(context.model, widest_convolutions(context.model, inputs[:2]), **strength)
 
 
-METHODS: dict[str, MakeMethod] = {
-    "finetune": _finetune,
-    "pof": _pof,
-    "head-ascent": _head_ascent,
+METHODS: dict[str, MethodEntry] = {
+    "finetune": MethodEntry(_finetune),
+    # The paper's rate: 1.6e-4 after a training at 0.1.
+    "pof": MethodEntry(_pof, "pof", _passes_of_pof, rate=1.6e-3),
+    "head-ascent": MethodEntry(_head_ascent, "ascent"),
     "sam": _sharpness_aware("sam"),
     "asam": _sharpness_aware("asam"),
     "sam-on": _sharpness_aware("sam-on"),
     "msam": _sharpness_aware("msam"),
     "late-sam": _sharpness_aware("sam", late=True),
-    "swa": _averaged("swa"),
-    "ema": _averaged("ema"),
-    "lawa": _averaged("lawa"),
+    "swa": MethodEntry(_finetune, average="swa"),
+    "ema": MethodEntry(_finetune, average="ema"),
+    "lawa": MethodEntry(_finetune, average="lawa"),
     "fnp": _regularized(_fnp),
-    "randreg": _regularized(_randreg),
-    "adarand": _regularized(_adarand),
+    "randreg": _regularized(_randreg, lambda options: FORWARD * (options.regularizer.prior in {"features", "class"})),
+    "adarand": _regularized(_adarand, lambda options: FORWARD),
     "l2sp": _regularized(_l2sp),
     "bss": _regularized(_bss),
-    "delta": _regularized(_delta),
+    "delta": _regularized(_delta, lambda options: FORWARD * options.epochs),
 }
+GROUPS = tuple(f.name for f in fields(MethodOptions) if f.name != "average" and is_dataclass(f.default_factory))
+"""The groups of options that belong to some methods only."""
 
 
-def make_method(name: str) -> MakeMethod:
-    """Look up a method; ``average.kind`` of the options averages it.
-
-    Args:
-        name: as in ``--method``.
-
-    Returns:
-        The function that makes it.
-
-    Raises:
-        ValueError: if there is none of that name; the names are listed.
-    """
+def entry_of(name: str) -> MethodEntry:
+    """Look up a method; a ValueError lists the names."""
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
 
-    def make(setting: Setting) -> Method:
-        kind = setting.training.average.kind
-        method = METHODS[name](setting)
-        if kind == "none":
-            return method
-        if isinstance(method, Averaged):
-            raise ValueError(f"method {name!r} averages already: leave out --average.kind {kind}")
-        return _average(method, kind, setting)
 
-    return make
+def build_method(context: Context) -> Method:
+    """Build the method that the options name, and the average around it."""
+    entry, options = entry_of(context.options.method), context.options.average
+    if entry.average != "none" and options.kind != "none":
+        raise ValueError(f"method {context.options.method!r} averages already: leave out --average.kind {options.kind}")
+    method, kind = entry.build(context), average_of(context.options)
+    if kind == "none":
+        return method
+    from pof.methods import Averaged
+
+    return Averaged(method, kind, decay=options.decay, start=options.start, window=options.window)
+
+
+def average_of(options: MethodOptions) -> Average:
+    """The average that is delivered: by the method's name, or beside it."""
+    own = entry_of(options.method).average
+    return options.average.kind if own == "none" else own
+
+
+def with_own_group_only(options: T) -> T:
+    """Put the groups of other methods back to their defaults: the run does not depend on them."""
+    own = entry_of(options.method).group
+    plain = MethodOptions(options.method)
+    return replace(options, **{group: getattr(plain, group) for group in GROUPS if group != own})

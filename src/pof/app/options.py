@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pof.app.methods import MethodOptions
 from pof.training.schedules import Schedule
 
 
@@ -14,7 +15,8 @@ class ModelOptions:
 
     Args:
         model: resnet20, wrn-28-10, small-cnn and relatives, a timm name, or package.module:factory.
-        weights: checkpoint to start from: .safetensors, .pt, .pth, .th, or a run folder.
+        weights: checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, or pretrained (timm's published
+            weights; of a factory: those that it brings itself).
         head: qualified name of the head; found by itself if not given.
         source_classes: classes that the weights were trained for; if given, the head is replaced by a new one.
     """
@@ -23,6 +25,21 @@ class ModelOptions:
     weights: str | None = None
     head: str | None = None
     source_classes: int | None = None
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether the model is ``package.module:factory``."""
+        return ":" in self.model and not self.model.startswith("timm:")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a trained network comes in: with weights, or from a factory that brings a backbone for a new head."""
+        return self.weights is not None or (self.is_factory and self.source_classes is not None)
+
+    @property
+    def has_trained_head(self) -> bool:
+        """Whether the incoming network classifies these classes already."""
+        return self.weights is not None and self.source_classes is None
 
 
 @dataclass
@@ -57,136 +74,32 @@ class DataOptions:
 
 
 @dataclass
-class PoFOptions:
-    """PoF.
-
-    Args:
-        gamma: expansion of the radius.
-        sampling: uniform draws it from U(0, gamma), fixed takes gamma.
-        features: of the reference mini-batch: fresh (exact) or previous (no extra forward).
-        batch_norm: statistics in the reference pass: batch, running or update.
-        reference_size: samples of the reference mini-batch that are used, per process; all if not given.
-    """
-
-    gamma: float = 2.0
-    sampling: Literal["uniform", "fixed"] = "uniform"
-    features: Literal["fresh", "previous"] = "fresh"
-    batch_norm: Literal["batch", "running", "update"] = "batch"
-    reference_size: int | None = None
-
-
-@dataclass
-class AscentOptions:
-    """Head ascent.
-
-    Args:
-        level: loss that the ascent ends at, as a share of that of guessing.
-    """
-
-    level: float = 0.15
-
-
-@dataclass
-class SAMOptions:
-    """The SAM family.
-
-    Args:
-        rho: radius of the perturbation; auto: from the training data; the method's usual one if not given.
-        last_epochs: of late-sam: epochs with perturbation, at the end.
-        ascent_share: share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
-    """
-
-    rho: float | Literal["auto"] | None = None
-    last_epochs: int = 5
-    ascent_share: float = 1.0
-
-
-@dataclass
-class AverageOptions:
-    """Averages of the iterates, for any method.
-
-    Args:
-        kind: none, or what to deliver instead of the last network: swa, ema or lawa.
-        decay: of ema.
-        start: of swa: share of the run before it begins.
-        window: of lawa: epochs averaged.
-    """
-
-    kind: Literal["none", "swa", "ema", "lawa"] = "none"
-    decay: float = 0.99
-    start: float = 0.0
-    window: int = 5
-
-
-@dataclass
-class RegularizerOptions:
-    """The regularisers of fine-tuning.
-
-    Args:
-        strength: weight of the penalty; the regulariser's usual one if not given.
-        prior: of randreg: uniform, normal, features or class.
-        alpha: of adarand: share of the old value in the moving average.
-        lr: of adarand: learning rate of the reference means.
-        k: of bss: singular values that are penalised.
-    """
-
-    strength: float | None = None
-    prior: Literal["uniform", "normal", "features", "class"] = "features"
-    alpha: float = 0.5
-    lr: float = 1e-2
-    k: int = 1
-
-
-@dataclass
-class TrainOptions:
+class TrainOptions(MethodOptions):
     """How to train.
 
     Args:
-        method: finetune, pof, head-ascent, sam, asam, sam-on, msam, late-sam, swa, ema, lawa, fnp, randreg,
-            adarand, l2sp, bss or delta.
-        epochs: passes over the training data.
-        batch_size: samples per mini-batch, over all processes.
         lr: peak learning rate; auto: from that of the run whose folder --weights names.
         optimizer: sgd (Nesterov) or adamw.
         momentum: of sgd.
         weight_decay: of the optimizer.
         schedule: of the learning rate.
-        accumulation: mini-batches per optimizer step.
         clip_norm: bound on the gradient norm; none if not given.
-        label_smoothing: of the cross-entropy.
         freeze_head: train the feature extractor only; pof and head-ascent always do.
         precision: fp32, bf16 or fp16.
         device: cpu, cuda, ...; found by itself if not given.
-        seed: of everything random but the validation split.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
-        pof: options of method pof.
-        ascent: options of head-ascent.
-        sam: options of sam, asam, sam-on, msam and late-sam.
-        average: average of the iterates, for any method.
-        regularizer: options of fnp, randreg, adarand, l2sp, bss and delta.
     """
 
-    method: str
-    epochs: int = 10
-    batch_size: int = 128
     lr: float | Literal["auto"] = 1e-3
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = field(default_factory=Schedule)
-    accumulation: int = 1
     clip_norm: float | None = None
-    label_smoothing: float = 0.0
     freeze_head: bool = False
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str | None = None
-    seed: int = 0
     checkpoint_every: int | None = None
-    pof: PoFOptions = field(default_factory=PoFOptions)
-    ascent: AscentOptions = field(default_factory=AscentOptions)
-    sam: SAMOptions = field(default_factory=SAMOptions)
-    average: AverageOptions = field(default_factory=AverageOptions)
-    regularizer: RegularizerOptions = field(default_factory=RegularizerOptions)
 
 
 @dataclass

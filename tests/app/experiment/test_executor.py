@@ -17,7 +17,6 @@ import yaml
 from pof.app.cli import main
 from pof.app.experiment import Plan, forecast, make_plan, parse_recipe, rows_of, shard, total_seconds
 from pof.app.experiment.table import COLUMNS, INCIDENTAL
-from pof.app.methods import make_method
 from pof.app.run_folder import read_rows
 from tests.processes import PATIENCE, Process, pof, start
 
@@ -183,7 +182,7 @@ def test_dry_run_says_what_is_left_and_writes_nothing(whole: Path, capsys: pytes
 def test_estimate_takes_the_time_of_finished_runs(whole: Path) -> None:
     """Of the same method where there are some, in proportion to the units."""
     plan = make_plan(parse_recipe(RECIPE | {"seeds": [7], "budget": 6}))
-    lines = forecast(plan, whole, make_method=make_method, probe=False)
+    lines = forecast(plan, whole, probe=False)
     rows = rows_of(make_plan(parse_recipe(RECIPE)), whole)
     pof_rate = sum(row.seconds / row.units for row in rows if row.method == "pof") / 2
     assert [line.state for line in lines] == ["to do"] * 3
@@ -192,7 +191,7 @@ def test_estimate_takes_the_time_of_finished_runs(whole: Path) -> None:
     assert total_seconds(lines, 1) == pytest.approx(sum(seconds))
     assert total_seconds(lines, 3) == pytest.approx(seconds[0] + max(seconds[1:]))
     unlike = make_plan(parse_recipe(RECIPE | {"model": {"model": "resnet20"}}))
-    assert total_seconds(forecast(unlike, whole, make_method=make_method, probe=False), 1) is None
+    assert total_seconds(forecast(unlike, whole, probe=False), 1) is None
 
 
 def test_part_of_a_plan_has_part_of_the_table(whole: Path) -> None:

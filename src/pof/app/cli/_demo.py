@@ -13,7 +13,6 @@ from rich.table import Table
 from pof.app.cli._display import console
 from pof.app.cli._report import showing_progress
 from pof.app.demo import DATA, POST_TRAINING, SeedResult, Stage, demonstrate, report
-from pof.app.methods import make_method
 
 
 @dataclass
@@ -56,7 +55,7 @@ def demo(options: DemoOptions) -> int:
     )
     results = []
     for seed in range(options.seeds):
-        result = demonstrate(folder / f"seed-{seed}", seed, make_method, lambda row: None)
+        result = demonstrate(folder / f"seed-{seed}", seed, lambda row: None)
         errors = [f"{100 * stage.test.error:.2f} %" for stage in (result.before, result.after)]
         console.print(f"seed {seed}: test error {errors[0]} -> {errors[1]}")
         results.append(result)

@@ -30,7 +30,6 @@ from pof.app.experiment import (
     total_seconds,
     write_pages,
 )
-from pof.app.methods import make_method
 
 COMMAND = "experiment"
 HIDDEN = {"epochs", "p", "p (Wilcoxon)"}
@@ -82,10 +81,10 @@ def experiment(options: ExperimentOptions) -> int:
     mine = whole if options.shard is None else shard(whole, *_part(options.shard))
     with importable(path.parent):
         if options.dry_run:
-            _show_plan(forecast(mine, out, make_method=make_method, probe=options.probe), jobs)
+            _show_plan(forecast(mine, out, probe=options.probe), jobs)
             return 0
         try:
-            failed = execute(mine, out, jobs=jobs, make_method=make_method, report=_show)
+            failed = execute(mine, out, jobs=jobs, report=_show)
         finally:
             _write(whole, out / recipe.name, rows_of(whole, out), options.measure)
     for name, reason in failed.items():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pof.app import job
 from pof.app.cli._display import Display, console, metrics_table
-from pof.app.methods import make_method
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
 
 
@@ -16,9 +15,8 @@ def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: R
     Returns:
         Exit code: 0, 1 for a run that diverged without a network worth keeping, 130 if interrupted.
     """
-    make = make_method(training.method)
     with Display() as display:
-        result = job.train(make, model, data, training, run, display)
+        result = job.train(model, data, training, run, display)
     if result.fit.stopped == "interrupted":
         console.print(result.fit.message)
         return 130
@@ -28,7 +26,7 @@ def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: R
     console.print(metrics_table(f"{data.data}, test set", columns))
     console.print(result.fit.message, soft_wrap=True)
     console.print(f"written to {result.folder}", soft_wrap=True)
-    return 1 if result.fit.stopped == "diverged" and result.fit.best_epoch == 0 and model.weights is None else 0
+    return 1 if result.fit.stopped == "diverged" and result.fit.best_epoch == 0 and not model.is_trained else 0
 
 
 def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
@@ -60,6 +58,6 @@ def fine_tune(model: ModelOptions, data: DataOptions, training: TrainOptions, ru
     Raises:
         ValueError: if no weights are given, and the model is not a factory, which may bring its own.
     """
-    if model.weights is None and (":" not in model.model or model.model.startswith("timm:")):
+    if not model.is_trained:
         raise ValueError("fine-tune needs a pre-trained backbone: give --weights FILE (for timm also: pretrained)")
     return train(model, data, training, run)

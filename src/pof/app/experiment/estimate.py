@@ -21,11 +21,12 @@ import torch
 
 from pof._support.random import isolated
 from pof.app import job
-from pof.app.experiment.compute import units
+from pof.app.budget import passes
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.recipe import parse_section
-from pof.app.experiment.worker import MakeMethodByName, is_finished
-from pof.app.options import AverageOptions, TrainOptions, plain
+from pof.app.experiment.worker import is_finished
+from pof.app.methods import AverageOptions, Context, build_method
+from pof.app.options import TrainOptions, plain
 from pof.app.run_folder import read_config
 from pof.data import train_loader
 from pof.training.fit import find_device
@@ -49,13 +50,12 @@ class Forecast:
     """What is still to be spent, about; None if nothing is known. A run to resume counts in full."""
 
 
-def forecast(plan: Plan, out: Path, *, make_method: MakeMethodByName, probe: bool) -> list[Forecast]:
+def forecast(plan: Plan, out: Path, *, probe: bool) -> list[Forecast]:
     """Say for each stage what there is to do.
 
     Args:
         plan: the stages.
         out: folder of the experiment; nothing is written.
-        make_method: looks up a method by name, for the probe.
         probe: read the data, and time a few steps where no finished run tells.
 
     Returns:
@@ -75,10 +75,10 @@ def forecast(plan: Plan, out: Path, *, make_method: MakeMethodByName, probe: boo
             samples[key] = None
             rate = None
             if probe:
-                samples[key], rate = _probe(stage, make_method, plan.threads, timed=key not in known)
+                samples[key], rate = _probe(stage, plan.threads, timed=key not in known)
             if rate is not None:
                 known[key] = {"": [rate]}
-        total = float(units(stage.training))
+        total = float(passes(stage.training))
         rate = _rate(known.get(key, {}), stage.training.method)
         seconds = 0.0 if state == "finished" else None if rate is None else rate * total
         result.append(Forecast(stage, state, total, samples[key], seconds))
@@ -138,7 +138,7 @@ def _planned_units(training: Mapping[str, Any], seen: dict[str, float]) -> float
     text = json.dumps({**training, "seed": 0})
     if text not in seen:
         try:
-            seen[text] = float(units(parse_section(TrainOptions, training, "training")))
+            seen[text] = float(passes(parse_section(TrainOptions, training, "training")))
         except ValueError:
             seen[text] = 0.0
     return seen[text]
@@ -150,7 +150,7 @@ def _rate(known: Mapping[str, Sequence[float]], method: str) -> float | None:
     return statistics.fmean(rates) if rates else None
 
 
-def _probe(stage: Stage, make_method: MakeMethodByName, threads: int, *, timed: bool) -> tuple[int, float | None]:
+def _probe(stage: Stage, threads: int, *, timed: bool) -> tuple[int, float | None]:
     """Count the training samples of a stage, and time a few steps of plain training on a network made for that.
 
     Returns:
@@ -164,7 +164,7 @@ def _probe(stage: Stage, make_method: MakeMethodByName, threads: int, *, timed: 
     training = replace(stage.training, method="finetune", average=AverageOptions())
     with _threads(threads), isolated(0, device):
         network = job.load_network(stage.model, loaded).to(device)
-        method = make_method("finetune")(job.Setting(network, stage.model.head, training, loaded.num_classes, ()))
+        method = build_method(Context(network, stage.model.head, training, loaded.num_classes, ()))
         stepper = Stepper(method.to(device), job.make_optimizer(method, training), training.precision)
         batches = train_loader(
             loaded, batch_size=training.batch_size, seed=0, indices=indices, workers=0, device=device

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pof.app.experiment.plan import RUNS, Plan, Stage
-from pof.app.experiment.worker import INTERRUPTED, MakeMethodByName, Outcome, is_finished, work
+from pof.app.experiment.worker import INTERRUPTED, Outcome, is_finished, work
 
 PATIENCE = 30.0
 """Seconds that a worker has to end its step after an interrupt."""
@@ -94,16 +94,13 @@ class _Progress:
         self.report(Ended(stage, reason, seconds, done, len(self.plan.stages)))
 
 
-def execute(
-    plan: Plan, out: Path, *, jobs: int, make_method: MakeMethodByName, report: Report = lambda ended: None
-) -> Mapping[str, str]:
+def execute(plan: Plan, out: Path, *, jobs: int, report: Report = lambda ended: None) -> Mapping[str, str]:
     """Run what is not finished yet of a plan.
 
     Args:
         plan: the stages.
         out: folder of the experiment; runs go to ``out/runs``, tracebacks of failed ones to ``out/failed``.
         jobs: worker processes.
-        make_method: looks up a method by name; goes to the workers, so a function of a module.
         report: called when a stage ends.
 
     Returns:
@@ -116,7 +113,7 @@ def execute(
     workers: list[_Worker] = []
     try:
         while True:
-            _assign(progress, workers, jobs, make_method)
+            _assign(progress, workers, jobs)
             busy = [worker for worker in workers if worker.stage is not None]
             if not busy:
                 break
@@ -145,13 +142,17 @@ def unusable(runs: Path, stage: Stage) -> str | None:
         The reason, or None if the network can be used.
     """
     result = json.loads((runs / stage.name / "result.json").read_text(encoding="utf-8"))
-    trained = stage.parent is not None or stage.model.weights is not None or stage.model.source_classes is not None
-    if trained or result["stopped"] != "diverged" or result["best_epoch"] != 0:
+    if (
+        stage.parent is not None
+        or stage.model.is_trained
+        or result["stopped"] != "diverged"
+        or result["best_epoch"] != 0
+    ):
         return None
     return str(result["message"])
 
 
-def _assign(progress: _Progress, workers: list[_Worker], jobs: int, make_method: MakeMethodByName) -> None:
+def _assign(progress: _Progress, workers: list[_Worker], jobs: int) -> None:
     while True:
         idle = next((worker for worker in workers if worker.stage is None), None)
         if idle is None and len(workers) >= jobs:
@@ -160,7 +161,7 @@ def _assign(progress: _Progress, workers: list[_Worker], jobs: int, make_method:
         if stage is None:
             return
         if idle is None:
-            idle = _start(progress, make_method)
+            idle = _start(progress)
             workers.append(idle)
         idle.stage, idle.since = stage, time.monotonic()
         with suppress(OSError):  # it is dead already, which its sentinel tells
@@ -197,11 +198,11 @@ def _death(code: int | None) -> str:
     return f"its process ended with exit code {code}"
 
 
-def _start(progress: _Progress, make_method: MakeMethodByName) -> _Worker:
+def _start(progress: _Progress) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     threads = progress.plan.threads
-    process = context.Process(target=work, args=(there, make_method, progress.runs, threads), name="pof experiment")
+    process = context.Process(target=work, args=(there, progress.runs, threads), name="pof experiment")
     with _environment(threads), _ignoring_interrupts():
         process.start()
     there.close()

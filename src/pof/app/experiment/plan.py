@@ -15,19 +15,12 @@ from pathlib import Path
 import torch
 
 from pof.app.experiment.recipe import Recipe, RecipeError, Regime
+from pof.app.methods import GROUPS, entry_of, with_own_group_only
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain
 from pof.models import PRETRAINED
 
 RUNS = "runs"
 DIGITS = 12
-GROUPS = {
-    "pof": {"pof"},
-    "ascent": {"head-ascent"},
-    "sam": {"sam", "asam", "sam-on", "msam", "late-sam"},
-    "regularizer": {"fnp", "randreg", "adarand", "l2sp", "bss", "delta"},
-}
-"""Groups of training options, and the methods that they are of: no other method's run depends on them."""
-DEFAULTS = TrainOptions("finetune")
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,7 @@ def _cell(regime: Regime, seed: int, origin: str | None, threads: int, stages: d
     if regime.pretrain is not None:
         incoming = _stage(regime.model, data, replace(regime.pretrain, seed=seed), None, origin, threads)
         stages[incoming.name] = incoming
-    elif regime.model.weights is None and (regime.model.source_classes is None or ":" not in regime.model.model):
+    elif not regime.model.is_trained:
         raise RecipeError(
             f"setting {regime.name!r} has no network to start from: give 'pretrain', or model.weights (--set"
             " model.weights=FILE), or a factory that brings its weights together with model.source_classes"
@@ -159,18 +152,17 @@ def _stage(
 ) -> Stage:
     if parent is not None:
         model, origin = replace(model, weights=None, source_classes=None), parent.name
-    foreign = {group: getattr(DEFAULTS, group) for group, methods in GROUPS.items() if training.method not in methods}
-    training = replace(training, **foreign)
+    own = entry_of(training.method).group
+    training = with_own_group_only(training)
     content = {
         "model": plain({**vars(model), "weights": origin}),
         "data": plain(vars(data)),
-        "training": plain({key: value for key, value in vars(training).items() if key not in foreign}),
+        "training": plain({key: value for key, value in vars(training).items() if key == own or key not in GROUPS}),
         "device": training.device or _device(),
         "threads": threads,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
-    from_scratch = parent is None and model.weights is None and model.source_classes is None
-    kind = "pretrain" if from_scratch else training.method
+    kind = training.method if parent is not None or model.is_trained else "pretrain"
     return Stage(f"{kind}-{digest}", model, data, training, None if parent is None else parent.name)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pof.app.experiment.compute import epochs_within
+from pof.app.budget import epochs_within
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 
 T = TypeVar("T", DataOptions, ModelOptions, TrainOptions)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pof.app.experiment.compute import units
+from pof.app.budget import passes
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import is_finished
 from pof.weights import replacing
@@ -109,7 +109,7 @@ def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> Row:
         method=method,
         seed=seed,
         epochs=stage.training.epochs,
-        units=float(units(stage.training)),
+        units=float(passes(stage.training)),
         error=result["test_after"]["error"],
         nll=result["test_after"]["nll"],
         ece=result["test_after"]["ece"],

@@ -10,7 +10,7 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -24,7 +24,6 @@ from pof.app.experiment.plan import Stage
 from pof.app.options import RunOptions
 from pof.training.fit import DivergenceWarning
 
-MakeMethodByName = Callable[[str], job.MakeMethod]
 INTERRUPTED = "interrupted"
 
 
@@ -38,12 +37,11 @@ class Outcome:
     """The traceback."""
 
 
-def work(connection: Connection, make_method: MakeMethodByName, runs: Path, threads: int) -> None:
+def work(connection: Connection, runs: Path, threads: int) -> None:
     """Run the stages that come through the connection, and answer each with its outcome.
 
     Args:
         connection: to the parent.
-        make_method: looks up a method by name.
         runs: folder of the run folders.
         threads: of torch.
     """
@@ -54,18 +52,17 @@ def work(connection: Connection, make_method: MakeMethodByName, runs: Path, thre
     warnings.formatwarning = _line
     with suppress(EOFError, OSError):
         while True:
-            outcome = _outcome(connection.recv(), make_method, runs)
+            outcome = _outcome(connection.recv(), runs)
             connection.send(outcome)
             if outcome.reason == INTERRUPTED:
                 return
 
 
-def run_stage(stage: Stage, make_method: MakeMethodByName, runs: Path) -> bool:
+def run_stage(stage: Stage, runs: Path) -> bool:
     """Run a stage, or go on with it; nothing is done if it is finished.
 
     Args:
         stage: its parent is finished.
-        make_method: looks up a method by name.
         runs: folder of the run folders.
 
     Returns:
@@ -78,8 +75,7 @@ def run_stage(stage: Stage, make_method: MakeMethodByName, runs: Path) -> bool:
         model = stage.model
         if stage.parent is not None:
             model = replace(model, weights=str((runs / stage.parent).resolve()))
-        make = make_method(stage.training.method)
-        result = job.train(make, model, stage.data, stage.training, RunOptions(str(folder), resume=True), _nowhere)
+        result = job.train(model, stage.data, stage.training, RunOptions(str(folder), resume=True), _nowhere)
         if result.after is None:
             return False
         shutil.rmtree(folder / "state")  # several times the size of the network, and of no use any more
@@ -95,9 +91,9 @@ def is_finished(folder: Path) -> bool:
     return (folder / "result.json").exists()
 
 
-def _outcome(stage: Stage, make_method: MakeMethodByName, runs: Path) -> Outcome:
+def _outcome(stage: Stage, runs: Path) -> Outcome:
     try:
-        return Outcome() if run_stage(stage, make_method, runs) else Outcome(INTERRUPTED)
+        return Outcome() if run_stage(stage, runs) else Outcome(INTERRUPTED)
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED)
     except Exception as error:  # anything that a user's model or data raise

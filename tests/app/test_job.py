@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pof.app.job import find_learning_rate as learning_rate
 from pof.app.options import ModelOptions, TrainOptions
-from pof.app.rates import learning_rate
 
 
 def folder(path: Path, training: str) -> ModelOptions:

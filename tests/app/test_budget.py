@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pof.app.experiment.compute import PER_EPOCH, epochs_within, units
-from pof.app.job import Setting, make_optimizer
-from pof.app.methods import METHODS, make_method
-from pof.app.options import AverageOptions, PoFOptions, RegularizerOptions, SAMOptions, TrainOptions
+from pof.app.budget import epochs_within, passes
+from pof.app.job import make_optimizer
+from pof.app.methods import METHODS, AverageOptions, Context, PoFOptions, RegularizerOptions, SAMOptions, build_method
+from pof.app.options import TrainOptions
 from pof.training.fit import fit
 
 SAMPLES, EPOCHS = 20, 3
@@ -61,20 +61,19 @@ def test_units_are_the_passes_of_a_real_run(name: str) -> None:
     size = training.batch_size
     batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     Counting.counts = {}
-    method = make_method(training.method)(Setting(Counting(), "fc", training, 3, batches))
+    method = build_method(Context(Counting(), "fc", training, 3, batches))
     if training.method == "delta":
         Counting.counts = {}  # it looks at two samples to choose its layers
     fit(method, batches, epochs=EPOCHS, optimizer=make_optimizer(method, training), device="cpu")
     counts = Counting.counts
     assert counts["backward"] == counts["with graph"]
     counted = Fraction(counts["backward"], SAMPLES) + Fraction(counts.get("without graph", 0), 3 * SAMPLES)
-    assert counted == units(training)
+    assert counted == passes(training)
 
 
-def test_every_method_has_a_cost() -> None:
-    assert PER_EPOCH.keys() == METHODS.keys()
-    with pytest.raises(ValueError, match="method 'sgd' is not known"):
-        units(TrainOptions("sgd"))
+def test_an_unknown_method_is_refused_with_the_names() -> None:
+    with pytest.raises(ValueError, match="unknown method 'sgd': choose one of finetune, pof"):
+        passes(TrainOptions("sgd"))
 
 
 @pytest.mark.parametrize(

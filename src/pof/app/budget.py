@@ -1,0 +1,36 @@
+"""Equal compute: what a run costs, in forward-backward passes over its training set.
+
+The unit is one forward and one backward of every training sample: an epoch of SGD is 1, of SAM 2, of PoF with fresh
+features 4/3.  Validation is not counted, as it is the same for every method; nor are, once, the ten steps or so of a
+radius from the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from pof.app.methods import FORWARD, MethodOptions, average_of, entry_of
+
+
+def passes(options: MethodOptions) -> Fraction:
+    """Count the passes of a run.
+
+    An average adds a forward per epoch for its batch-norm statistics; networks without batch norms do not spend it.
+    """
+    total = options.epochs + entry_of(options.method).extra(options)
+    average = average_of(options)
+    start = options.average.start * options.epochs if average == "swa" else 0.0
+    averaged = 0 if average == "none" else sum(epoch >= start for epoch in range(options.epochs))
+    return total + FORWARD * averaged
+
+
+def epochs_within(budget: float, options: MethodOptions) -> int:
+    """Find the largest number of epochs, >= 1, whose passes a budget pays; a ValueError if not even one."""
+    epochs = 0
+    while passes(replace(options, epochs=epochs + 1)) <= budget:
+        epochs += 1
+    if epochs == 0:
+        one = float(passes(replace(options, epochs=1)))
+        raise ValueError(f"a budget of {budget} does not pay one epoch of {options.method}, which costs {one:.4g}")
+    return epochs
