@@ -36,7 +36,7 @@ ORDER = (
 MAX_LINES = 350
 
 FILES = {".".join(("pof", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in PACKAGE.rglob("*.py")}
-MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
+MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()} | {"pof": PACKAGE / "__init__.pyi"}
 
 
 def part(module: str) -> str:
@@ -136,12 +136,25 @@ def test_the_table_builds_every_method() -> None:
     assert {"Finetune", "PoF"} <= concrete <= named
 
 
-def test_the_door_loads_torch_and_safetensors_alone() -> None:
-    script = "import json, sys, torch; before = set(sys.modules); import pof"
-    done = python("-c", f"{script}; print(json.dumps([*sys.modules.keys() - before]))")
+def loaded_by(script: str) -> set[str]:
+    """Top-level modules that a script has loaded."""
+    done = python("-c", f"import json, sys; {script}; print(json.dumps([*sys.modules.keys()]))")
     assert done.returncode == 0, done.stderr
-    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
-    assert loaded <= {"pof", "torch", "safetensors", "numpy", *sys.stdlib_module_names}, loaded
+    return {name.split(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_the_door_opens_without_torch_and_everything_behind_it_needs_torch_and_safetensors_alone() -> None:
+    assert "torch" not in loaded_by("import pof")
+    everything = loaded_by("import pof; [getattr(pof, name) for name in dir(pof)]")
+    of_torch = loaded_by("import torch")
+    allowed = {"pof", "torch", "safetensors", "numpy", *sys.stdlib_module_names}
+    assert everything - of_torch <= allowed, everything - of_torch - allowed
+
+
+def test_help_needs_no_torch() -> None:
+    script = "from pof.app.cli import main; assert main(sys.argv[1:] or {}) == 0"
+    for arguments in (["--help"], ["post-train", "--help"], ["experiment", "--help"]):
+        assert "torch" not in loaded_by(script.format(arguments)), arguments
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

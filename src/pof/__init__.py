@@ -1,77 +1,41 @@
-"""Post-training of feature extractors (PoF, ICML 2022) and its relatives, for any PyTorch classifier."""
+"""Post-training of feature extractors (PoF, ICML 2022) and its relatives, for any PyTorch classifier.
 
-from pof.flatness import landscape, radius_distribution, top_eigenvalues
-from pof.head.search import HeadNotFoundError, find_head
-from pof.head.split import SplitModel, split
-from pof.methods import (
-    Averaged,
-    Finetune,
-    HeadAscent,
-    HeadAscentOutput,
-    Method,
-    PoF,
-    PoFOutput,
-    Regularized,
-    SharpnessAware,
-    StepOutput,
-)
-from pof.optim import ASAM, MSAM, SAM, SAMON, normalization_parameters
-from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, line_search
-from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, ClassStatistics, RandReg, class_statistics
-from pof.training.checkpoint import CheckpointError
-from pof.training.evaluation import Metrics, evaluate
-from pof.training.fit import DivergenceWarning, FitResult, fit
-from pof.training.reference import with_reference
-from pof.training.schedules import Schedule
-from pof.weights import WeightsError, load_model, load_weights, save_model
+The public names and where they live are in ``__init__.pyi``.  Each is imported when it is first used (PEP 562): a help
+text of the command line needs no torch.
+"""
 
-__version__ = "0.1.0"
+import ast
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
 
-__all__ = [
-    "ASAM",
-    "BSS",
-    "DELTA",
-    "FNP",
-    "L2SP",
-    "MSAM",
-    "SAM",
-    "SAMON",
-    "AdaRand",
-    "Averaged",
-    "CheckpointError",
-    "ClassStatistics",
-    "DivergenceWarning",
-    "Finetune",
-    "FitResult",
-    "HeadAscent",
-    "HeadAscentOutput",
-    "HeadGradient",
-    "HeadNotFoundError",
-    "LineSearch",
-    "Method",
-    "Metrics",
-    "PoF",
-    "PoFOutput",
-    "RandReg",
-    "Regularized",
-    "Schedule",
-    "SharpnessAware",
-    "SplitModel",
-    "StepOutput",
-    "WeightsError",
-    "class_statistics",
-    "evaluate",
-    "find_head",
-    "fit",
-    "head_gradient",
-    "landscape",
-    "line_search",
-    "load_model",
-    "load_weights",
-    "normalization_parameters",
-    "radius_distribution",
-    "save_model",
-    "split",
-    "top_eigenvalues",
-    "with_reference",
-]
+
+def _public_names(file: Path) -> dict[str, str]:
+    """Map each name that a file imports from the package to its module; a star stands for a package's own imports."""
+    found: dict[str, str] = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.names[0].name == "*":
+                found |= _public_names(file.parent.joinpath(*node.module.split(".")[1:], "__init__.py"))
+            else:
+                found |= {alias.name: node.module for alias in node.names}
+    return found
+
+
+_PUBLIC = _public_names(Path(__file__).with_suffix(".pyi"))
+__all__ = sorted(name for name, module in _PUBLIC.items() if module != "pof")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("pof")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pof' has no attribute {name!r}")
+    module = _PUBLIC[name]
+    value = import_module(f"pof.{name}") if module == "pof" else getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC, "__version__"})

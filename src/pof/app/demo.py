@@ -25,7 +25,7 @@ REPORT_BATCHES = 10
 
 
 @dataclass(frozen=True)
-class Stage:
+class NetworkFigures:
     """A network before or after post-training."""
 
     test: Metrics
@@ -40,8 +40,8 @@ class SeedResult:
     """One seed of the demonstration."""
 
     seed: int
-    before: Stage
-    after: Stage
+    before: NetworkFigures
+    after: NetworkFigures
     folder: Path
 
 
@@ -85,10 +85,10 @@ def report(result: SeedResult, start: Start) -> Path:
     return out
 
 
-def _stage(result: job.JobResult, training: TrainOptions) -> Stage:
+def _stage(result: job.JobResult, training: TrainOptions) -> NetworkFigures:
     if result.after is None:
         raise KeyboardInterrupt
     data = job.load(DATA)
     loader = train_loader(data, batch_size=training.batch_size, seed=0, indices=job.split(data, DATA).train)
     radii = radius_distribution(result.fit.model, loader, batches=RADIUS_BATCHES).train
-    return Stage(result.after, radii.median, radii.separable_share)
+    return NetworkFigures(result.after, radii.median, radii.separable_share)

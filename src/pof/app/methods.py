@@ -4,10 +4,9 @@
 ``METHODS``, and a group in ``MethodOptions`` if it has options of its own.  What a resumed run must find unchanged is
 derived from the arguments that the method was built with (:meth:`pof.Method.settings`).
 
-Torch is imported when a method is built, not before: a help text needs names and defaults alone.
+Torch is imported when a method is built, not before: a help text needs names and defaults alone.  (The parser evaluates
+annotations that are postponed, and would import torch to do so: modules with options do without.)
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -111,7 +110,7 @@ class MethodOptions:
     """What a method is built from, beside the network.
 
     Args:
-        method: what a training step is; the names are listed below.
+        method: what a training step is.
         epochs: passes over the training data.
         batch_size: samples per mini-batch, over all processes.
         accumulation: mini-batches per optimizer step.
@@ -141,7 +140,7 @@ class MethodOptions:
 class Context:
     """What a method is built around."""
 
-    model: nn.Module
+    model: "nn.Module"
     head: str | None
     options: MethodOptions
     num_classes: int
@@ -165,7 +164,7 @@ def _nothing(options: MethodOptions) -> Fraction:
 class MethodEntry:
     """All that the application knows of a method."""
 
-    build: Callable[[Context], Method]
+    build: Callable[[Context], "Method"]
     group: str | None = None
     """The field of ``MethodOptions`` that holds its options: no other method's run depends on them."""
     extra: Extra = _nothing
@@ -176,13 +175,13 @@ class MethodEntry:
     """The average that the method's name stands for."""
 
 
-def _finetune(context: Context) -> Method:
+def _finetune(context: Context) -> "Method":
     from pof.methods import Finetune
 
     return Finetune(context.model, context.head, label_smoothing=context.options.label_smoothing)
 
 
-def _pof(context: Context) -> Method:
+def _pof(context: Context) -> "Method":
     from pof.methods import PoF
 
     options = context.options
@@ -197,7 +196,7 @@ def _passes_of_pof(options: MethodOptions) -> Fraction:
     return FORWARD * options.epochs * Fraction(min(used, options.batch_size), options.batch_size)
 
 
-def _head_ascent(context: Context) -> Method:
+def _head_ascent(context: Context) -> "Method":
     from pof.methods import HeadAscent
 
     level, smoothing = context.options.ascent.level, context.options.label_smoothing
@@ -205,7 +204,7 @@ def _head_ascent(context: Context) -> Method:
 
 
 def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bool = False) -> MethodEntry:
-    def build(context: Context) -> Method:
+    def build(context: Context) -> "Method":
         from pof.methods import SharpnessAware
 
         options = context.options.sam
@@ -232,46 +231,41 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
 
 
 def _regularized(
-    make: Callable[[Context, dict[str, Any]], Regularizer],
+    make: Callable[[Context, dict[str, Any], Any], "Regularizer"],
     extra: Extra = _nothing,
 ) -> MethodEntry:
-    """``make`` gets the strength as a keyword, or nothing: the regulariser then takes its usual one."""
+    """``make`` gets the strength as a keyword, or none (the regulariser has a usual one), and ``pof.regularizers``."""
 
-    def build(context: Context) -> Method:
+    def build(context: Context) -> "Method":
+        import pof.regularizers as kinds
         from pof.methods import Regularized
 
         strength = context.options.regularizer.strength
-        regularizer = make(context, {} if strength is None else {"strength": strength})
+        regularizer = make(context, {} if strength is None else {"strength": strength}, kinds)
         return Regularized(context.model, regularizer, context.head, label_smoothing=context.options.label_smoothing)
 
     return MethodEntry(build, "regularizer", extra)
 
 
-def _fnp(context: Context, strength: dict[str, Any]) -> Regularizer:
-    from pof.regularizers import FNP
-
-    return FNP(**strength)
-
-
-def _randreg(context: Context, strength: dict[str, Any]) -> Regularizer:
+def _randreg(context: Context, strength: dict[str, Any], kinds: Any) -> "Regularizer":
     from pof.head.split import split
-    from pof.regularizers import RandReg
 
     prior, seed = context.options.regularizer.prior, context.options.seed
     if prior in {"uniform", "normal"}:
-        return RandReg(prior, seed=seed, **strength)
+        plain: Regularizer = kinds.RandReg(prior, seed=seed, **strength)
+        return plain
     network, classes = split(context.model, context.head), context.num_classes
-    return RandReg.from_loader(
+    adapted: Regularizer = kinds.RandReg.from_loader(
         network, context.statistics_batches, num_classes=classes, prior=prior, seed=seed, **strength
     )
+    return adapted
 
 
-def _adarand(context: Context, strength: dict[str, Any]) -> Regularizer:
+def _adarand(context: Context, strength: dict[str, Any], kinds: Any) -> "Regularizer":
     from pof.head.split import split
-    from pof.regularizers import AdaRand
 
     options = context.options.regularizer
-    return AdaRand.from_loader(
+    regularizer: Regularizer = kinds.AdaRand.from_loader(
         split(context.model, context.head),
         context.statistics_batches,
         num_classes=context.num_classes,
@@ -280,25 +274,14 @@ def _adarand(context: Context, strength: dict[str, Any]) -> Regularizer:
         seed=context.options.seed,
         **strength,
     )
+    return regularizer
 
 
-def _l2sp(context: Context, strength: dict[str, Any]) -> Regularizer:
-    from pof.regularizers import L2SP
-
-    return L2SP(context.model, context.head, **strength)
-
-
-def _bss(context: Context, strength: dict[str, Any]) -> Regularizer:
-    from pof.regularizers import BSS
-
-    return BSS(k=context.options.regularizer.k, **strength)
-
-
-def _delta(context: Context, strength: dict[str, Any]) -> Regularizer:
-    from pof.regularizers import DELTA, widest_convolutions
-
+def _delta(context: Context, strength: dict[str, Any], kinds: Any) -> "Regularizer":
     inputs, _ = next(iter(context.statistics_batches))
-    return DELTA(context.model, widest_convolutions(context.model, inputs[:2]), **strength)
+    layers = kinds.widest_convolutions(context.model, inputs[:2])
+    regularizer: Regularizer = kinds.DELTA(context.model, layers, **strength)
+    return regularizer
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -314,11 +297,11 @@ METHODS: dict[str, MethodEntry] = {
     "swa": MethodEntry(_finetune, average="swa"),
     "ema": MethodEntry(_finetune, average="ema"),
     "lawa": MethodEntry(_finetune, average="lawa"),
-    "fnp": _regularized(_fnp),
+    "fnp": _regularized(lambda context, strength, kinds: kinds.FNP(**strength)),
     "randreg": _regularized(_randreg, lambda options: FORWARD * (options.regularizer.prior in {"features", "class"})),
     "adarand": _regularized(_adarand, lambda options: FORWARD),
-    "l2sp": _regularized(_l2sp),
-    "bss": _regularized(_bss),
+    "l2sp": _regularized(lambda context, strength, kinds: kinds.L2SP(context.model, context.head, **strength)),
+    "bss": _regularized(lambda context, strength, kinds: kinds.BSS(k=context.options.regularizer.k, **strength)),
     "delta": _regularized(_delta, lambda options: FORWARD * options.epochs),
 }
 GROUPS = tuple(f.name for f in fields(MethodOptions) if f.name != "average" and is_dataclass(f.default_factory))
@@ -332,7 +315,7 @@ def entry_of(name: str) -> MethodEntry:
     return METHODS[name]
 
 
-def build_method(context: Context) -> Method:
+def build_method(context: Context) -> "Method":
     """Build the method that the options name, and the average around it."""
     entry, options = entry_of(context.options.method), context.options.average
     if entry.average != "none" and options.kind != "none":

@@ -1,7 +1,5 @@
 """The options of a run, typed: the flags of the command line and the settings of a recipe, each said once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 

@@ -1,13 +1,12 @@
 """Learning-rate schedules: the factor on the optimizer's learning rates as a function of the step."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+if TYPE_CHECKING:  # options and help texts need no torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Schedule:
             return float(self.decay ** sum(step >= m * total for m in self.milestones))
         return 1.0
 
-    def attach(self, optimizer: Optimizer, total: int) -> LambdaLR:
+    def attach(self, optimizer: "Optimizer", total: int) -> "LambdaLR":
         """Attach the schedule to an optimizer.
 
         Args:
@@ -68,4 +67,6 @@ class Schedule:
         Returns:
             A scheduler to step once after every optimizer step.
         """
+        from torch.optim.lr_scheduler import LambdaLR
+
         return LambdaLR(optimizer, lambda step: self.factor(step, total))

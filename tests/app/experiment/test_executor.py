@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from pof.app.cli import main
-from pof.app.experiment import Plan, forecast, make_plan, parse_recipe, rows_of, shard, total_seconds
-from pof.app.experiment.table import COLUMNS, INCIDENTAL
+from pof.app.experiment.estimate import forecast, total_seconds
+from pof.app.experiment.plan import Plan, make_plan, shard
+from pof.app.experiment.recipe import parse_recipe
+from pof.app.experiment.table import COLUMNS, INCIDENTAL, rows_of
 from pof.app.run_folder import read_rows
 from tests.processes import PATIENCE, Process, pof, start
 

@@ -12,8 +12,8 @@ import yaml
 from torch import nn
 
 from pof.app.cli._experiment import with_plain_recipe
-from pof.app.experiment import Plan, RecipeError, make_plan, parse_recipe, read_recipe, shard
-from pof.app.experiment.plan import GROUPS
+from pof.app.experiment.plan import GROUPS, Plan, make_plan, shard
+from pof.app.experiment.recipe import RecipeError, parse_recipe, read_recipe
 from pof.app.methods import METHODS as ALL_METHODS
 from pof.app.options import TrainOptions
 from pof.training.schedules import Schedule

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from pof.app.experiment import Plan, Row, make_plan, parse_recipe, summarise, write_pages
-from pof.app.experiment.pages import cells, header, latex, markdown, reading
+from pof.app.experiment.pages import cells, header, latex, markdown, reading, write_pages
+from pof.app.experiment.plan import Plan, make_plan
+from pof.app.experiment.recipe import parse_recipe
 from pof.app.experiment.statistics import holm
+from pof.app.experiment.summary import summarise
+from pof.app.experiment.table import Row
 
 SEEDS = range(4)
 RECIPE: dict[str, Any] = {

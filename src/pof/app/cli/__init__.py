@@ -2,6 +2,7 @@
 
 Bad input ends with exit code 2 and one line; a traceback is a bug, or wanted: ``POF_TRACEBACK=1``.  A RuntimeError
 counts as bad input: torch raises it for a network that does not fit its data, a device that is not there, no memory.
+A help text imports no torch: each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -9,67 +10,74 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pof.app.cli import _demo, _evaluate, _experiment, _report
+from pof.app.methods import METHODS
+from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 BAD_INPUT, INTERRUPTED = 2, 130
+REPEATED = {"runs", "set"}
+"""Options that take several values, without brackets."""
+POSITIONAL = {"runs": "*", "recipe": "?"}
+"""Options that may be given without their flag, and how many values they then take."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: groups of options, given to ``run`` in this order."""
+    """A subcommand: groups of options, given to the function in this order."""
 
     help: str
     groups: tuple[type[Any], ...]
-    run: Callable[..., int]
+    run: str
+    """``module:function`` in this package."""
     defaults: tuple[tuple[str, Any], ...] = ()
 
 
-def commands() -> dict[str, Command]:
-    """List the subcommands; imports what they need.
-
-    Returns:
-        Name -> command.
-    """
-    from pof.app.cli import _demo, _evaluate, _experiment, _report, _train
-    from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
-
-    training = (ModelOptions, DataOptions, TrainOptions, RunOptions)
-    # The paper's rate: the last one of its pre-training.
-    after = (("method", "pof"), ("lr", 1.6e-4))
-    return {
-        "demo": Command("Post-train a network on embedded data, in a minute.", (_demo.DemoOptions,), _demo.demo),
-        "train": Command("Train a network.", training, _train.train, (("method", "finetune"), ("lr", 0.1))),
-        "post-train": Command("Post-train a trained network.", training, _train.post_train, after),
-        "fine-tune": Command(
-            "Train a pre-trained backbone with a new head.",
-            training,
-            _train.fine_tune,
-            (("method", "adarand"), ("lr", 1e-2), ("source_classes", 1000)),
-        ),
-        "evaluate": Command(
-            "Print error, NLL and calibration of a network.",
-            (ModelOptions, DataOptions, _evaluate.EvaluateOptions),
-            _evaluate.evaluate_network,
-        ),
-        "flatness": Command(
-            "Print flatness, radii, features and calibration of networks.",
-            (_report.FlatnessOptions, _report.MeasureOptions, _report.CheckpointOptions, _report.CheckpointData),
-            _report.print_flatness,
-        ),
-        "report": Command(
-            "Write one page about runs: before, after, rivals.",
-            (_report.ReportOptions, _report.MeasureOptions),
-            _report.make_report,
-        ),
-        "experiment": Command(
-            "Compare methods over seeds and settings, as a recipe says.",
-            (_experiment.ExperimentOptions,),
-            _experiment.experiment,
-        ),
-        "data": Command("Print what a data set holds.", (DataOptions,), _evaluate.show_data),
-    }
+TRAINING = (ModelOptions, DataOptions, TrainOptions, RunOptions)
+COMMANDS = {
+    "demo": Command("Post-train a network on embedded data, in a minute.", (_demo.DemoOptions,), "_demo:demo"),
+    "train": Command("Train a network.", TRAINING, "_train:train", (("method", "finetune"), ("lr", 0.1))),
+    "post-train": Command(
+        "Post-train a trained network.",
+        TRAINING,
+        "_train:post_train",
+        (("method", "pof"), ("lr", 1.6e-4)),  # the paper's rate: the last one of its pre-training
+    ),
+    "fine-tune": Command(
+        "Train a pre-trained backbone with a new head.",
+        TRAINING,
+        "_train:fine_tune",
+        (("method", "adarand"), ("lr", 1e-2), ("source_classes", 1000)),
+    ),
+    "evaluate": Command(
+        "Print error, NLL and calibration of a network.",
+        (ModelOptions, DataOptions, _evaluate.EvaluateOptions),
+        "_evaluate:evaluate_network",
+    ),
+    "flatness": Command(
+        "Print flatness, radii, features and calibration of networks.",
+        (_report.FlatnessOptions, _report.MeasureOptions, _report.CheckpointOptions, _report.CheckpointData),
+        "_report:print_flatness",
+    ),
+    "report": Command(
+        "Write one page about runs: before, after, rivals.",
+        (_report.ReportOptions, _report.MeasureOptions),
+        "_report:make_report",
+    ),
+    "experiment": Command(
+        "Compare methods over seeds and regimes, as a recipe says.",
+        (_experiment.ExperimentOptions,),
+        "_experiment:experiment",
+    ),
+    "data": Command("Print what a data set holds.", (DataOptions,), "_evaluate:show_data"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,14 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for bad input, 130 after Ctrl-C, or what the command says.
 
     Raises:
-        ValueError: for bad input, where ``POF_TRACEBACK`` is set.
-        OSError: likewise.
-        ImportError: likewise.
-        RuntimeError: likewise.
+        ValueError: for bad input, where ``POF_TRACEBACK`` is set; OSError, ImportError and RuntimeError alike.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(_with_plain_resume(given))
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -104,41 +108,62 @@ def _run(arguments: list[str]) -> int:
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:
         raise ImportError("the command line needs more than the library: pip install 'pof[app]'") from error
-    from pof.app.cli._experiment import with_plain_recipe
-    from pof.app.cli._report import with_plain_runs
-
-    known = commands()
     parser = ArgumentParser(prog="pof", description="Post-training of feature extractors.", exit_on_error=False)
     parsers = parser.add_subcommands(dest="command")
-    for name, command in known.items():
+    for name, command in COMMANDS.items():
         sub = ArgumentParser(exit_on_error=False)
-        sub.add_argument("--config", action="config", help="YAML file with any of these options.")
-        for group in command.groups:
-            sub.add_class_arguments(group, None)
-        sub.set_defaults(dict(command.defaults))
+        if name in arguments:  # reading the options of all commands takes longer than anything else here
+            _add_options(sub, command)
         parsers.add_subcommand(name, sub, help=command.help)
     try:
-        parsed = parser.parse_args(with_plain_recipe(with_plain_runs(arguments)))
+        parsed = parser.parse_args(arguments)
     except ArgumentError as error:
         # The parser calls a flag "train.lr" where the user wrote --lr.
-        raise ValueError(re.sub(rf"\b({'|'.join(known)})\.(?=\w)", "--", str(error))) from error
-    options = parsed[parsed.command]
+        raise ValueError(re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=\w)", "--", str(error))) from error
     made = parser.instantiate(parsed)[parsed.command]
-    groups = [
-        group(**{name: made[name] for name in group.__dataclass_fields__ if name in options})
-        for group in known[parsed.command].groups
-    ]
-    return known[parsed.command].run(*groups)
+    command = COMMANDS[parsed.command]
+    groups = [_group(group, made) for group in command.groups]
+    module, _, function = command.run.partition(":")
+    run: Callable[..., int] = getattr(import_module(f"pof.app.cli.{module}"), function)
+    return run(*groups)
 
 
-def _with_plain_resume(arguments: list[str]) -> list[str]:
-    """``--resume`` alone means ``--resume true``."""
-    result = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
-        result.append(argument)
-        if argument == "--resume" and following.startswith("--"):
-            result.append("true")
-    return result
+def _add_options(parser: ArgumentParser, command: Command) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with any of these options.")
+    for group in command.groups:
+        by_hand = {f.name: f for f in fields(group) if f.type is bool or f.name in {*REPEATED, *POSITIONAL, "method"}}
+        parser.add_class_arguments(group, None, skip=set(by_hand))
+        help_of = dict(_help(group))
+        for name, option in by_hand.items():
+            default = option.default_factory() if option.default_factory is not MISSING else option.default
+            if option.type is bool:
+                flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+                parser.add_argument(*flags, type=bool, nargs="?", const=True, default=default, help=help_of[name])
+            elif name == "method":
+                parser.add_argument("--method", type=str, help=f"{help_of[name]}: {', '.join(METHODS)}.")
+            elif name in REPEATED:
+                parser.add_argument(f"--{name}", nargs="+", action="extend", type=str, default=[], help=help_of[name])
+            if name in POSITIONAL:
+                parser.add_argument(
+                    f"{name}_" if name in REPEATED else name, nargs=POSITIONAL[name], help=help_of[name]
+                )
+    parser.set_defaults(dict(command.defaults))
+
+
+def _group(group: type[Any], made: Any) -> Any:
+    values = {f.name: made[f.name] for f in fields(group) if f.name in made}
+    for name in REPEATED & values.keys():
+        values[name] = [*(made.get(f"{name}_") or ()), *(values[name] or ())]
+    return group(**values)
+
+
+def _help(group: type[Any]) -> Iterator[tuple[str, str]]:
+    """Names of options and what their classes' docstrings say of them."""
+    from docstring_parser import parse
+
+    for kind in reversed(group.__mro__):
+        for parameter in parse(kind.__doc__ or "").params:
+            yield parameter.arg_name, (parameter.description or "").rstrip(".")
 
 
 def _one_line(error: Exception) -> str:

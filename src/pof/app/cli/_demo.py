@@ -1,18 +1,16 @@
 """``pof demo``."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
-from pof.app.cli._display import console
-from pof.app.cli._report import showing_progress
-from pof.app.demo import DATA, POST_TRAINING, SeedResult, Stage, demonstrate, report
+    from pof.app.demo import NetworkFigures, SeedResult
 
 
 @dataclass
@@ -28,7 +26,7 @@ class DemoOptions:
     out: str = "runs/demo"
 
 
-ROWS: dict[str, tuple[Callable[[Stage], float], str]] = {
+ROWS: dict[str, tuple[Callable[["NetworkFigures"], float], str]] = {
     "test error": (lambda stage: 100 * stage.test.error, "{:.2f} %"),
     "test NLL": (lambda stage: stage.test.nll, "{:.4f}"),
     "test ECE": (lambda stage: 100 * stage.test.ece, "{:.2f} %"),
@@ -46,6 +44,9 @@ def demo(options: DemoOptions) -> int:
     Raises:
         ValueError: if there are no seeds.
     """
+    from pof.app.cli._display import console, showing_progress
+    from pof.app.demo import DATA, POST_TRAINING, demonstrate, report
+
     if options.seeds < 1:
         raise ValueError(f"seeds must be >= 1; got {options.seeds}")
     folder = _unused(Path(options.out))
@@ -67,7 +68,9 @@ def demo(options: DemoOptions) -> int:
     return 0
 
 
-def _table(results: list[SeedResult]) -> Table:
+def _table(results: "list[SeedResult]") -> "Table":
+    from rich.table import Table
+
     table = Table(title=f"digits, mean over {len(results)} seeds (standard deviation)")
     for name in ("", "before", "after", "paired difference"):
         table.add_column(name, justify="right" if name else "left")

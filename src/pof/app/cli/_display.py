@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -93,3 +93,23 @@ def metrics_table(title: str, columns: Mapping[str, Metrics]) -> Table:
     table.add_row("ECE", *(f"{100 * m.ece:.2f} %" for m in values))
     table.add_row("n", *(str(m.n) for m in values))
     return table
+
+
+@contextmanager
+def showing_progress() -> Iterator[Callable[[str], Callable[[str, int, int | None], None]]]:
+    """Show the progress of measurements.
+
+    Yields:
+        What ``pof.report`` takes as ``start``.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("reading data", total=None)
+
+        def start(name: str) -> Callable[[str, int, int | None], None]:
+            def show(stage: str, done: int, total: int | None) -> None:
+                progress.update(task, description=f"{name}: {stage}", completed=done, total=total)
+
+            return show
+
+        yield start

@@ -1,18 +1,9 @@
 """``pof evaluate`` and ``pof data``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.table import Table
-
-from pof.app.cli._display import console, metrics_table
-from pof.app.job import EVAL_BATCH, load, load_network
 from pof.app.options import DataOptions, ModelOptions
-from pof.data import eval_loader, summary
-from pof.training.evaluation import evaluate
-from pof.training.fit import find_device
 
 
 @dataclass
@@ -26,7 +17,7 @@ class EvaluateOptions:
     """
 
     split: Literal["test", "train"] = "test"
-    batch_size: int = EVAL_BATCH
+    batch_size: int = 500
     device: str | None = None
 
 
@@ -39,6 +30,12 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     Raises:
         ValueError: if no weights are given.
     """
+    from pof.app.cli._display import console, metrics_table
+    from pof.app.job import load, load_network
+    from pof.data import eval_loader
+    from pof.training.evaluation import evaluate
+    from pof.training.fit import find_device
+
     if model.weights is None:
         raise ValueError("evaluate needs a trained network: give --weights FILE (or the folder of a run)")
     device = find_device(options.device)
@@ -55,6 +52,12 @@ def show_data(data: DataOptions) -> int:
     Returns:
         Exit code 0.
     """
+    from rich.table import Table
+
+    from pof.app.cli._display import console
+    from pof.app.job import load
+    from pof.data import summary
+
     table = Table(show_header=False)
     for name, text in summary(load(data)).items():
         table.add_row(name, text)

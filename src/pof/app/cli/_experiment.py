@@ -1,37 +1,18 @@
 """``pof experiment``."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    from pof.app.experiment.estimate import Forecast
+    from pof.app.experiment.executor import Ended
+    from pof.app.experiment.plan import Plan
+    from pof.app.experiment.table import Row
 
-from pof.app.cli._display import console
-from pof.app.experiment import (
-    Ended,
-    Forecast,
-    Measure,
-    Plan,
-    Row,
-    cells,
-    check_measure,
-    execute,
-    forecast,
-    header,
-    importable,
-    make_plan,
-    read_recipe,
-    rows_of,
-    shard,
-    total_seconds,
-    write_pages,
-)
-
-COMMAND = "experiment"
 HIDDEN = {"epochs", "p", "p (Wilcoxon)"}
 
 
@@ -52,13 +33,13 @@ class ExperimentOptions:
         probe: for that, read the data, and time a few steps if no finished run tells.
     """
 
-    recipe: str
+    recipe: str | None
     out: str
     set: list[str] = field(default_factory=list)
     jobs: int | None = None
     threads: int = 1
     shard: str | None = None
-    measure: Measure = "error"
+    measure: Literal["error", "nll", "ece", "val_error", "val_nll", "val_error_last", "val_nll_last"] = "error"
     dry_run: bool = False
     probe: bool = True
 
@@ -73,6 +54,16 @@ def experiment(options: ExperimentOptions) -> int:
         ValueError: if the recipe or an option cannot be used.
         KeyboardInterrupt: after Ctrl-C, when the workers have ended and the tables are written.
     """
+    from pof.app.cli._display import console
+    from pof.app.experiment.estimate import forecast
+    from pof.app.experiment.executor import execute
+    from pof.app.experiment.plan import make_plan, shard
+    from pof.app.experiment.recipe import importable, read_recipe
+    from pof.app.experiment.summary import check_measure
+    from pof.app.experiment.table import rows_of
+
+    if options.recipe is None:
+        raise ValueError("give the recipe: pof experiment RECIPE.yaml --out FOLDER")
     out, path = Path(options.out), Path(options.recipe)
     jobs = _jobs(options)
     recipe = read_recipe(path, options.set)
@@ -86,41 +77,12 @@ def experiment(options: ExperimentOptions) -> int:
         try:
             failed = execute(mine, out, jobs=jobs, report=_show)
         finally:
-            _write(whole, out / recipe.name, rows_of(whole, out), options.measure)
+            _write(whole, out / recipe.name, rows_of(whole, out), options)
     for name, reason in failed.items():
         console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False, style="red")
     if failed:
         console.print(f"{len(failed)} runs failed; tracebacks are in {out / 'failed'}", soft_wrap=True)
     return 1 if failed else 0
-
-
-def with_plain_recipe(arguments: Sequence[str]) -> list[str]:
-    """Let ``experiment RECIPE --set A=1 B=2 --dry-run`` mean what the parser wants: ``--recipe=RECIPE --set+=A=1`` etc.
-
-    Args:
-        arguments: of the command line, without the program's name.
-
-    Returns:
-        The same for the parser; those of other commands unchanged.
-    """
-    if not arguments or arguments[0] != COMMAND:
-        return list(arguments)
-    result, flag = [COMMAND], ""
-    for argument in arguments[1:]:
-        if argument in {"--dry-run", "--dry_run"}:
-            result.append("--dry_run=true")
-            flag = ""
-        elif argument == "--set":
-            flag = argument
-        elif argument.startswith("-"):
-            result.append(argument)
-            flag = "" if "=" in argument else argument
-        elif flag == "--set":
-            result.append(f"--set+={argument}")
-        else:
-            result.append(argument if flag else f"--recipe={argument}")
-            flag = ""
-    return result
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -135,19 +97,26 @@ def _jobs(options: ExperimentOptions) -> int:
         raise ValueError(f"jobs and threads must be >= 1; got {options.jobs}, {options.threads}")
     if options.jobs is not None:
         return options.jobs
+    import torch
+
     if torch.accelerator.is_available():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // options.threads)
 
 
-def _show(ended: Ended) -> None:
+def _show(ended: "Ended") -> None:
+    from pof.app.cli._display import console
+
     what = f"{ended.seconds:.0f} s" if ended.reason is None else f"failed: {ended.reason}"
     line = f"[{ended.done}/{ended.total}] {ended.stage.name} (seed {ended.stage.training.seed}): {what}"
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _show_plan(forecasts: Sequence[Forecast], jobs: int) -> None:
+def _show_plan(forecasts: "Sequence[Forecast]", jobs: int) -> None:
+    from pof.app.cli._display import console
+    from pof.app.experiment.estimate import total_seconds
+
     for line in forecasts:
         size = f"{line.units:.4g} units" + ("" if line.samples is None else f" x {line.samples} samples")
         about = "" if line.seconds is None or line.state == "finished" else f", about {_duration(line.seconds)}"
@@ -168,11 +137,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _write(plan: Plan, folder: Path, rows: Sequence[Row], measure: Measure) -> None:
+def _write(plan: "Plan", folder: Path, rows: "Sequence[Row]", options: ExperimentOptions) -> None:
+    from pof.app.cli._display import console
+    from pof.app.experiment.pages import cells, header, write_pages
+
     if not rows:
         console.print("no run of a method is finished: no tables")
         return
-    summary = write_pages(plan, rows, folder, measure)
+    summary = write_pages(plan, rows, folder, options.measure)
     console.print(f"{summary.name}: {summary.runs} of {summary.planned} runs")
     for line in _columns([header(summary), *(cells(entry, summary) for entry in summary.entries)]):
         console.print(line, soft_wrap=True, markup=False, highlight=False)

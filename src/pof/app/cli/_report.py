@@ -1,38 +1,20 @@
 """``pof flatness`` and ``pof report``."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
-
-from pof import flatness
-from pof.app.cli._display import console
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.report import (
-    Bounds,
-    Record,
-    RunFigures,
-    Subject,
-    as_json,
-    check_same_data,
-    collect,
-    read_run,
-    subject_of_file,
-    subject_of_run,
-    summary,
-    write_report,
-)
-from pof.app.report.subjects import short_names
-from pof.app.run_folder import write_json
-from pof.training.fit import find_device
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pof.app.report.collection import RunFigures
+    from pof.app.report.samples import Bounds
+    from pof.app.report.subjects import Record, Subject
 
 CHECKPOINT_BATCH = 128
-COMMANDS = ("flatness", "report")
 
 
 @dataclass
@@ -44,7 +26,7 @@ class FlatnessOptions:
         out: JSON file for the figures, or a folder that gets flatness.json; only printed if not given.
     """
 
-    runs: str | list[str]
+    runs: list[str]
     out: str | None = None
 
 
@@ -57,7 +39,7 @@ class ReportOptions:
         out: HTML file, or a folder that gets report.html; the last run's folder if not given.
     """
 
-    runs: str | list[str]
+    runs: list[str]
     out: str | None = None
 
 
@@ -115,6 +97,12 @@ def print_flatness(
         ValueError: if a checkpoint lacks --model or --data, or the networks are of different data.
         RunError: if a folder is not a run, or the run has not ended.
     """
+    from pof.app.cli._display import console, showing_progress
+    from pof.app.report.collection import collect
+    from pof.app.report.rows import as_json
+    from pof.app.report.subjects import check_same_data, read_run, short_names, subject_of_run
+    from pof.app.run_folder import write_json
+
     paths = _paths(options.runs)
     records = {path: read_run(path) for path in paths if path.is_dir() or not path.exists()}
     names = dict(zip(paths, short_names(paths), strict=True))
@@ -145,6 +133,10 @@ def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
         ValueError: if the runs are of different data, or data are missing.
         RunError: if a folder is not a run, or the run has not ended.
     """
+    from pof.app.cli._display import console, showing_progress
+    from pof.app.report import write_report
+    from pof.app.report.subjects import read_run
+
     records = [read_run(path) for path in _paths(options.runs)]
     out = _file(records[-1].folder if options.out is None else options.out, "report.html")
     with showing_progress() as start:
@@ -153,31 +145,10 @@ def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
     return 0
 
 
-def with_plain_runs(arguments: Sequence[str]) -> list[str]:
-    """Let ``report A B`` and ``report --runs A B`` mean what the parser wants as ``report --runs+=A --runs+=B``.
-
-    Args:
-        arguments: of the command line, without the program's name.
-
-    Returns:
-        The same for the parser; those of other commands unchanged.
-    """
-    if not arguments or arguments[0] not in COMMANDS:
-        return list(arguments)
-    result, of_runs = [arguments[0]], True
-    for argument in arguments[1:]:
-        if argument.startswith("-"):
-            of_runs = argument == "--runs"
-        if argument != "--runs":
-            result.append(f"--runs+={argument}" if of_runs else argument)
-    return result
-
-
-def _paths(runs: str | list[str]) -> list[Path]:
-    paths = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
-    if not paths:
+def _paths(runs: list[str]) -> list[Path]:
+    if not runs:
         raise ValueError("give at least one run: --runs FOLDER")
-    return paths
+    return [Path(run) for run in runs]
 
 
 def _file(out: str | Path, name: str) -> Path:
@@ -185,21 +156,30 @@ def _file(out: str | Path, name: str) -> Path:
     return path if path.suffix == Path(name).suffix else path / name
 
 
-def _checkpoint(path: Path, name: str, model: CheckpointOptions, data: CheckpointData) -> Subject:
+def _checkpoint(path: Path, name: str, model: CheckpointOptions, data: CheckpointData) -> "Subject":
+    from pof.app.report.subjects import subject_of_file
+
     missing = [flag for flag, value in (("--model", model.model), ("--data", data.data)) if not value]
     if model.model is None or missing:
         raise ValueError(f"{path} is a checkpoint file, which does not say what it is of: give {' and '.join(missing)}")
     return subject_of_file(path, name, ModelOptions(model.model, head=model.head), data)
 
 
-def _bounds(options: MeasureOptions, records: Sequence[Record]) -> Bounds:
+def _bounds(options: MeasureOptions, records: "Sequence[Record]") -> "Bounds":
+    from pof.app.report.samples import Bounds
+    from pof.training.fit import find_device
+
     size = options.batch_size
     if size is None:
         size = records[0].config["training"]["batch_size"] if records else CHECKPOINT_BATCH
     return Bounds(options.batches, size, find_device(options.device))
 
 
-def _table(networks: Sequence[RunFigures]) -> Table:
+def _table(networks: "Sequence[RunFigures]") -> "Table":
+    from rich.table import Table
+
+    from pof.app.report.rows import summary
+
     table = Table(title=f"{networks[0].subject.data.data}", title_justify="left")
     table.add_column("")
     for network in networks:
@@ -210,23 +190,3 @@ def _table(networks: Sequence[RunFigures]) -> Table:
         for row, cells in group.rows:
             table.add_row(row.label, *(cell.text for cell in cells))
     return table
-
-
-@contextmanager
-def showing_progress() -> Iterator[Callable[[str], flatness.Progress]]:
-    """Show the progress of measurements.
-
-    Yields:
-        What ``pof.report`` takes as ``start``.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("reading data", total=None)
-
-        def start(name: str) -> flatness.Progress:
-            def show(stage: str, done: int, total: int | None) -> None:
-                progress.update(task, description=f"{name}: {stage}", completed=done, total=total)
-
-            return show
-
-        yield start
