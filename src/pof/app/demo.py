@@ -50,16 +50,7 @@ def demonstrate(
     seed: int,
     log: Callable[[Mapping[str, Any]], None],
 ) -> SeedResult:
-    """Train and post-train the network for one seed.
-
-    Args:
-        folder: gets the two run folders.
-        seed: of everything random.
-        log: gets the rows of both runs' logs.
-
-    Returns:
-        The figures before and after.
-    """
+    """Train and post-train the network for one seed."""
     start, end = folder / "train", folder / "post-train"
     pre, post = replace(PRE_TRAINING, seed=seed), replace(POST_TRAINING, seed=seed)
     model = ModelOptions(model="small-cnn")
@@ -70,15 +61,7 @@ def demonstrate(
 
 
 def report(result: SeedResult, start: Start) -> Path:
-    """Write the report of one seed: the network before and after post-training.
-
-    Args:
-        result: of the seed.
-        start: gives the progress hook for each network.
-
-    Returns:
-        The HTML file.
-    """
+    """Write the report of one seed: the network before and after post-training."""
     out = result.folder / "report.html"
     bounds = Bounds(REPORT_BATCHES, POST_TRAINING.batch_size, find_device(POST_TRAINING.device))
     write_report([read_run(result.folder)], out, bounds, start=start)

@@ -57,19 +57,6 @@ def train(
     """Train or post-train a network and write the run folder.
 
     The test set is used once, at the end.  Under several processes the first one writes.
-
-    Args:
-        model: which network, from which weights.
-        data: which data.
-        training: how.
-        run: where to.
-        log: also gets every row of the log, for a display.
-
-    Returns:
-        The result.
-
-    Raises:
-        ValueError: for options that do not fit together, data, weights or a folder that cannot be used.
     """
     device = find_device(training.device)
     rank, world = _processes()
@@ -140,29 +127,12 @@ def leaves_a_scrap(samples: int, batch_size: int) -> bool:
 
     Its step would count as much as every other, on batch statistics of a few samples: 8 of 128 were seen to undo a
     fitted ResNet-20 at lr 0.05 (docs/log.md).  Another order leaves out other samples in each epoch.
-
-    Args:
-        samples: in the training set.
-        batch_size: over all processes.
-
-    Returns:
-        True to drop it.
     """
     return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4
 
 
 def load(options: DataOptions) -> Data:
-    """Load the data set that the options name.
-
-    Args:
-        options: name, folder, augmentation, normalisation.
-
-    Returns:
-        The data.
-
-    Raises:
-        ValueError: if it is unknown, or its files are missing or damaged.
-    """
+    """Load the data set that the options name."""
     return load_data(
         options.data,
         data_root=options.data_root,
@@ -174,18 +144,7 @@ def load(options: DataOptions) -> Data:
 
 
 def split(loaded: Data, options: DataOptions) -> Splits:
-    """Split the training set into training and validation, and cut training to size.
-
-    Args:
-        loaded: the data.
-        options: shares and seed.
-
-    Returns:
-        Indices into the training set.
-
-    Raises:
-        ValueError: if the sizes do not fit the data.
-    """
+    """Split the training set into training and validation, and cut training to size."""
     labels = loaded.train_labels
     indices, validation = torch.arange(len(labels)), None
     if options.validation:
@@ -199,19 +158,7 @@ def split(loaded: Data, options: DataOptions) -> Splits:
 
 
 def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
-    """Build the network for a data set, with its weights.
-
-    Args:
-        options: which; ``weights`` may be a run folder.
-        loaded: gives the numbers of classes and channels.
-
-    Returns:
-        The network, in channels-last layout if it has convolutions.
-
-    Raises:
-        ValueError: if the network is unknown or the weights do not fit.
-        RunError: if the run of that folder has not ended.
-    """
+    """Build the network for a data set, with its weights."""
     weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
     if weights is not None and Path(weights).is_dir():
         weights = str(Path(weights) / "model.safetensors")
@@ -226,15 +173,7 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
 
 
 def freeze_head(network: nn.Module, options: ModelOptions) -> None:
-    """Take the head out of training, in place.
-
-    Args:
-        network: any classifier.
-        options: name the head.
-
-    Raises:
-        ValueError: if the head is new and would stay as random as it is, or cannot be found.
-    """
+    """Take the head out of training, in place."""
     if options.source_classes is not None:
         raise ValueError(f"freeze_head: a new head (source_classes {options.source_classes}) has to be trained")
     if not options.is_trained:
@@ -267,18 +206,7 @@ def find_learning_rate(model: ModelOptions, training: TrainOptions) -> float:
 
 
 def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
-    """Make the optimizer of a method.
-
-    Args:
-        method: may wrap the plain optimizer, as SAM does.
-        training: kind and settings.
-
-    Returns:
-        The optimizer over the method's trainable parameters.
-
-    Raises:
-        ValueError: if a setting is out of range.
-    """
+    """Make the optimizer of a method."""
     if training.lr == "auto" or not 0 < training.lr < float("inf"):
         raise ValueError(f"lr must be a finite number > 0; got {training.lr}")
     if not 0 <= training.momentum < 1:

@@ -88,7 +88,7 @@ def test_table_and_pages_of_a_finished_experiment(whole: Path) -> None:
         assert (row.radius is None) == (row.method == "sgd")
         assert not (folder / "state").exists()
     before = {row.seed: json.loads((whole / "runs" / cell.pretrain / "result.json").read_text())  # type: ignore[operator]
-              for cell in plan.cells for row in rows if row.seed == cell.seed}  # fmt: skip
+              for cell in plan.trials for row in rows if row.seed == cell.seed}  # fmt: skip
     assert all(row.error_before == before[row.seed]["test_after"]["error"] for row in rows)
 
 

@@ -50,7 +50,7 @@ def plan_of(**parts: Any) -> Plan:
 def test_sections_are_merged_key_by_key() -> None:
     recipe = parse_recipe(SOURCE)
     assert (recipe.name, recipe.seeds, recipe.control) == ("small", (0, 1, 2), "sgd")
-    few, more = recipe.regimes
+    few, more = recipe.settings
     assert (few.data.train_size, more.data.train_size, more.data.data) == (100, 200, "digits")
     assert few.methods["sgd"].schedule == Schedule("constant")
     assert more.methods["sgd"].schedule == Schedule("constant", warmup_steps=5)
@@ -59,13 +59,13 @@ def test_sections_are_merged_key_by_key() -> None:
 
 
 def test_budget_sets_the_epochs_and_a_method_may_have_its_own() -> None:
-    few, more = parse_recipe(SOURCE).regimes
+    few, more = parse_recipe(SOURCE).settings
     assert {name: method.epochs for name, method in few.methods.items()} == {"sgd": 4, "pof": 3, "long": 7}
     assert {name: method.epochs for name, method in more.methods.items()} == {"sgd": 8, "pof": 6, "long": 7}
 
 
 def test_without_settings_there_is_one_by_the_name_of_the_recipe() -> None:
-    assert [regime.name for regime in parse_recipe(changed(settings=None)).regimes] == ["small"]
+    assert [setting.name for setting in parse_recipe(changed(settings=None)).settings] == ["small"]
 
 
 METHODS = SOURCE["methods"]
@@ -111,7 +111,7 @@ def test_overrides_are_typed_and_reach_names_with_dots(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(source, sort_keys=False))
     overrides = ["train.lr=1e-3", "data.mean=[0.5]", "methods.pof 0.5.pof.gamma=0.5", "seeds=[4]", "model.head=fc"]
     recipe = read_recipe(file, overrides)
-    few = recipe.regimes[0]
+    few = recipe.settings[0]
     assert few.methods["sgd"].lr == 1e-3
     assert few.methods["pof 0.5"].pof.gamma == 0.5
     assert (few.data.mean, few.model.head, recipe.seeds) == ((0.5,), "fc", (4,))
@@ -135,13 +135,13 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_methods_share_their_pre_trained_network() -> None:
     plan = plan_of()
-    assert len(plan.cells) == 6
+    assert len(plan.trials) == 6
     assert len(plan.stages) == 6 * (1 + 3)
-    for cell in plan.cells:
+    for cell in plan.trials:
         assert {plan.stages[name].parent for name in cell.methods.values()} == {cell.pretrain}
         seeds = {(plan.stages[name].training.seed, plan.stages[name].data.split_seed) for name in cell.stages}
         assert seeds == {(cell.seed, cell.seed)}
-    assert next(iter(plan.stages)) == plan.cells[0].pretrain
+    assert next(iter(plan.stages)) == plan.trials[0].pretrain
 
 
 def test_the_same_stage_is_there_once_whatever_it_is_called() -> None:
@@ -155,7 +155,7 @@ def test_the_same_stage_is_there_once_whatever_it_is_called() -> None:
 def test_options_of_other_methods_do_not_matter() -> None:
     """A group of options for a new method must not make every finished run of the others worthless."""
     plain, shared = plan_of(), plan_of(train=SOURCE["train"] | {"pof": {"gamma": 1.0}, "regularizer": {"k": 2}})
-    for before, after in zip(plain.cells, shared.cells, strict=True):
+    for before, after in zip(plain.trials, shared.trials, strict=True):
         assert before.pretrain == after.pretrain
         assert (before.methods["sgd"], before.methods["long"]) == (after.methods["sgd"], after.methods["long"])
         assert plain.stages[before.methods["sgd"]] == shared.stages[after.methods["sgd"]]
@@ -181,8 +181,8 @@ CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("parts", CHANGES)
 def test_what_determines_a_stage_is_in_its_name(parts: dict[str, Any]) -> None:
     seed = 1
-    before = next(c for c in plan_of().cells if (c.setting, c.seed) == ("few", seed))
-    after = next(c for c in plan_of(**parts).cells if (c.setting, c.seed) == ("few", seed))
+    before = next(c for c in plan_of().trials if (c.setting, c.seed) == ("few", seed))
+    after = next(c for c in plan_of(**parts).trials if (c.setting, c.seed) == ("few", seed))
     assert before.methods["sgd"] != after.methods["sgd"]
     assert (before.pretrain == after.pretrain) == (
         "data" not in parts and "model" not in parts and "pretrain" not in parts
@@ -221,9 +221,9 @@ def test_shards_share_no_stage_and_leave_none_out(count: int, settings: dict[str
     names = [name for part in shards for name in part.stages]
     assert len(names) == len(set(names))
     assert set(names) == whole.stages.keys()
-    assert sum(len(part.cells) for part in shards) == len(whole.cells)
+    assert sum(len(part.trials) for part in shards) == len(whole.trials)
     if settings == SOURCE["settings"]:
-        assert [cell for cell in shards[0].cells] == [cell for n, cell in enumerate(whole.cells) if n % count == 0]
+        assert [cell for cell in shards[0].trials] == [cell for n, cell in enumerate(whole.trials) if n % count == 0]
 
 
 def test_a_cell_that_shares_runs_with_two_others_keeps_all_in_one_shard(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_cell_that_shares_runs_with_two_others_keeps_all_in_one_shard(tmp_path
             "as a": {"train": {"lr": 0.5, "batch_size": 40}},
         },
     )
-    assert [len(shard(whole, index, 2).cells) for index in (0, 1)] == [4, 0]
+    assert [len(shard(whole, index, 2).trials) for index in (0, 1)] == [4, 0]
 
 
 def test_shards_that_do_not_exist_are_refused() -> None:

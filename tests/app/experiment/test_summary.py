@@ -17,7 +17,7 @@ from pof.app.experiment.plan import Plan, make_plan
 from pof.app.experiment.recipe import parse_recipe
 from pof.app.experiment.statistics import holm
 from pof.app.experiment.summary import summarise
-from pof.app.experiment.table import Row
+from pof.app.experiment.table import ResultRow
 
 SEEDS = range(4)
 RECIPE: dict[str, Any] = {
@@ -34,7 +34,7 @@ ERRORS = {"sgd": [0.050, 0.061, 0.055, 0.048], "pof & co": [0.047, 0.052, 0.053,
 INCOMING = [0.052, 0.060, 0.057, 0.049]
 
 
-def row(setting: str, method: str, seed: int, **parts: Any) -> Row:
+def row(setting: str, method: str, seed: int, **parts: Any) -> ResultRow:
     error, before = ERRORS[method][seed], INCOMING[seed]
     values: dict[str, Any] = {name: None for name in ("stopped", "radius")}
     for name, scale in {"error": 1.0, "nll": 3.0, "ece": 0.5, "val_error": 2.0, "val_nll": 4.0}.items():
@@ -46,13 +46,13 @@ def row(setting: str, method: str, seed: int, **parts: Any) -> Row:
     units = 4.0 if method == "sgd" else 4 / 3 * 3
     made = {"epochs": 4 if method == "sgd" else 3, "units": units, "best_epoch": 2, "seconds": 1.0}
     folder = f"runs/{method}-{seed}"
-    return Row(
+    return ResultRow(
         **{"setting": setting, "method": method, "seed": seed, **values, **made, "folder": folder, "commit": "abc"}
         | parts
     )
 
 
-def rows() -> list[Row]:
+def rows() -> list[ResultRow]:
     return [row(setting, method, seed) for setting in RECIPE["settings"] for seed in SEEDS for method in ERRORS]
 
 

@@ -72,7 +72,7 @@ COMMANDS = {
         "_report:make_report",
     ),
     "experiment": Command(
-        "Compare methods over seeds and regimes, as a recipe says.",
+        "Compare methods over seeds and settings, as a recipe says.",
         (_experiment.ExperimentOptions,),
         "_experiment:experiment",
     ),
@@ -81,17 +81,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: without the program's name; None takes those of the process.
-
-    Returns:
-        Exit code: 0, 2 for bad input, 130 after Ctrl-C, or what the command says.
-
-    Raises:
-        ValueError: for bad input, where ``POF_TRACEBACK`` is set; OSError, ImportError and RuntimeError alike.
-    """
+    """Run the command line."""
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:

@@ -36,14 +36,7 @@ ROWS: dict[str, tuple[Callable[["NetworkFigures"], float], str]] = {
 
 
 def demo(options: DemoOptions) -> int:
-    """Train and post-train small networks on few digits, print what changed, and write the report of one.
-
-    Returns:
-        Exit code 0.
-
-    Raises:
-        ValueError: if there are no seeds.
-    """
+    """Train and post-train small networks on few digits, print what changed, and write the report of one."""
     from pof.app.cli._display import console, showing_progress
     from pof.app.demo import DATA, POST_TRAINING, demonstrate, report
 

@@ -58,11 +58,7 @@ def _show(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def epoch_line(row: Mapping[str, Any]) -> str:
-    """Write an epoch's row of the log as a line.
-
-    Returns:
-        The line.
-    """
+    """Write an epoch's row of the log as a line."""
     parts = [f"epoch {row['epoch']:>3}"]
     names = {"train_loss": "loss {:.4f}", "val_nll": "val nll {:.4f}", "train_radius": "radius {:.3g}"}
     if "val_error" in row:
@@ -74,15 +70,7 @@ def epoch_line(row: Mapping[str, Any]) -> str:
 
 
 def metrics_table(title: str, columns: Mapping[str, Metrics]) -> Table:
-    """Set figures side by side.
-
-    Args:
-        title: over the table.
-        columns: name -> figures.
-
-    Returns:
-        The table.
-    """
+    """Set figures side by side."""
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("")
     for name in columns:
@@ -97,11 +85,7 @@ def metrics_table(title: str, columns: Mapping[str, Metrics]) -> Table:
 
 @contextmanager
 def showing_progress() -> Iterator[Callable[[str], Callable[[str, int, int | None], None]]]:
-    """Show the progress of measurements.
-
-    Yields:
-        What ``pof.report`` takes as ``start``.
-    """
+    """Show the progress of measurements."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("reading data", total=None)

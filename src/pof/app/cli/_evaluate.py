@@ -22,14 +22,7 @@ class EvaluateOptions:
 
 
 def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOptions) -> int:
-    """Print the figures of a network on a data set.
-
-    Returns:
-        Exit code 0.
-
-    Raises:
-        ValueError: if no weights are given.
-    """
+    """Print the figures of a network on a data set."""
     from pof.app.cli._display import console, metrics_table
     from pof.app.job import load, load_network
     from pof.data import eval_loader
@@ -47,11 +40,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
 
 
 def show_data(data: DataOptions) -> int:
-    """Print what a data set holds.
-
-    Returns:
-        Exit code 0.
-    """
+    """Print what a data set holds."""
     from rich.table import Table
 
     from pof.app.cli._display import console

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pof.app.experiment.estimate import Forecast
     from pof.app.experiment.executor import Ended
     from pof.app.experiment.plan import Plan
-    from pof.app.experiment.table import Row
+    from pof.app.experiment.table import ResultRow
 
 HIDDEN = {"epochs", "p", "p (Wilcoxon)"}
 
@@ -45,15 +45,7 @@ class ExperimentOptions:
 
 
 def experiment(options: ExperimentOptions) -> int:
-    """Run a recipe, and write its tables.
-
-    Returns:
-        Exit code: 0, 1 if a run failed.
-
-    Raises:
-        ValueError: if the recipe or an option cannot be used.
-        KeyboardInterrupt: after Ctrl-C, when the workers have ended and the tables are written.
-    """
+    """Run a recipe, and write its tables."""
     from pof.app.cli._display import console
     from pof.app.experiment.estimate import forecast
     from pof.app.experiment.executor import execute
@@ -137,7 +129,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _write(plan: "Plan", folder: Path, rows: "Sequence[Row]", options: ExperimentOptions) -> None:
+def _write(plan: "Plan", folder: Path, rows: "Sequence[ResultRow]", options: ExperimentOptions) -> None:
     from pof.app.cli._display import console
     from pof.app.experiment.pages import cells, header, write_pages
 

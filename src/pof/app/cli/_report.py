@@ -88,15 +88,7 @@ class CheckpointData(DataOptions):
 def print_flatness(
     options: FlatnessOptions, measuring: MeasureOptions, model: CheckpointOptions, data: CheckpointData
 ) -> int:
-    """Measure networks and print the figures side by side.
-
-    Returns:
-        Exit code 0.
-
-    Raises:
-        ValueError: if a checkpoint lacks --model or --data, or the networks are of different data.
-        RunError: if a folder is not a run, or the run has not ended.
-    """
+    """Measure networks and print the figures side by side."""
     from pof.app.cli._display import console, showing_progress
     from pof.app.report.collection import collect
     from pof.app.report.rows import as_json
@@ -124,15 +116,7 @@ def print_flatness(
 
 
 def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
-    """Write the report of runs and print its path.
-
-    Returns:
-        Exit code 0.
-
-    Raises:
-        ValueError: if the runs are of different data, or data are missing.
-        RunError: if a folder is not a run, or the run has not ended.
-    """
+    """Write the report of runs and print its path."""
     from pof.app.cli._display import console, showing_progress
     from pof.app.report import write_report
     from pof.app.report.subjects import read_run

@@ -10,11 +10,7 @@ from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
 
 
 def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
-    """Train a network, from scratch or from weights.
-
-    Returns:
-        Exit code: 0, 1 for a run that diverged without a network worth keeping, 130 if interrupted.
-    """
+    """Train a network, from scratch or from weights."""
     with Display() as display:
         result = job.train(model, data, training, run, display)
     if result.fit.stopped == "interrupted":
@@ -30,14 +26,7 @@ def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: R
 
 
 def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
-    """Post-train a network that is trained already.
-
-    Returns:
-        Exit code, as of :func:`train`.
-
-    Raises:
-        ValueError: if no weights are given.
-    """
+    """Post-train a network that is trained already."""
     if model.weights is None:
         raise ValueError("post-train needs a trained network: give --weights FILE (or the folder of a run)")
     if data.validation and not Path(model.weights).is_dir():
@@ -50,14 +39,7 @@ def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, r
 
 
 def fine_tune(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
-    """Train a pre-trained backbone with a new head.
-
-    Returns:
-        Exit code, as of :func:`train`.
-
-    Raises:
-        ValueError: if no weights are given, and the model is not a factory, which may bring its own.
-    """
+    """Train a pre-trained backbone with a new head."""
     if not model.is_trained:
         raise ValueError("fine-tune needs a pre-trained backbone: give --weights FILE (for timm also: pretrained)")
     return train(model, data, training, run)

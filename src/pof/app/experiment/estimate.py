@@ -51,19 +51,7 @@ class Forecast:
 
 
 def forecast(plan: Plan, out: Path, *, probe: bool) -> list[Forecast]:
-    """Say for each stage what there is to do.
-
-    Args:
-        plan: the stages.
-        out: folder of the experiment; nothing is written.
-        probe: read the data, and time a few steps where no finished run tells.
-
-    Returns:
-        One per stage, in the plan's order.
-
-    Raises:
-        ValueError: if the probe cannot build the model, or read the data.
-    """
+    """Say for each stage what there is to do."""
     runs = out / RUNS
     known = _finished(runs)
     samples: dict[str, int | None] = {}
@@ -86,15 +74,7 @@ def forecast(plan: Plan, out: Path, *, probe: bool) -> list[Forecast]:
 
 
 def total_seconds(forecasts: Sequence[Forecast], jobs: int) -> float | None:
-    """Add up, for workers side by side.
-
-    Args:
-        forecasts: of all stages.
-        jobs: number of workers.
-
-    Returns:
-        Seconds, about; None if the time of a stage is not known.
-    """
+    """Add up, for workers side by side."""
     if any(f.seconds is None for f in forecasts):
         return None
     own = {f.stage.name: f.seconds or 0.0 for f in forecasts}
@@ -151,11 +131,7 @@ def _rate(known: Mapping[str, Sequence[float]], method: str) -> float | None:
 
 
 def _probe(stage: Stage, threads: int, *, timed: bool) -> tuple[int, float | None]:
-    """Count the training samples of a stage, and time a few steps of plain training on a network made for that.
-
-    Returns:
-        Samples; seconds per forward-backward unit, if they are asked for.
-    """
+    """Count the training samples of a stage, and time a few steps of plain training on a network made for that."""
     device = find_device(stage.training.device)
     loaded = job.load(stage.data)
     indices = job.split(loaded, stage.data).train

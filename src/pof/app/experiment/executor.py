@@ -95,20 +95,7 @@ class _Progress:
 
 
 def execute(plan: Plan, out: Path, *, jobs: int, report: Report = lambda ended: None) -> Mapping[str, str]:
-    """Run what is not finished yet of a plan.
-
-    Args:
-        plan: the stages.
-        out: folder of the experiment; runs go to ``out/runs``, tracebacks of failed ones to ``out/failed``.
-        jobs: worker processes.
-        report: called when a stage ends.
-
-    Returns:
-        Name -> reason of the stages that failed.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C, when the workers have ended; their runs can go on.
-    """
+    """Run what is not finished yet of a plan."""
     progress = _Progress(plan, out / RUNS, report)
     workers: list[_Worker] = []
     try:
@@ -132,15 +119,7 @@ def execute(plan: Plan, out: Path, *, jobs: int, report: Report = lambda ended: 
 
 
 def unusable(runs: Path, stage: Stage) -> str | None:
-    """Tell what is wrong with a finished stage's network: one from scratch that diverged has learned nothing.
-
-    Args:
-        runs: folder of the run folders.
-        stage: finished.
-
-    Returns:
-        The reason, or None if the network can be used.
-    """
+    """Tell what is wrong with a finished stage's network: one from scratch that diverged has learned nothing."""
     result = json.loads((runs / stage.name / "result.json").read_text(encoding="utf-8"))
     if (
         stage.parent is not None

@@ -14,16 +14,7 @@ LINE_HEIGHT, FRAME = 0.34, 1.0
 
 
 def differences_panel(summary: Summary, setting: str, number: int) -> Panel:
-    """Draw the paired differences of a setting.
-
-    Args:
-        summary: of the experiment.
-        setting: one of its settings.
-        number: of the panel in the page.
-
-    Returns:
-        The panel.
-    """
+    """Draw the paired differences of a setting."""
     entries = [entry for entry in summary.entries if entry.setting == setting]
     scale = 100.0 if summary.measure in SHARES else 1.0
     unit = " (percentage points)" if summary.measure in SHARES else ""

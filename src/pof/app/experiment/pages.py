@@ -10,7 +10,7 @@ from pof.app.experiment.figure import differences_panel
 from pof.app.experiment.plan import Plan
 from pof.app.experiment.statistics import Paired, Spread
 from pof.app.experiment.summary import LABELS, SHARES, Entry, Measure, Summary, summarise
-from pof.app.experiment.table import Row, write_csv
+from pof.app.experiment.table import ResultRow, write_csv
 from pof.app.report import svg
 from pof.app.run_folder import write_json
 from pof.weights import replacing
@@ -18,22 +18,8 @@ from pof.weights import replacing
 NOTHING = "–"
 
 
-def write_pages(plan: Plan, rows: Sequence[Row], folder: Path, measure: Measure = "error") -> Summary:
-    """Write results.csv, summary.json, summary.md, summary.tex and report.html.
-
-    Args:
-        plan: the whole experiment.
-        rows: what is finished of it, at least one run.
-        folder: made if it is not there; what is in it of an earlier call is replaced.
-        measure: the figure that is compared.
-
-    Returns:
-        The summary.
-
-    Raises:
-        ValueError: if the measure cannot be used.
-        OSError: if a file cannot be written.
-    """
+def write_pages(plan: Plan, rows: Sequence[ResultRow], folder: Path, measure: Measure = "error") -> Summary:
+    """Write results.csv, summary.json, summary.md, summary.tex and report.html."""
     summary = summarise(plan, rows, measure)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / "results.csv")
@@ -50,11 +36,7 @@ def write_pages(plan: Plan, rows: Sequence[Row], folder: Path, measure: Measure 
 
 
 def markdown(summary: Summary) -> str:
-    """Write the table in Markdown.
-
-    Returns:
-        Heading, table, and what it means.
-    """
+    """Write the table in Markdown."""
     head, body = header(summary), [cells(entry, summary) for entry in summary.entries]
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *body]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -63,11 +45,7 @@ def markdown(summary: Summary) -> str:
 
 
 def latex(summary: Summary) -> str:
-    """Write the table in LaTeX, for the package booktabs.
-
-    Returns:
-        A ``tabular`` environment, with what it means as a comment.
-    """
+    """Write the table in LaTeX, for the package booktabs."""
     columns = header(summary)
     lines = [" & ".join(map(_tex, line)) + r" \\" for line in [columns, *(cells(e, summary) for e in summary.entries)]]
     notes = [f"% {note}" for note in reading(summary)]
@@ -78,19 +56,7 @@ def latex(summary: Summary) -> str:
 
 
 def html(plan: Plan, summary: Summary, commits: Sequence[str]) -> str:
-    """Write the page.
-
-    Args:
-        plan: gives the recipe.
-        summary: the figures.
-        commits: of the code that made the runs.
-
-    Returns:
-        HTML that needs nothing else.
-
-    Raises:
-        ImportError: if jinja2 is missing.
-    """
+    """Write the page."""
     import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -116,11 +82,7 @@ def html(plan: Plan, summary: Summary, commits: Sequence[str]) -> str:
 
 
 def header(summary: Summary) -> list[str]:
-    """Name the columns of the table.
-
-    Returns:
-        As many as :func:`cells` gives.
-    """
+    """Name the columns of the table."""
     percent = " (%)" if summary.measure in SHARES else ""
     columns = ["setting", "method", "epochs", "units", "n", f"{LABELS[summary.measure]}{percent}"]
     groups = [("incoming", any(e.to_incoming for e in summary.entries)), (summary.control, bool(summary.control))]
@@ -130,15 +92,7 @@ def header(summary: Summary) -> list[str]:
 
 
 def cells(entry: Entry, summary: Summary) -> list[str]:
-    """Write a line of the table.
-
-    Args:
-        entry: a method in a setting.
-        summary: the whole.
-
-    Returns:
-        The texts.
-    """
+    """Write a line of the table."""
     scale = 100.0 if summary.measure in SHARES else 1.0
     digits = 2 if summary.measure in SHARES else 4
     texts = [entry.setting, entry.method, str(entry.epochs), f"{entry.units:.4g}", str(entry.figures.n)]
@@ -151,11 +105,7 @@ def cells(entry: Entry, summary: Summary) -> list[str]:
 
 
 def reading(summary: Summary) -> list[str]:
-    """Say what the table holds.
-
-    Returns:
-        A few sentences.
-    """
+    """Say what the table holds."""
     label = LABELS[summary.measure]
     points = "; differences in percentage points" if summary.measure in SHARES else ""
     sentences = [

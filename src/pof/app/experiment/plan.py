@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pof.app.experiment.recipe import Recipe, RecipeError, Regime
+from pof.app.experiment.recipe import Recipe, RecipeError, Setting
 from pof.app.methods import GROUPS, entry_of, with_own_group_only
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain
 from pof.models import PRETRAINED
@@ -38,7 +38,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One seed in one setting."""
 
     setting: str
@@ -59,87 +59,65 @@ class Plan:
 
     recipe: Recipe
     threads: int
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     stages: Mapping[str, Stage]
     """By name, parents before children."""
 
 
 def make_plan(recipe: Recipe, *, threads: int = 1) -> Plan:
-    """List the stages of a recipe.
-
-    Args:
-        recipe: what is compared.
-        threads: of torch per process; on a CPU the bits depend on them.
-
-    Returns:
-        The plan.
-
-    Raises:
-        RecipeError: if there is no network to start from.
-    """
+    """List the stages of a recipe."""
     stages: dict[str, Stage] = {}
-    cells = []
-    for regime in recipe.regimes:
-        origin = _fingerprint(regime.model.weights)
-        cells += [_cell(regime, seed, origin, threads, stages) for seed in recipe.seeds]
-    return Plan(recipe, threads, tuple(cells), stages)
+    trials = []
+    for setting in recipe.settings:
+        origin = _fingerprint(setting.model.weights)
+        trials += [_trial(setting, seed, origin, threads, stages) for seed in recipe.seeds]
+    return Plan(recipe, threads, tuple(trials), stages)
 
 
 def shard(plan: Plan, index: int, count: int) -> Plan:
     """Take a part of a plan; no stage is in two parts.
 
-    Cells (settings and seeds) are numbered in order, those that share a stage by one number; the part has the cells
+    Trials (settings and seeds) are numbered in order, those that share a stage by one number; the part has the trials
     whose number is ``index`` modulo ``count``.
-
-    Args:
-        plan: the whole.
-        index: from 0.
-        count: of parts.
-
-    Returns:
-        The part.
-
-    Raises:
-        ValueError: if there is no such part.
     """
     if not 0 <= index < count:
         raise ValueError(f"shard: give i/n with 0 <= i < n; got {index}/{count}")
-    groups = _groups(plan.cells)
-    cells = tuple(cell for cell, group in zip(plan.cells, groups, strict=True) if group % count == index)
-    wanted = {name for cell in cells for name in cell.stages}
-    return replace(plan, cells=cells, stages={name: s for name, s in plan.stages.items() if name in wanted})
+    groups = _groups(plan.trials)
+    trials = tuple(trial for trial, group in zip(plan.trials, groups, strict=True) if group % count == index)
+    wanted = {name for trial in trials for name in trial.stages}
+    return replace(plan, trials=trials, stages={name: s for name, s in plan.stages.items() if name in wanted})
 
 
-def _groups(cells: tuple[Cell, ...]) -> list[int]:
+def _groups(trials: tuple[Trial, ...]) -> list[int]:
     groups: list[set[str]] = []
-    for cell in cells:
-        own = set(cell.stages)
+    for trial in trials:
+        own = set(trial.stages)
         for group in [g for g in groups if g & own]:
             own |= group
             groups.remove(group)
         groups.append(own)
-    # Numbered by their first cells: merging has changed the order.
-    firsts = [next(n for n, group in enumerate(groups) if group & set(cell.stages)) for cell in cells]
+    # Numbered by their first trials: merging has changed the order.
+    firsts = [next(n for n, group in enumerate(groups) if group & set(trial.stages)) for trial in trials]
     numbers = {group: number for number, group in enumerate(dict.fromkeys(firsts))}
     return [numbers[first] for first in firsts]
 
 
-def _cell(regime: Regime, seed: int, origin: str | None, threads: int, stages: dict[str, Stage]) -> Cell:
-    data = replace(regime.data, split_seed=seed) if regime.split_by_seed else regime.data
+def _trial(setting: Setting, seed: int, origin: str | None, threads: int, stages: dict[str, Stage]) -> Trial:
+    data = replace(setting.data, split_seed=seed) if setting.split_by_seed else setting.data
     incoming = None
-    if regime.pretrain is not None:
-        incoming = _stage(regime.model, data, replace(regime.pretrain, seed=seed), None, origin, threads)
+    if setting.pretrain is not None:
+        incoming = _stage(setting.model, data, replace(setting.pretrain, seed=seed), None, origin, threads)
         stages[incoming.name] = incoming
-    elif not regime.model.is_trained:
+    elif not setting.model.is_trained:
         raise RecipeError(
-            f"setting {regime.name!r} has no network to start from: give 'pretrain', or model.weights (--set"
+            f"setting {setting.name!r} has no network to start from: give 'pretrain', or model.weights (--set"
             " model.weights=FILE), or a factory that brings its weights together with model.source_classes"
         )
     methods = {}
-    for label, training in regime.methods.items():
-        stage = _stage(regime.model, data, replace(training, seed=seed), incoming, origin, threads)
+    for label, training in setting.methods.items():
+        stage = _stage(setting.model, data, replace(training, seed=seed), incoming, origin, threads)
         methods[label] = stages.setdefault(stage.name, stage).name
-    return Cell(regime.name, seed, None if incoming is None else incoming.name, methods)
+    return Trial(setting.name, seed, None if incoming is None else incoming.name, methods)
 
 
 def _stage(

@@ -27,7 +27,7 @@ class RecipeError(ValueError):
 
 
 @dataclass(frozen=True)
-class Regime:
+class Setting:
     """One setting, with its overrides merged in."""
 
     name: str
@@ -45,7 +45,7 @@ class Recipe:
 
     name: str
     seeds: tuple[int, ...]
-    regimes: tuple[Regime, ...]
+    settings: tuple[Setting, ...]
     control: str | None
     """The method that the others are compared with."""
     source: Mapping[str, Any]
@@ -53,19 +53,7 @@ class Recipe:
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: YAML file.
-        overrides: such as ``train.lr=0.01``; the value is YAML.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        RecipeError: if a key is unknown or missing, or a value has the wrong type.
-        FileNotFoundError: if there is no such file.
-    """
+    """Read a recipe."""
     import yaml
 
     try:
@@ -81,17 +69,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(source: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of plain values.
-
-    Args:
-        source: as YAML gives them.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        RecipeError: if a key is unknown or missing, or a value has the wrong type.
-    """
+    """Make a recipe of plain values."""
     _check_keys(source, KEYS, "the recipe")
     missing = [key for key in ("name", "seeds", "data", "model", "methods") if source.get(key) is None]
     if missing:
@@ -108,8 +86,8 @@ def parse_recipe(source: Mapping[str, Any]) -> Recipe:
     if control is not None and control not in methods:
         raise RecipeError(f"control: {control!r} is none of the methods {', '.join(map(str, methods))}")
     settings = _mapping(source.get("settings") or {name: {}}, "settings")
-    regimes = tuple(_regime(_check_name(setting, "settings"), source, part) for setting, part in settings.items())
-    return Recipe(name, _seeds(source["seeds"]), regimes, control, dict(source))
+    settings = tuple(_regime(_check_name(setting, "settings"), source, part) for setting, part in settings.items())
+    return Recipe(name, _seeds(source["seeds"]), settings, control, dict(source))
 
 
 @contextmanager
@@ -123,14 +101,14 @@ def importable(folder: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _regime(name: str, source: Mapping[str, Any], overrides: Any) -> Regime:
+def _regime(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     where = f"settings.{name}"
     part = _mapping(overrides or {}, where)
     _check_keys(part, SECTIONS, where)
     merged = {key: _merged(source.get(key), part[key]) if key in part else source.get(key) for key in SECTIONS}
     data = _mapping(merged["data"], "data")
     pretrain, train = merged["pretrain"], _mapping(merged["train"] or {}, "train")
-    return Regime(
+    return Setting(
         name,
         parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
         parse_section(DataOptions, data, "data"),
@@ -165,20 +143,7 @@ def _training(values: Mapping[str, Any], where: str) -> TrainOptions:
 
 
 def parse_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Read a section by the types of its dataclass.
-
-    Args:
-        kind: one of the classes of options.
-        values: plain values.
-        where: what the section is called in messages.
-
-    Returns:
-        The options.
-
-    Raises:
-        RecipeError: if a key is unknown or missing, or a value has the wrong type.
-        ImportError: if jsonargparse is missing.
-    """
+    """Read a section by the types of its dataclass."""
     try:
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:

@@ -49,30 +49,12 @@ class Paired:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise figures of several runs.
-
-    Args:
-        values: one per run, at least one.
-
-    Returns:
-        Mean, standard deviation, number.
-    """
+    """Summarise figures of several runs."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
-    """Compare paired figures.
-
-    Args:
-        before: one per seed, at least one.
-        after: of the same seeds, in the same order.
-
-    Returns:
-        The differences ``after - before``, with interval and tests where they are defined.
-
-    Raises:
-        ValueError: if there are no pairs, or the lengths differ.
-    """
+    """Compare paired figures."""
     if not before or len(before) != len(after):
         raise ValueError(f"paired figures need the same seeds, at least one; got {len(before)} and {len(after)}")
     differences = [b - a for a, b in zip(before, after, strict=True)]
@@ -85,19 +67,17 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
     if max(differences) - min(differences) <= 4 * math.ulp(scale):
         note = "no difference in any seed" if abs(mean) <= 4 * math.ulp(scale) else "the same difference in every seed"
         return Paired(mean, sd, n, None, None, None, None, note=note)
-    half = _t_quantile(n - 1) * sd / math.sqrt(n)
-    return Paired(mean, sd, n, mean - half, mean + half, _t_test(mean, sd, n), _wilcoxon(differences, scale))
+    from scipy import stats
+
+    test = stats.ttest_rel(after, before)
+    low, high = map(float, test.confidence_interval(LEVEL))
+    # Equal changes of the number of errors are ties, whatever the last bits of their shares say.
+    rounded = [round(difference / scale, 12) for difference in differences]
+    return Paired(mean, sd, n, low, high, float(test.pvalue), float(stats.wilcoxon(rounded).pvalue))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p-values for their number, after Holm: p_(k) becomes max over j <= k of min(1, (m - j + 1) p_(j)).
-
-    Args:
-        p_values: of all comparisons; None where there is none, which is not counted.
-
-    Returns:
-        The corrected ones, in the same order.
-    """
+    """Correct p-values for their number, after Holm: p_(k) becomes max over j <= k of min(1, (m - j + 1) p_(j))."""
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -108,33 +88,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def corrected(comparisons: Sequence[Paired]) -> list[Paired]:
-    """Fill in the corrected p-values of a family of comparisons.
-
-    Args:
-        comparisons: all of one table.
-
-    Returns:
-        The same, with ``p_holm``.
-    """
+    """Fill in the corrected p-values of a family of comparisons."""
     values = holm([comparison.p for comparison in comparisons])
     return [replace(comparison, p_holm=value) for comparison, value in zip(comparisons, values, strict=True)]
-
-
-def _t_quantile(degrees: int) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf(0.5 + LEVEL / 2, degrees))
-
-
-def _t_test(mean: float, sd: float, n: int) -> float:
-    from scipy import stats
-
-    return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
-
-
-def _wilcoxon(differences: Sequence[float], scale: float) -> float:
-    from scipy import stats
-
-    # Equal changes of the number of errors are ties, whatever the last bits of their shares say.
-    rounded = [round(difference / scale, 12) for difference in differences]
-    return float(stats.wilcoxon(rounded).pvalue)

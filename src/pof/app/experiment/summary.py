@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from pof.app.experiment.plan import Plan
 from pof.app.experiment.recipe import Recipe
 from pof.app.experiment.statistics import Paired, Spread, corrected, paired, spread
-from pof.app.experiment.table import Row, planned
+from pof.app.experiment.table import ResultRow, planned
 
 Measure = Literal["error", "nll", "ece", "val_error", "val_nll", "val_error_last", "val_nll_last"]
 LABELS: dict[Measure, str] = {
@@ -65,22 +65,10 @@ class Summary:
         return tuple(dict.fromkeys(entry.setting for entry in self.entries))
 
 
-def summarise(plan: Plan, rows: Sequence[Row], measure: Measure = "error") -> Summary:
-    """Compute the table of an experiment.
-
-    Args:
-        plan: the whole experiment.
-        rows: what is finished of it.
-        measure: the figure that is compared.
-
-    Returns:
-        The summary; settings and methods without a finished run are left out.
-
-    Raises:
-        ValueError: if there is no such measure, or the runs have no validation data for it.
-    """
+def summarise(plan: Plan, rows: Sequence[ResultRow], measure: Measure = "error") -> Summary:
+    """Compute the table of an experiment."""
     check_measure(plan.recipe, measure)
-    by_arm: dict[tuple[str, str], dict[int, Row]] = {}
+    by_arm: dict[tuple[str, str], dict[int, ResultRow]] = {}
     for row in rows:
         by_arm.setdefault((row.setting, row.method), {})[row.seed] = row
     entries = [_entry(arm, by_arm, plan.recipe.control, measure) for arm in by_arm]
@@ -101,31 +89,23 @@ def summarise(plan: Plan, rows: Sequence[Row], measure: Measure = "error") -> Su
 
 
 def check_measure(recipe: Recipe, measure: Measure) -> None:
-    """Check, before anything runs, that all runs will have a figure.
-
-    Args:
-        recipe: the experiment.
-        measure: the figure.
-
-    Raises:
-        ValueError: if there is no such measure, or a setting has no validation data for it.
-    """
+    """Check, before anything runs, that all runs will have a figure."""
     if measure not in get_args(Measure):
         raise ValueError(f"measure is one of {', '.join(get_args(Measure))}; got {measure!r}")
-    without = [regime.name for regime in recipe.regimes if not regime.data.validation]
+    without = [setting.name for setting in recipe.settings if not setting.data.validation]
     if measure.startswith("val_") and without:
         raise ValueError(f"measure {measure} needs validation data: setting {without[0]!r} has data.validation 0")
 
 
 def _in_order(plan: Plan, entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """As in the recipe: runs of the first seeds may lack methods."""
-    arms = [(regime.name, method) for regime in plan.recipe.regimes for method in regime.methods]
+    arms = [(setting.name, method) for setting in plan.recipe.settings for method in setting.methods]
     return tuple(sorted(entries, key=lambda entry: arms.index((entry.setting, entry.method))))
 
 
 def _entry(
     arm: tuple[str, str],
-    by_arm: Mapping[tuple[str, str], Mapping[int, Row]],
+    by_arm: Mapping[tuple[str, str], Mapping[int, ResultRow]],
     control: str | None,
     measure: Measure,
 ) -> Entry:

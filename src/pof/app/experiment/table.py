@@ -16,7 +16,7 @@ from pof.weights import replacing
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A finished run; ``error``, ``nll`` and ``ece`` are those of the delivered network on the test set."""
 
     setting: str
@@ -49,53 +49,36 @@ class Row:
     commit: str | None
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(field.name for field in fields(ResultRow))
 INCIDENTAL = ("seconds", "folder", "commit")
 """Columns that may differ when an experiment is repeated."""
 
 
-def rows_of(plan: Plan, out: Path) -> list[Row]:
-    """Read what is finished of a plan.
-
-    Args:
-        plan: the whole or a shard.
-        out: folder of the experiment.
-
-    Returns:
-        The rows, in the plan's order.
-    """
+def rows_of(plan: Plan, out: Path) -> list[ResultRow]:
+    """Read what is finished of a plan."""
     named = [
-        (cell.setting, cell.seed, method, plan.stages[name])
-        for cell in plan.cells
-        for method, name in cell.methods.items()
+        (trial.setting, trial.seed, method, plan.stages[name])
+        for trial in plan.trials
+        for method, name in trial.methods.items()
         if is_finished(out / RUNS / name)
     ]
     return [_row(setting, method, seed, stage, out) for setting, seed, method, stage in named]
 
 
 def planned(plan: Plan) -> int:
-    """Count the rows that the complete table has.
-
-    Returns:
-        Settings x seeds x methods.
-    """
-    return sum(len(cell.methods) for cell in plan.cells)
+    """Count the rows that the complete table has."""
+    return sum(len(trial.methods) for trial in plan.trials)
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write the table; numbers are written so that reading gives the same bits.
-
-    Args:
-        rows: the table.
-        path: replaced atomically.
-    """
+def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
+    """Write the table; numbers are written so that reading gives the same bits."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
 
 
-def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> Row:
+def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> ResultRow:
     folder = out / RUNS / stage.name
     result, surroundings = (
         json.loads((folder / name).read_text(encoding="utf-8")) for name in ("result.json", "environment.json")
@@ -104,7 +87,7 @@ def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> Row:
     def figure(section: str, name: str) -> Any:
         return (result[section] or {}).get(name)
 
-    return Row(
+    return ResultRow(
         setting=setting,
         method=method,
         seed=seed,

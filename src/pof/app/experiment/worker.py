@@ -38,13 +38,7 @@ class Outcome:
 
 
 def work(connection: Connection, runs: Path, threads: int) -> None:
-    """Run the stages that come through the connection, and answer each with its outcome.
-
-    Args:
-        connection: to the parent.
-        runs: folder of the run folders.
-        threads: of torch.
-    """
+    """Run the stages that come through the connection, and answer each with its outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent then tells us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -59,15 +53,7 @@ def work(connection: Connection, runs: Path, threads: int) -> None:
 
 
 def run_stage(stage: Stage, runs: Path) -> bool:
-    """Run a stage, or go on with it; nothing is done if it is finished.
-
-    Args:
-        stage: its parent is finished.
-        runs: folder of the run folders.
-
-    Returns:
-        Whether it is finished; False if a signal stopped it.
-    """
+    """Run a stage, or go on with it; nothing is done if it is finished."""
     folder = runs / stage.name
     with _locked(runs, stage.name):
         if is_finished(folder):
@@ -83,11 +69,7 @@ def run_stage(stage: Stage, runs: Path) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a stage is finished: its figures are written last.
-
-    Returns:
-        True if so.
-    """
+    """Tell whether a stage is finished: its figures are written last."""
     return (folder / "result.json").exists()
 
 
