@@ -85,23 +85,23 @@ def parse_recipe(source: Mapping[str, Any]) -> Recipe:
     control = source.get("control")
     if control is not None and control not in methods:
         raise RecipeError(f"control: {control!r} is none of the methods {', '.join(map(str, methods))}")
-    settings = _mapping(source.get("settings") or {name: {}}, "settings")
-    settings = tuple(_regime(_check_name(setting, "settings"), source, part) for setting, part in settings.items())
+    parts = _mapping(source.get("settings") or {name: {}}, "settings")
+    settings = tuple(_setting(_check_name(label, "settings"), source, part) for label, part in parts.items())
     return Recipe(name, _seeds(source["seeds"]), settings, control, dict(source))
 
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let modules beside a recipe be imported, in this process and in those it starts meanwhile."""
+    """Let modules beside a recipe be imported, here and in processes started meanwhile; none of them hides another."""
     entry = str(folder.resolve())
-    sys.path.insert(0, entry)
+    sys.path.append(entry)
     try:
         yield
     finally:
         sys.path.remove(entry)
 
 
-def _regime(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
+def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     where = f"settings.{name}"
     part = _mapping(overrides or {}, where)
     _check_keys(part, SECTIONS, where)
