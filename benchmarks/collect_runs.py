@@ -1,6 +1,6 @@
 """Put the figures of run folders into one JSON file, without paths, for the documentation.
 
-    python benchmarks/collect_runs.py NAME=RUN [NAME=RUN ...] --out results/NAME.json
+python benchmarks/collect_runs.py NAME=RUN [NAME=RUN ...] --out results/NAME.json
 """
 
 from __future__ import annotations
