@@ -1,4 +1,4 @@
-"""Put the figures of run folders into one JSON file, without paths, for docs/results.md.
+"""Put the figures of run folders into one JSON file, without paths, for the documentation.
 
 python benchmarks/collect_runs.py NAME=RUN [NAME=RUN ...] --out results/NAME.json
 """

@@ -3,12 +3,12 @@
     python benchmarks/flatness_speed.py
     python benchmarks/flatness_speed.py --repetitions 1 --output /tmp/speed.json    # a quick look
 
-Two questions, each in a process of its own so that its peak resident set is its own:
+Two questions, each in a separate process, so that each peak resident set is separate:
 - head: the 6,410 parameters of a WRN-28-10 head (640 features, 10 classes) over 5,000 samples of stored features.
-  Features are random (half-normal, as after a ReLU; a fitted teacher's logits); the cost does not depend on them, the
-  number of products does a little.  Target: under 5 s.
+  Features are random (half-normal, as after a ReLU).  The cost of a product does not depend on them, the number of
+  products does a little.  Target: under 5 s.
 - network: all parameters of a ResNet-20 with random weights over 1,000 random CIFAR-sized images.  Target: under 120 s.
-Times are of the whole call (imports of scipy and curvlinops are done before); the median and all values are kept.
+Times are of the whole call (scipy and curvlinops are imported before); the median and all values are kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step of SAM and its relatives costs beside a step of SGD, and what SAM-ON keeps.
+"""What a step of SAM and its relatives costs relative to a step of SGD, and how much SAM-ON copies.
 
     python benchmarks/optimizer_cost.py [--model resnet20] [--batch_size 128] [--repetitions 25]
 
@@ -50,7 +50,7 @@ def stepper(name: str, options: argparse.Namespace, images: torch.Tensor, labels
 
 
 def kept_while_perturbed() -> dict[str, int]:
-    """Numbers that SAM-ON copies to restore the weights, and those that the normalisation layers have."""
+    """How many numbers SAM-ON copies to restore the weights, and how many the normalisation layers have."""
     model = build_model("resnet20", num_classes=10)
     optimizer = pof.SAMON(model.parameters(), torch.optim.SGD, model=model, **SGD)
     cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()

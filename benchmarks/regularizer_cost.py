@@ -4,11 +4,11 @@
     python benchmarks/regularizer_cost.py --repetitions 5 --output /tmp/cost.json    # a quick look
 
 EfficientNet-Lite0 (wheel efficientnet_lite_pytorch, random weights), 1000 classes, batch 64, 128 x 128 pixels, SGD
-with momentum, on the CPU.  Once with its own 1280 features, once with a 2048-wide last convolution.  One step of each
-variant per round, in an order that changes from round to round; reported are the medians, and the median over rounds
-of the ratio to plain fine-tuning in the same round.  Penalty, its backward and update are also timed alone, which gives
+with momentum, on the CPU; once with its own 1280 features, once with a 2048-wide last convolution.  Each round takes
+one step of each variant, in an order that changes from round to round.  Reports medians, and the median over rounds of
+the ratio to plain fine-tuning in the same round.  Penalty, its backward and update are also timed alone, which gives
 the ratio 1 + alone / plain without the noise of two whole steps.
-Memory is measured in a process of its own per variant: the peak of torch's own allocations (from the profiler, exact
+Memory is measured in a separate process per variant: the peak of torch's own allocations (from the profiler, exact
 and repeatable), and the peak resident set (which differs by several per cent between runs of the same variant).
 Targets: AdaRand <= 1.05 of the time and <= 1.02 of the memory, RandReg <= 1.01 of the time.
 """
@@ -63,7 +63,7 @@ def regularizer(variant: str, features: int) -> Regularizer | None:
 
 
 def step(variant: str, features: int) -> Callable[[], None]:
-    """One training step of a model of its own, as a function without arguments."""
+    """One training step of a fresh model, as a function without arguments."""
     torch.manual_seed(0)
     network = pof.split(model(features), "_fc")
     penalty = regularizer(variant, features)

@@ -1,10 +1,9 @@
-"""Why does PoF run away from a mean expansion of about 1 on?  Radius, loss at theta_0 and curvature, epoch by epoch.
+"""Why does PoF run away once the mean expansion is above about 1?  Radius, loss at theta_0 and curvature by epoch.
 
     python benchmarks/runaway.py
 
-The idea: where the expansion is mu on average, the extractor is trained for the head theta_0 - mu xi* g_hat.  Once it
-has learned that, the line search from theta_0 finds a minimum about mu times as far, and so on: stable below 1, not
-above.
+The idea: with a mean expansion of mu the extractor is trained for the head theta_0 - mu xi* g_hat.  Once it has learned
+that, the line search from theta_0 finds a minimum about mu times as far away, and so on: stable below 1, not above.
 
 Small CNNs that fit 150 digits, post-trained at a constant rate.  After each epoch, over all training mini-batches,
 in train mode: median radius xi*, loss at theta_0, second derivative of the loss along g_hat at theta_0.

@@ -1,8 +1,8 @@
-"""What a step of PoF costs beside a step of plain training.
+"""What a step of PoF costs relative to a step of plain training.
 
     python benchmarks/step_cost.py [--model resnet20] [--batch_size 128] [--repetitions 40]
 
-All variants take turns within one run, so that a disturbance hits them alike; medians, and quartiles of the
+All variants take turns within one run, so that a disturbance hits them alike.  Reports medians, and quartiles of the
 per-round ratio to SGD.  The line search is timed inside the same rounds.  Writes results/step_cost.json.
 """
 

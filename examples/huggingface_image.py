@@ -1,8 +1,8 @@
-"""The Trainer of transformers, images: a small ViT is trained by the plain Trainer and post-trained by `PostTrainer`.
+"""Hugging Face Trainer, images: train a small ViT with the plain Trainer, then post-train it with `PostTrainer`.
 
     python examples/huggingface_image.py
 
-The model is built from a configuration and trained on digits of 8x8 pixels; nothing is downloaded.
+The model is built from a configuration and trained on digits of 8x8 pixels. Nothing is downloaded.
 """
 
 from __future__ import annotations

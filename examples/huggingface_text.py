@@ -1,9 +1,9 @@
-"""The Trainer of transformers, texts: which module of Python's library does a line of documentation come from?
+"""Hugging Face Trainer, texts: which module of Python's library does a line of documentation come from?
 
     python examples/huggingface_text.py
 
-A tiny BERT is built from a configuration, its vocabulary from the docstrings that are installed with Python, and it is
-fine-tuned with AdaRand, a regulariser; label smoothing is an argument of the Trainer.  Nothing is downloaded.
+A tiny BERT is built from a configuration, its vocabulary from the docstrings that come with Python. It is fine-tuned
+with the regulariser AdaRand; the Trainer sets the label smoothing.  Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/image_folder.py
 
-The folder is made here, from digits; with your own folder, and a pre-trained backbone, the same on the command line is
+Here the folder is made from digits.  With your own folder and a pre-trained backbone the command line does the same:
 
     pof fine-tune --model timm:resnet18 --weights pretrained --data path/to/images --out runs/ft
 """

@@ -1,4 +1,4 @@
-"""Lightning: a module that exists already is post-trained with PoF; its code, its data and the Trainer stay.
+"""Lightning: post-train an existing module with PoF; its code, its data and the Trainer stay.
 
     python examples/lightning_module.py
 
@@ -21,7 +21,7 @@ from pof.integrations.lightning import PostTraining
 
 
 class Digits(pl.LightningModule):
-    """An ordinary module, as it is."""
+    """An ordinary module, unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Digits(pl.LightningModule):
         self.log("error", error, batch_size=len(batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Of the training before."""
+        """The optimizer of the first training."""
         return torch.optim.SGD(self.net.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -51,7 +51,7 @@ class PostTrained(PostTraining, Digits):
         self.method = pof.PoF(self.net)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Of the post-training."""
+        """The optimizer of the post-training."""
         return self.method.build_optimizer(torch.optim.SGD, lr=2e-3, momentum=0.9)
 
 

@@ -2,7 +2,7 @@
 
     python examples/own_module.py
 
-Three splits: training; validation, by which `fit` picks the epoch; test, which is looked at once, at the end.
+There are three splits: training; validation, by which `fit` picks the epoch; test, used once, at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pof
 
 
 class Net(nn.Module):
-    """Any module that gives logits; its last linear layer is found by itself."""
+    """Any module that returns logits; the last linear layer is found automatically."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def main() -> None:
     train, val, test = load()
     model = Net()
 
-    # The network that you have already; here it is trained by the same loop, without a method.
+    # Stands for the network you already have; here the same loop trains it, with plain fine-tuning.
     def start(parameters):
         return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 

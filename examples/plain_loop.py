@@ -1,8 +1,8 @@
-"""A loop of your own, with Accelerate: mixed precision, accumulation and clipping stay yours, PoF is the loss.
+"""A custom loop with Accelerate: PoF is the loss; mixed precision, accumulation and clipping stay yours.
 
     python examples/plain_loop.py
 
-Without Accelerate it is the same loop with `loss.backward()` and `torch.nn.utils.clip_grad_norm_`.
+Without Accelerate use the same loop with `loss.backward()` and `torch.nn.utils.clip_grad_norm_`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def load() -> tuple[DataLoader, DataLoader]:
 
 
 def pretrain(model: nn.Module, loader: DataLoader) -> None:
-    """Stands for the training that you have done already."""
+    """Stands for the training you have already done."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(10):
         for inputs, targets in loader:

@@ -1,8 +1,8 @@
-"""A timm network: its head is found by itself; two steps of PoF in a loop of your own.
+"""A timm network: its head is found automatically, and a custom loop takes two steps of PoF.
 
     python examples/timm_model.py [NAME]
 
-Weights are random here, so that nothing is downloaded; with `pretrained=True` the rest stays as it is.
+The weights are random, so nothing is downloaded; with `pretrained=True` the rest stays the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(name: str) -> None:
     network = pof.split(model)
     print(f"{name}: head {network.head_name}, {tuple(network.weight.shape)}, linear {network.linear}")
 
-    method = pof.PoF(model)  # the same head; head="..." where there is doubt
+    method = pof.PoF(model)  # the same head; head="..." where it is ambiguous
     trained = sum(p.numel() for p in method.trainable_parameters())
     print(f"trains {trained:,} of {sum(p.numel() for p in model.parameters()):,} parameters")
     optimizer = torch.optim.SGD(method.trainable_parameters(), lr=1e-3, momentum=0.9, nesterov=True)

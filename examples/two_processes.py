@@ -1,8 +1,8 @@
-"""PoF in two processes, with DDP in a loop of your own.
+"""PoF in two processes, with DDP in a custom loop.
 
     python examples/two_processes.py
 
-calls torchrun on this file; on your machines you call it yourself:
+calls torchrun on this file.  On your machines call it yourself:
 
     torchrun --nproc-per-node 2 examples/two_processes.py
 """
@@ -29,7 +29,7 @@ def make_data(n: int, seed: int) -> TensorDataset:
 
 
 def pretrain(data: TensorDataset) -> nn.Module:
-    """Stands for the trained network that you have; the same in both processes, as the seed is."""
+    """Stands for your trained network; both processes use the same seed, so it is the same in both."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -50,10 +50,10 @@ def main() -> None:
     method = pof.PoF(pretrain(data).to(device))
     before = pof.evaluate(method.model, test)
 
-    # Not the model: DDP notes at its construction which parameters get gradients, and PoF freezes the head.
+    # Not the model: DDP notes at construction which parameters get gradients, and PoF freezes the head.
     module = DistributedDataParallel(method)
     optimizer = torch.optim.SGD(method.trainable_parameters(), lr=0.02, momentum=0.9)
-    # Each process takes its share; those of both are the mini-batch of 100 (and B of 100 is the next one).
+    # Each process takes its share: together a mini-batch of 100.  The next 100 are the reference mini-batch B.
     sampler = DistributedSampler(data, seed=0)
     loader = DataLoader(data, batch_size=50, sampler=sampler, drop_last=True)
     for epoch in range(3):
