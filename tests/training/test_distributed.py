@@ -351,7 +351,7 @@ def bytes_of_a_rank(rank: int) -> list[dict[str, int]]:
 
 
 def test_bytes_of_a_step_are_those_of_the_documentation(tmp_path: Path) -> None:
-    """docs/trainers/dist.md; float64 here, b = 8.  Of 13 and of 9 rows the second process has 7 and 5."""
+    """docs/trainers/distributed.md; float64 here, b = 8.  Of 13 and of 9 rows the second process has 7 and 5."""
     b, features, classes, head, extractor = 8, 6, 4, 4 * 6 + 4, 6 * 5 + 6
     for found in ranks(bytes_of_a_rank, 2, tmp_path):
         fresh, previous, finetune, adarand = found

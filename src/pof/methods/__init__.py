@@ -1,14 +1,22 @@
 """Methods: each file says what the loss of one training step is, nothing else."""
 
-from pof.methods.averaged import Averaged as Averaged
-from pof.methods.base import Method as Method
-from pof.methods.base import StepOutput as StepOutput
-from pof.methods.finetune import Finetune as Finetune
-from pof.methods.head_ascent import HeadAscent as HeadAscent
-from pof.methods.head_ascent import HeadAscentOutput as HeadAscentOutput
-from pof.methods.pof import PoF as PoF
-from pof.methods.pof import PoFOutput as PoFOutput
-from pof.methods.regularized import Regularized as Regularized
-from pof.methods.sharpness_aware import SharpnessAware as SharpnessAware
+from pof.methods.averaged import Averaged
+from pof.methods.base import Method, StepOutput
+from pof.methods.finetune import Finetune
+from pof.methods.head_ascent import HeadAscent, HeadAscentOutput
+from pof.methods.pof import PoF, PoFOutput
+from pof.methods.regularized import Regularized
+from pof.methods.sharpness_aware import SharpnessAware
 
-__all__ = sorted(name for name in globals() if name[0].isupper())
+__all__ = [
+    "Averaged",
+    "Finetune",
+    "HeadAscent",
+    "HeadAscentOutput",
+    "Method",
+    "PoF",
+    "PoFOutput",
+    "Regularized",
+    "SharpnessAware",
+    "StepOutput",
+]
