@@ -11,7 +11,8 @@ import pytest
 import yaml
 from torch import nn
 
-from pof.app.cli._experiment import with_plain_recipe
+from pof.app.cli import parse
+from pof.app.cli._experiment import ExperimentOptions
 from pof.app.experiment.plan import GROUPS, Plan, make_plan, shard
 from pof.app.experiment.recipe import RecipeError, parse_recipe, read_recipe
 from pof.app.methods import METHODS as ALL_METHODS
@@ -164,8 +165,8 @@ def test_options_of_other_methods_do_not_matter() -> None:
 
 def test_every_group_of_options_has_its_methods() -> None:
     groups = {f.name for f in fields(TrainOptions) if is_dataclass(getattr(TrainOptions("pof"), f.name))}
-    assert groups - {"schedule", "average"} == GROUPS.keys()
-    assert set().union(*GROUPS.values()) <= ALL_METHODS.keys()
+    assert groups - {"schedule", "average"} == {*GROUPS}
+    assert {entry.group for entry in ALL_METHODS.values()} == {*GROUPS, None}
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -252,15 +253,16 @@ def test_shards_that_do_not_exist_are_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["r.yaml", "--out", "o"], ["--recipe=r.yaml", "--out", "o"]),
-        (["--out", "o", "r.yaml", "--dry-run"], ["--out", "o", "--recipe=r.yaml", "--dry_run=true"]),
-        (["--dry_run", "r.yaml"], ["--dry_run=true", "--recipe=r.yaml"]),
-        (["r.yaml", "--set", "a=1", "b=2", "--jobs=2"], ["--recipe=r.yaml", "--set+=a=1", "--set+=b=2", "--jobs=2"]),
+        (["r.yaml"], {}),
+        (["r.yaml", "--set", "a=1", "b.c=[2]"], {"set": ["a=1", "b.c=[2]"]}),
+        (["r.yaml", "--set", "a=1", "--set", "b=2", "--jobs", "2"], {"set": ["a=1", "b=2"], "jobs": 2}),
+        (["--dry-run", "--out", "x", "r.yaml"], {"dry_run": True}),
+        (["r.yaml", "--dry_run", "false", "--probe=false"], {"probe": False}),
     ],
 )
-def test_the_short_form_of_the_command(given: list[str], expected: list[str]) -> None:
-    assert with_plain_recipe(["experiment", *given]) == ["experiment", *expected]
-    assert with_plain_recipe(["train", *given]) == ["train", *given]
+def test_the_short_form_of_the_command(given: list[str], expected: dict[str, Any]) -> None:
+    _, (options,) = parse(["experiment", *given, *([] if "--out" in given else ["--out", "x"])])
+    assert options == ExperimentOptions("r.yaml", "x", **expected)
 
 
 PUBLIC = ("cifar10-public-resnet20", "cifar10-public-resnet20-full")

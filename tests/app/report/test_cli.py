@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pof.app import demo
-from pof.app.cli import main
-from pof.app.cli._report import with_plain_runs
+from pof.app.cli import main, parse
 
 FEW = ["--batches", "2", "--device", "cpu"]
 
@@ -84,20 +83,13 @@ def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at least one run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["flatness", "report"])
 @pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        (["report", "a", "b", "--out", "c"], ["report", "--runs+=a", "--runs+=b", "--out", "c"]),
-        (["flatness", "--batches", "3", "--runs", "a", "b"], ["flatness", "--batches", "3", "--runs+=a", "--runs+=b"]),
-        (["report", "--out=c", "--runs", "[a, b]"], ["report", "--out=c", "--runs+=[a, b]"]),
-        (["report", "--help"], ["report", "--help"]),
-        (["report", "--runs"], ["report"]),
-        (["train", "--runs", "a", "b"], ["train", "--runs", "a", "b"]),
-        ([], []),
-    ],
+    "given", [["a", "b"], ["--runs", "a", "b"], ["a", "--runs", "b"], ["a", "b", "--out", "o"], ["--out=o", "a", "b"]]
 )
-def test_plain_names_are_runs(given: list[str], wanted: list[str]) -> None:
-    assert with_plain_runs(given) == wanted
+def test_runs_are_named_with_and_without_their_flag(command: str, given: list[str]) -> None:
+    _, (options, *_) = parse([command, *given])
+    assert options.runs == ["a", "b"]
 
 
 def test_the_demonstration_ends_with_a_report(

@@ -83,7 +83,10 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        command, options = parse(list(sys.argv[1:] if arguments is None else arguments))
+        module, _, function = command.run.partition(":")
+        run: Callable[..., int] = getattr(import_module(f"pof.app.cli.{module}"), function)
+        return run(*options)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -93,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
 
 
-def _run(arguments: list[str]) -> int:
+def parse(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
+    """Read a command line: the subcommand, and its groups of options."""
     try:
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:
@@ -106,16 +110,13 @@ def _run(arguments: list[str]) -> int:
             _add_options(sub, command)
         parsers.add_subcommand(name, sub, help=command.help)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
         # The parser calls a flag "train.lr" where the user wrote --lr.
         raise ValueError(re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=\w)", "--", str(error))) from error
     made = parser.instantiate(parsed)[parsed.command]
     command = COMMANDS[parsed.command]
-    groups = [_group(group, made) for group in command.groups]
-    module, _, function = command.run.partition(":")
-    run: Callable[..., int] = getattr(import_module(f"pof.app.cli.{module}"), function)
-    return run(*groups)
+    return command, [_group(group, made) for group in command.groups]
 
 
 def _add_options(parser: ArgumentParser, command: Command) -> None:
