@@ -54,7 +54,7 @@ def test_resume_gives_the_same_weights_to_the_bit(make: Any, step: int, tmp_path
         assert not isinstance(value, Tensor) or torch.equal(value, resumed[name]), name
 
 
-def test_resume_takes_the_last_checkpoint_and_no_foreign_one(tmp_path: Path) -> None:
+def test_resume_takes_the_last_checkpoint_and_no_other_method_s(tmp_path: Path) -> None:
     options: Any = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 2}
     whole = hugging_face_trainer(pof.PoF, net(), tmp_path, **options)
     whole.train()

@@ -1,4 +1,4 @@
-"""The loop: steps as a hand-written loop takes them, selection, divergence, resume to the bit."""
+"""The loop: steps as a hand-written loop takes them, selection, divergence, bitwise identical resume."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6, 11])
 @pytest.mark.parametrize("name", METHODS)
-def test_resume_is_exact_to_the_bit_from_any_step(name: str, stop: int, tmp_path: Path) -> None:
+def test_resume_is_bitwise_identical_from_any_step(name: str, stop: int, tmp_path: Path) -> None:
     """A run that dies without notice goes on from its last checkpoint as if nothing had happened."""
 
     def run(folder: Path, die_at: int | None = None, resume: bool = False) -> tuple[Any, list[Any]]:
@@ -250,7 +250,7 @@ def test_reduced_precision_trains(precision: Any) -> None:
 
 
 @pytest.mark.parametrize(("norm", "last", "warned"), [(True, 1, True), (True, 2, False), (False, 1, False)])
-def test_a_scrap_of_a_mini_batch_under_batch_norm_is_warned_of(norm: bool, last: int, warned: bool) -> None:
+def test_a_small_last_mini_batch_under_batch_norm_is_warned_of(norm: bool, last: int, warned: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(n, 1, 4, 4, generator=generator), torch.arange(n) % 3) for n in (8, 8, last)]
     layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.Flatten(), nn.Linear(16, 3)]
