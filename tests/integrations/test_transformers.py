@@ -69,6 +69,22 @@ def test_resume_takes_the_last_checkpoint_and_no_other_method_s(tmp_path: Path) 
         hugging_face_trainer(pof.PoF, net(), tmp_path, **options).train(True)
 
 
+def test_no_reference_comes_from_the_epoch_before(tmp_path: Path) -> None:
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    class Recorded(pof.PoF):
+        def forward(self, inputs: Any, targets: Any, *reference: Any) -> Any:
+            pairs.append((inputs["x"], reference[0]["x"]))
+            return super().forward(inputs, targets, *reference)
+
+    options: Any = {"train_sampling_strategy": "random", "num_train_epochs": 2}
+    hugging_face_trainer(Recorded, net(), tmp_path, **options).train()
+    assert len(pairs) == 16
+    for epoch in (pairs[:8], pairs[8:]):
+        expected = [batch for batch, _ in [*epoch[1:], epoch[0]]]
+        assert all(torch.equal(reference, batch) for (_, reference), batch in zip(epoch, expected, strict=True))
+
+
 def tiny(family: str) -> Any:
     torch.manual_seed(0)
     return next(case for case in TRANSFORMERS if case.family == family).build()

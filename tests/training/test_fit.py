@@ -60,6 +60,45 @@ def test_accumulated_short_batch_counts_by_its_samples() -> None:
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_figures_of_an_epoch_are_means_over_samples(accumulation: int) -> None:
+    model, data = mlp(), batches(3, last=2)
+    method = pof.PoF(model, sampling="fixed")
+    result = pof.fit(method, data, epochs=1, optimizer=sgd(0.0), accumulation=accumulation, device="cpu")
+    outputs = [method(*each, *other) for each, other in pof.with_reference(data)]
+    sizes = [len(targets) for _, targets in data]
+    for name in ("loss", "radius", "gradient_norm"):
+        mean = sum(getattr(out, name).item() * n for out, n in zip(outputs, sizes, strict=True)) / sum(sizes)
+        assert result.history[1][f"train_{name}"] == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["without model", "with model"])
+def test_sam_takes_running_statistics_from_its_first_pass(given: bool) -> None:
+    torch.manual_seed(0)
+    mine = mlp(norm=True)
+    slow = copy.deepcopy(mine)
+    data = batches(4, last=5)
+
+    def sam(model: nn.Module) -> pof.SAM:
+        return pof.SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1, model=model if given else None)
+
+    pof.fit(pof.Finetune(mine), data, epochs=2, optimizer=sam(mine), schedule=CONSTANT, device="cpu")
+    optimizer = sam(slow)
+    for inputs, targets in data * 2:
+        optimizer.zero_grad()
+        F.cross_entropy(slow(inputs), targets).backward()
+        kept = copy.deepcopy(slow.norm.state_dict())
+        with optimizer.perturbed():
+            optimizer.zero_grad()
+            F.cross_entropy(slow(inputs), targets).backward()
+        with torch.no_grad():
+            for name, buffer in slow.norm.named_buffers():
+                buffer.copy_(kept[name])
+        optimizer.step()
+    assert int(mine.norm.num_batches_tracked) == 8
+    assert all(torch.equal(v, slow.state_dict()[k]) for k, v in mine.state_dict().items())
+
+
 def test_schedule_is_followed_and_logged() -> None:
     rows: list[Any] = []
     schedule = pof.Schedule("cosine", warmup_steps=2)

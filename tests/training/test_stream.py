@@ -88,6 +88,15 @@ def test_resume_with_workers() -> None:
     assert resume(noisy_loader(workers=2), True, 1, state) == whole[2:]
 
 
+@pytest.mark.parametrize("make", [Stateless, noisy_loader])
+def test_no_reference_comes_from_the_epoch_before(make: Any) -> None:
+    stream = micro_batches(make(), True, CPU)
+    for epoch in range(3):
+        found = [seen(window)[0] for window in windows(stream, 1, epoch)]
+        assert {str(reference) for _, reference in found} == {str(inputs) for inputs, _ in found}
+        assert found[-1][1] == found[0][0]
+
+
 class Counting(Noisy):
     """Counts the items read."""
 
