@@ -12,15 +12,9 @@ def confidence_bins(confidence: Tensor, bins: int) -> Tensor:
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:
-    """Compute sum_b (n_b / n) |accuracy_b - confidence_b|.
+    """Compute sum_b (n_b / n) |accuracy_b - confidence_b|, in [0, 1].
 
-    Args:
-        confidence: (N,) probability of the predicted class.
-        correct: (N,) bool.
-        bins: B.
-
-    Returns:
-        Scalar in [0, 1].
+    ``confidence`` (N,) is the probability of the predicted class, ``correct`` (N,) bool.
     """
     gap = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device)
     gap.index_add_(0, confidence_bins(confidence, bins), correct.to(confidence.dtype) - confidence)

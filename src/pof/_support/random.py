@@ -13,32 +13,17 @@ from torch import Tensor
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator of its own for ``seed``.
-
-    Returns:
-        A ``torch.Generator`` on ``device``; the global generator is left alone.
-    """
+    """Make a generator of its own for ``seed``; the global ones are left alone."""
     return torch.Generator(device).manual_seed(seed)
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """Draw a seed in [0, 2**62) for a dependent stream.
-
-    Returns:
-        The seed, as a Python integer (the generator lives on the CPU: no device is waited for).
-    """
+    """Draw a seed in [0, 2**62) for a dependent stream, from a generator on the CPU (no host synchronisation)."""
     return int(torch.randint(2**62, (), generator=generator))
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Mix numbers and names into a seed; different parts give unrelated seeds.
-
-    Args:
-        *parts: for example the run's seed, a purpose, an epoch.
-
-    Returns:
-        A number in [0, 2**63).
-    """
+    """Mix numbers and names (a run's seed, a purpose, an epoch) into a seed in [0, 2**63), unrelated to others."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -99,8 +84,7 @@ def isolated(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 def capture() -> dict[str, Any]:
     """Take the state of every global generator: Python, NumPy if it is installed, torch CPU and all CUDA devices.
 
-    Returns:
-        A dict of tensors and plain values that ``torch.save`` writes and ``torch.load(weights_only=True)`` reads.
+    ``torch.save`` writes it and ``torch.load(weights_only=True)`` reads it.
     """
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {

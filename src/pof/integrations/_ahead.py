@@ -11,17 +11,11 @@ from pof.training.stream import Stream
 
 
 class AheadLoader:
-    """A loader that yields what it yielded before, one mini-batch of look-ahead later.
+    """A loader that yields what it yielded before, one mini-batch of look-ahead later, if there are ``references``.
 
-    The references queue up in the order of the mini-batches, since some trainers fetch more than they train on.
-    Position and random states are in the state dict, so that a run goes on in the middle of an epoch,
-    bitwise identically.
-
-    Args:
-        loader: any loader.
-        references: whether mini-batches need references; nothing is fetched ahead otherwise.
-        epoch: gives the epoch that begins, from 0.
-        length: gives the number of mini-batches that an epoch trains on.
+    They queue up in the order of the mini-batches, since some trainers fetch more than they train on.  Position and
+    random states are in the state dict, so that a run goes on in the middle of an epoch, bitwise identically.
+    ``epoch`` gives the epoch that begins, from 0, and ``length`` the number of mini-batches that it trains on.
     """
 
     def __init__(

@@ -83,23 +83,11 @@ class PostTraining(LightningModule):
         return weighted(output.loss, samples * self.trainer.accumulate_grad_batches / self._expected)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the method's loss.
-
-        Args:
-            batch: ``(inputs, targets)``, or a dict with ``labels``.
-            batch_idx: not read.
-
-        Returns:
-            Scalar with graph.
-        """
+        """Return the method's loss, a scalar with graph; ``batch_idx`` is not read."""
         return self.method_loss(batch)
 
     def on_fit_start(self) -> None:
-        """Look ahead in the training loader from here on.
-
-        Raises:
-            ValueError: if there is no method, or the optimization is manual.
-        """
+        """Look ahead in the training loader from here on."""
         super().on_fit_start()
         if not isinstance(getattr(self, "method", None), Method):
             raise ValueError(f"{type(self).__name__} needs self.method, such as self.method = pof.PoF(model)")
@@ -136,12 +124,7 @@ class PostTraining(LightningModule):
         return self._loader
 
     def on_train_start(self) -> None:
-        """Refuse what cannot be right.
-
-        Raises:
-            ValueError: if the training loader was not prepared or is more than one, if SAM or a relative is to be used
-                with a GradScaler, or MSAM with accumulation.
-        """
+        """Refuse what cannot be right."""
         super().on_train_start()
         if self._loader is None:
             raise ValueError("on_fit_start was overridden without super(): the training loader was not prepared")
@@ -172,15 +155,7 @@ class PostTraining(LightningModule):
             self._loader.begin_epoch()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Fetch the reference of this mini-batch, and count its samples.
-
-        Args:
-            batch: on the device.
-            batch_idx: in the epoch.
-
-        Returns:
-            What the class behind this one returns.
-        """
+        """Fetch the reference of this mini-batch, and count its samples."""
         # Not in on_train_epoch_start: Lightning leaves that out where it resumes behind an epoch's last mini-batch.
         if self._begun != self.current_epoch:
             self._begun = self.current_epoch
@@ -215,14 +190,7 @@ class PostTraining(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take the step, with as many passes as the optimizer wants; then let the method adapt.
-
-        Args:
-            epoch: from 0.
-            batch_idx: in the epoch.
-            optimizer: of the trainer.
-            optimizer_closure: of the trainer.
-        """
+        """Take the step, with as many passes as the optimizer wants; then let the method adapt."""
         total, processes = all_samples(self._samples, self.device)
         self._rescale = self._expected * processes / total
         plain = self._plain_optimizer()
@@ -254,11 +222,7 @@ class PostTraining(LightningModule):
         return run
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make the gradients those of the mean over samples; they are before clipping here.
-
-        Args:
-            optimizer: of the trainer.
-        """
+        """Make the gradients those of the mean over samples; they are before clipping here."""
         super().on_before_optimizer_step(optimizer)
         if self._rescale == 1.0:
             return
@@ -273,13 +237,7 @@ class PostTraining(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, but not in the first of SAM's passes: its gradient is a direction only.
-
-        Args:
-            optimizer: of the trainer.
-            gradient_clip_val: of the trainer.
-            gradient_clip_algorithm: of the trainer.
-        """
+        """Clip, but not in the first of SAM's passes: its gradient is a direction only."""
         plain = self._plain_optimizer()
         ascends = isinstance(plain, PerturbingOptimizer) and plain.will_ascend
         if ascends and not isinstance(plain, MSAM) and self._pass == 1:

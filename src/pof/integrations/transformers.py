@@ -107,36 +107,14 @@ class PostTrainer(Trainer):
         self.method = method.to(self.args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or go on from a checkpoint, with the state of the method that was saved beside it.
-
-        Args:
-            resume_from_checkpoint: as in the Trainer.
-            *args: of the Trainer.
-            **kwargs: of the Trainer.
-
-        Returns:
-            What the Trainer returns.
-
-        Raises:
-            ValueError: if the checkpoint was not written by a PostTrainer with this method.
-        """
+        """Train, or go on from a checkpoint, with the state of the method that was saved beside it."""
         last: Callable[[str], str | None] = get_last_checkpoint
         found = last(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         self._resume_from, self._resumed_first = found or None, None
         return super().train(found or resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Make the method, if it is not there yet, and the optimizer that it wants around the Trainer's.
-
-        Args:
-            model: None for the Trainer's.
-
-        Returns:
-            The optimizer.
-
-        Raises:
-            ValueError: if a GradScaler would run SAM, or a checkpoint does not fit.
-        """
+        """Make the method, if it is not there yet, and the optimizer that it wants around the Trainer's."""
         plain: Any = self.model
         if self._make_method is not None and getattr(getattr(self, "method", None), "model", None) is not plain:
             self._adopt(self._make_method(plain))
@@ -155,15 +133,7 @@ class PostTrainer(Trainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any) -> tuple[list[Any], Any]:
-        """Fetch the mini-batches of a step, and one ahead as the reference of the last.
-
-        Args:
-            epoch_iterator: of the Trainer; a new one begins an epoch, or its rest.
-            *args: the number of mini-batches, and what else the Trainer passes.
-
-        Returns:
-            The mini-batches, and what the Trainer counts in them.
-        """
+        """Fetch the mini-batches of a step, and one ahead as the reference of the last."""
         begins = epoch_iterator is not self._epoch_iterator
         if begins:
             self._epoch_iterator, self._first, self._resumed_first = epoch_iterator, self._resumed_first, None
@@ -180,16 +150,7 @@ class PostTrainer(Trainer):
         return found
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Run the method's forward and backward on a mini-batch.
-
-        Args:
-            model: as the Trainer has wrapped it.
-            inputs: with ``labels``.
-            num_items_in_batch: not read, as samples are counted.
-
-        Returns:
-            The share of this mini-batch in the mean loss of the step.
-        """
+        """Run forward and backward on a mini-batch, and give its share in the mean loss of the step."""
         model.train()
         self.method.train()
         pair = to_device(self._window.popleft(), self.args.device)
@@ -234,25 +195,14 @@ class PostTrainer(Trainer):
             raise ValueError(needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Log, and with a row of training the method's metrics.
-
-        Args:
-            logs: the row.
-            *args: of the Trainer.
-            **kwargs: of the Trainer.
-        """
+        """Log, and with a row of training the method's metrics."""
         if "loss" in logs and self._samples:
             logs = {**logs, **{name: float(total / self._samples) for name, total in self._sums.items()}}
             self._sums, self._samples = {}, 0
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the plain model; into a checkpoint, the state of the method beside it.
-
-        Args:
-            output_dir: None for the Trainer's.
-            _internal_call: the Trainer's mark of a checkpoint.
-        """
+        """Save the plain model; into a checkpoint, the state of the method beside it."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None and self.args.should_save and hasattr(self, "method"):
             first = self._first if self._surroundings.within_epoch() else None
@@ -277,14 +227,7 @@ class PostTrainer(Trainer):
         self._resumed_first = None if self.args.ignore_data_skip else state["first"]
 
     def plain_optimizer(self) -> Optimizer:
-        """The optimizer that the method wanted, without the wrapper of Accelerate.
-
-        Returns:
-            The optimizer.
-
-        Raises:
-            ValueError: before :meth:`create_optimizer`.
-        """
+        """Find the optimizer that the method wanted, without the wrapper of Accelerate."""
         if self._wrapped is None:
             raise ValueError("there is no optimizer yet: train() makes it")
         return self._wrapped

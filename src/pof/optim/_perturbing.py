@@ -55,11 +55,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         """What to perturb, and along what: one entry per parameter."""
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Refuse a parameter group that cannot be perturbed.
-
-        Raises:
-            ValueError: if an option is out of range, or a parameter complex.
-        """
+        """Refuse a parameter group that cannot be perturbed."""
         for name in ("rho", "eta"):
             if name in group and not 0.0 <= group[name] < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative; got {group[name]!r}")
@@ -194,11 +190,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         return loss
 
     def _scaled_step(self, closure: Callable[[], float] | None) -> None:
-        """Do what GradScaler asks for: nothing if it found an overflow, otherwise unscale (unless done) and step.
-
-        Raises:
-            RuntimeError: if there is a closure.
-        """
+        """Do what GradScaler asks for: nothing if it found an overflow, otherwise unscale (unless done) and step."""
         try:
             if closure is not None:
                 raise RuntimeError(

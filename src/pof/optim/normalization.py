@@ -43,11 +43,7 @@ def normalization_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Tell whether a module is a normalisation layer, by the rule of :func:`normalization_parameters`.
-
-    Returns:
-        True if it is.
-    """
+    """Tell whether a module is a normalisation layer, by the rule of :func:`normalization_parameters`."""
     if isinstance(module, LAYERS):
         return True
     named = any(called_norm(c.__name__) for c in type(module).__mro__)
@@ -58,9 +54,5 @@ def is_normalization(module: nn.Module) -> bool:
 
 @cache
 def called_norm(name: str) -> bool:
-    """Tell whether the name of a class is that of a norm.
-
-    Returns:
-        True if it is.
-    """
+    """Tell whether the name of a class is that of a norm."""
     return NAME.search(name) is not None

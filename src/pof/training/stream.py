@@ -75,12 +75,9 @@ def one_pass(loader: Iterable[Any], device: torch.device) -> Iterator[Inputs]:
 
 
 class Stream(Generic[T]):
-    """The mini-batches of a loader, each with its reference, from any position of an epoch on.
+    """The mini-batches of a loader, each with its reference if ``references``, from any position of an epoch on.
 
-    Args:
-        loader: yields batches; iterated anew for each epoch.
-        references: whether each mini-batch needs a reference; nothing is fetched ahead otherwise.
-        convert: applied once to each batch.
+    ``convert`` is applied once to each batch; nothing is fetched ahead without references.
     """
 
     def __init__(self, loader: Iterable[Any], references: bool, convert: Callable[[Any], T]) -> None:
