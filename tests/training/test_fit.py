@@ -261,6 +261,16 @@ def test_resume_with_another_configuration_is_refused(tmp_path: Path) -> None:
         run(method=lambda m: pof.PoF(m, gamma=1.0), resume=True)
 
 
+def test_resume_with_another_accumulation_is_refused_where_the_steps_are_as_many(tmp_path: Path) -> None:
+    def run(accumulation: int, resume: bool = False) -> Any:
+        options: Any = {"epochs": 1, "checkpoint_dir": tmp_path, "resume": resume, "device": "cpu"}
+        return pof.fit(pof.Finetune(mlp()), batches(5), accumulation=accumulation, **options)
+
+    run(3)
+    with pytest.raises(pof.CheckpointError, match=r"accumulation was 3 and is now 4"):
+        run(4, resume=True)
+
+
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / checkpoint.STATE_FILE).write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(pof.CheckpointError, match=r"state.pt is damaged .*remove it to start again"):

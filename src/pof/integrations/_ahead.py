@@ -21,7 +21,7 @@ class AheadLoader:
     def __init__(
         self, loader: Iterable[Any], references: bool, epoch: Callable[[], int], length: Callable[[], float]
     ) -> None:
-        self.loader = loader
+        self.loader: Any = loader
         self._stream: Stream[Any] = Stream(loader, references, lambda batch: batch)
         self._epoch, self._length = epoch, length
         self._waiting: deque[Any] = deque()
@@ -38,19 +38,16 @@ class AheadLoader:
             yield batch
 
     def __len__(self) -> int:
-        loader: Any = self.loader
-        return len(loader)
+        return len(self.loader)
 
     @property
     def worker_init_fn(self) -> Any:
         """That of the loader; trainers set it to seed its workers."""
-        loader: Any = self.loader
-        return loader.worker_init_fn
+        return self.loader.worker_init_fn
 
     @worker_init_fn.setter
     def worker_init_fn(self, function: Any) -> None:
-        loader: Any = self.loader
-        loader.worker_init_fn = function
+        self.loader.worker_init_fn = function
 
     def __getattr__(self, name: str) -> Any:
         # Trainers look at data sets and samplers.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, batch_size, to_device, unpack
-from pof.integrations._methods import calling, inner, needs_loss, own_loss
-from pof.methods import Method, StepOutput
+from pof.head.split import SplitModel
+from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.training.step import all_samples, weighted
 from pof.training.stream import one_pass, with_next
@@ -95,14 +95,14 @@ class PostTrainer(Trainer):
     def _adopt(self, method: Method) -> None:
         smoothing = self.args.label_smoothing_factor
         problem = getattr(getattr(self.model, "config", None), "problem_type", None)
-        if problem in {"multi_label_classification", "regression"} and not own_loss(method):
-            raise ValueError(needs_loss(f"problem_type={problem!r}"))
-        if smoothing and own_loss(method):
+        if problem in {"multi_label_classification", "regression"} and not _own_loss(method):
+            raise ValueError(_needs_loss(f"problem_type={problem!r}"))
+        if smoothing and _own_loss(method):
             raise ValueError(
                 f"label_smoothing_factor={smoothing} belongs to the cross-entropy: put it into the loss of your own"
             )
         if smoothing:
-            reading: Any = inner(method)
+            reading: Any = _inner(method)
             reading.label_smoothing = smoothing
         self.method = method.to(self.args.device)
 
@@ -191,8 +191,8 @@ class PostTrainer(Trainer):
     def _check_targets(self, targets: Tensor) -> None:
         """The library takes floating-point labels for multi-label ones, unless the model's config says otherwise."""
         told = getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
-        if targets.is_floating_point() and not told and not own_loss(self.method):
-            raise ValueError(needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
+        if targets.is_floating_point() and not told and not _own_loss(self.method):
+            raise ValueError(_needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Log, and with a row of training the method's metrics."""
@@ -234,8 +234,8 @@ class PostTrainer(Trainer):
 
     def _through(self, model: nn.Module) -> AbstractContextManager[None]:
         """Call the model as the Trainer has wrapped it, so that DDP sees the forward pass."""
-        network: Any = inner(self.method)
-        return nullcontext() if model is self.model else calling(network.network, model)
+        network: Any = _inner(self.method)
+        return nullcontext() if model is self.model else _calling(network.network, model)
 
 
 class _Surroundings(TrainerCallback):
@@ -276,3 +276,33 @@ class _Surroundings(TrainerCallback):
             return one_pass(trainer.get_train_dataloader(), trainer.args.device)
 
         trainer.method.after_epoch(self.epoch, state.num_train_epochs, inputs)
+
+
+def _inner(method: Method) -> Method:
+    """Look through averages: the method that reads the network."""
+    return _inner(method.method) if isinstance(method, Averaged) else method
+
+
+def _own_loss(method: Method) -> bool:
+    """Tell whether the user gave the method a loss in the place of the cross-entropy."""
+    return getattr(_inner(method), "loss", None) is not None
+
+
+def _needs_loss(what: str) -> str:
+    """Word the error where ``what`` is there, for which the cross-entropy does not fit."""
+    return (
+        f"{what}: the cross-entropy of one class per sample does not fit; use pof.PoF(model, loss=...), such as"
+        " torch.nn.functional.binary_cross_entropy_with_logits for several labels per sample"
+    )
+
+
+@contextmanager
+def _calling(network: SplitModel, wrapped: nn.Module) -> Iterator[None]:
+    """Let a split network call a wrapper of its model, such as DDP, in the body."""
+    plain, head = network.model, network.head_name
+    prefix = next(name for name, module in wrapped.named_modules() if module is plain)
+    network.model, network.head_name = wrapped, f"{prefix}.{head}"
+    try:
+        yield
+    finally:
+        network.model, network.head_name = plain, head

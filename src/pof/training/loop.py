@@ -64,9 +64,7 @@ class Timetable:
 
 
 class _Diverged(Exception):
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    """Its message says when, and the remedy."""
 
 
 class Loop:
@@ -96,21 +94,21 @@ class Loop:
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
         within = self._load(state) if state is not None else None
-        total = self.times.epochs * self.times.steps_per_epoch
-        self.log(
-            {"event": "start", "step": self.steps, "epoch": self.epoch, "steps": total, "epochs": self.times.epochs}
-        )
+        lengths = {"steps": self.times.epochs * self.times.steps_per_epoch, "epochs": self.times.epochs}
+        self.log({"event": "start", "step": self.steps, "epoch": self.epoch, **lengths})
         if state is None:
             self._validate(0, time.perf_counter())
             self._save(None)
         try:
             while self.epoch < self.times.epochs:
                 if not self._train_epoch(within, interrupts):
-                    return self._end("interrupted", self._interrupted(interrupts))
+                    saved = "resume to go on from there" if self.folder else "nothing was saved (no checkpoint_dir)"
+                    message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
+                    return self._end("interrupted", message)
                 within = None
         except _Diverged as diverged:
-            warnings.warn(diverged.message, DivergenceWarning, stacklevel=4)
-            return self._end("diverged", diverged.message)
+            warnings.warn(str(diverged), DivergenceWarning, stacklevel=4)
+            return self._end("diverged", str(diverged))
         return self._end(None, self._finished())
 
     def _train_epoch(self, within: dict[str, Any] | None, interrupts: Interrupts) -> bool:
@@ -166,7 +164,10 @@ class Loop:
 
     def _validate(self, epoch: int, start: float) -> None:
         candidate = self.method.candidate()
-        metrics = None if self.val_loader is None else self._evaluate(candidate, self.val_loader)
+        metrics = None
+        if self.val_loader is not None:
+            found = evaluate(candidate, self.val_loader, precision=self.stepper.autocast)
+            metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
         samples = self.sums.pop("samples", 0.0)
@@ -184,11 +185,6 @@ class Loop:
                 f" (step {self.steps}); the network of epoch {self.selection.epoch} was put back."
                 f" Remedy: {self.method.remedy}"
             )
-
-    def _evaluate(self, candidate: nn.Module, loader: Iterable[Any]) -> Metrics:
-        metrics = evaluate(candidate, loader, precision=self.stepper.autocast)
-        # One judgement for all processes.
-        return distributed.gather_objects(metrics)[0]
 
     def _end(self, stopped: str | None, message: str) -> FitResult:
         if stopped != "interrupted":
@@ -212,10 +208,6 @@ class Loop:
         errors = f"{_percent(incoming)} -> {_percent(best)}"
         return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation error {errors}"
 
-    def _interrupted(self, interrupts: Interrupts) -> str:
-        kept = "nothing was saved (no checkpoint_dir)" if self.folder is None else "resume to go on from there"
-        return f"{interrupts.name} at step {self.steps}: stopped after the step; {kept}"
-
     def _fingerprint(self) -> dict[str, Any]:
         optimizer = self.stepper.optimizer
         return {
@@ -223,6 +215,7 @@ class Loop:
             **self.method.settings(),
             "epochs": self.times.epochs,
             "steps_per_epoch": self.times.steps_per_epoch,
+            "accumulation": self.times.accumulation,
             "schedule": vars(self.times.schedule) | {"milestones": list(self.times.schedule.milestones)},
             "optimizer": type(optimizer).__name__,
             "learning_rates": [g.get("initial_lr") for g in optimizer.param_groups],
@@ -237,33 +230,23 @@ class Loop:
             return
         self._flush()
         streams = distributed.gather_objects(within or self.stream.state_dict())
-        if distributed.rank() != 0:
-            return
-        save_state(
-            self.folder,
-            {
-                "fingerprint": self._fingerprint(),
-                "method": self.method.state_dict(),
-                "optimizer": self.stepper.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.stepper.scaler.state_dict(),
-                "streams": streams,
-                "within_epoch": within is not None,
-                "selection": self.selection.state_dict(),
-                "epoch": self.epoch,
-                "steps": self.steps,
-                "sums": self.sums,
-                "history": self.history,
-            },
-        )
+        if distributed.rank() == 0:
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            own = {name: getattr(self, name) for name in ("epoch", "steps", "sums", "history")}
+            place = {"streams": streams, "within_epoch": within is not None, "selection": self.selection.state_dict()}
+            save_state(self.folder, {"fingerprint": self._fingerprint(), **parts, **own, **place})
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in the checkpoint."""
+        stepper = self.stepper
+        parts = {"method": self.method, "optimizer": stepper.optimizer, "scaler": stepper.scaler}
+        return {**parts, "scheduler": self.scheduler}
 
     def _load(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Put everything back; give the stream's state where the run was inside an epoch."""
         check_same(state["fingerprint"], self._fingerprint(), self.folder or Path())
-        self.method.load_state_dict(state["method"])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.stepper.scaler.load_state_dict(state["scaler"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.selection.load_state_dict(state["selection"], self.stepper.device)
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.history = state["history"]

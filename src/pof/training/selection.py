@@ -55,12 +55,9 @@ class Selection:
 
     def state_dict(self) -> dict[str, Any]:
         """The selection for a checkpoint: tensors, numbers and dicts."""
-        return {
-            "weights": self.weights,
-            "epoch": self.epoch,
-            "metrics": None if self.metrics is None else vars(self.metrics),
-            "incoming": None if self.incoming is None else vars(self.incoming),
-        }
+        figures = {"metrics": self.metrics, "incoming": self.incoming}
+        plain = {name: None if each is None else vars(each) for name, each in figures.items()}
+        return {"weights": self.weights, "epoch": self.epoch, **plain}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take back a :meth:`state_dict`."""
