@@ -41,7 +41,7 @@ def mix(seed: int, step: int) -> int:
 
 
 @contextmanager
-def generators_kept(*, cuda: bool = True) -> Iterator[None]:
+def preserved(*, cuda: bool = True) -> Iterator[None]:
     """The global generators are afterwards where they were before, also where the body raises.
 
     For bodies that draw as they like, such as a custom loader or data set; without ``cuda`` those of the CPU alone.
@@ -71,7 +71,7 @@ def isolated(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """
     cuda = torch.device(device).type == "cuda"
     numpy = _numpy_random()
-    with generators_kept(cuda=cuda):
+    with preserved(cuda=cuda):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         if numpy is not None:

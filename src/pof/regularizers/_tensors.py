@@ -35,7 +35,7 @@ def check_features(features: Tensor, dim: int | None = None) -> None:
 def check_targets(targets: Tensor, features: Tensor, num_classes: int) -> None:
     """Check that targets are one class index per row of features.
 
-    Values are looked at on the CPU only: on an accelerator that would wait for the device in every step, and
+    Values are looked at on the CPU only: on an accelerator that would be a host synchronisation in every step, and
     the cross-entropy beside it refuses them there.
 
     Raises:

@@ -48,7 +48,7 @@ def moving_average_(mu_bar: Tensor, sums: Tensor, counts: Tensor, alpha: float) 
     Args:
         mu_bar: (K, D), changed.
         sums: (K, D), changed into the batch means.
-        counts: (K,); rows with count 0 leave mu_bar as it is, to the bit.
+        counts: (K,); rows with count 0 leave mu_bar bitwise identical.
         alpha: share of the old value.
     """
     means = sums.div_(counts.clamp(min=1)[:, None])

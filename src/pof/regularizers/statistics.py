@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pof._support.batches import Inputs, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import wide_dtype
-from pof._support.random import generators_kept
+from pof._support.random import preserved
 from pof.regularizers._tensors import check_features, check_range, check_targets
 
 
@@ -62,7 +62,7 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
         ValueError: if the loader is empty, the model has no ``features``, features are not (N, D) or not
             finite, or a label is out of range.
     """
-    with evaluating(model), generators_kept():
+    with evaluating(model), preserved():
         batches = _features_and_targets(model, loader)
         first = next(batches, None)
         if first is None:
