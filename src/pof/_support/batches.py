@@ -18,16 +18,9 @@ T = TypeVar("T")
 
 
 def unpack(batch: Any) -> tuple[Inputs, Tensor]:
-    """Split a batch from a loader into ``(inputs, targets)``.
+    """Split a batch into inputs, a tensor (N, ...) or a mapping of tensors, and targets, (N,) indices or (N, C).
 
-    Args:
-        batch: ``(inputs, targets)``, or a mapping with the targets under one of ``TARGET_KEYS``.
-
-    Returns:
-        inputs: a tensor (N, ...) or a mapping of tensors; targets: (N,) class indices or (N, C) probabilities.
-
-    Raises:
-        ValueError: if it is neither.
+    A mapping has its targets under one of ``TARGET_KEYS``.
     """
     if isinstance(batch, Mapping):
         found = [key for key in TARGET_KEYS if key in batch]
@@ -41,26 +34,15 @@ def unpack(batch: Any) -> tuple[Inputs, Tensor]:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """Call ``model`` on inputs (N, ...): a mapping is passed as keywords.
-
-    Returns:
-        Whatever the model returns.
-    """
+    """Call ``model`` on inputs (N, ...): a mapping is passed as keywords."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def logits_of(output: Any) -> Tensor:
-    """Take the logits out of a model's output.
+    """Take the logits (N, C) out of a model's output.
 
-    Args:
-        output: a tensor, an object with ``.logits`` (transformers, torchvision's auxiliary outputs), a mapping
-            with ``"logits"``, or a tuple whose first entry is the logits.
-
-    Returns:
-        The logits, (N, C).
-
-    Raises:
-        ValueError: if none of these fits.
+    That is a tensor, an object with ``.logits`` (transformers, torchvision's auxiliary outputs), a mapping with
+    ``"logits"``, or a tuple whose first entry is the logits.
     """
     if isinstance(output, Tensor):
         return output
@@ -73,21 +55,13 @@ def logits_of(output: Any) -> Tensor:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Count the samples N of inputs (N, ...).
-
-    Returns:
-        N.
-    """
+    """Count the samples N of inputs (N, ...)."""
     tensor = next(v for v in inputs.values() if isinstance(v, Tensor)) if isinstance(inputs, Mapping) else inputs
     return int(tensor.shape[0])
 
 
 def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
-    """Take the first samples of a mini-batch of N; of a mapping, those of every tensor with N rows.
-
-    Returns:
-        Inputs (min(N, count), ...) and their targets, views of the same tensors.
-    """
+    """View the first ``count`` samples of a mini-batch of N; of a mapping, those of every tensor with N rows."""
     if isinstance(inputs, Tensor):
         return inputs[:count], targets[:count]
     samples = batch_size(inputs)
@@ -96,11 +70,7 @@ def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, 
 
 
 def to_device(value: T, device: torch.device | str) -> T:
-    """Move every tensor in a (nested) batch; other values pass unchanged.
-
-    Returns:
-        The same structure on ``device``.
-    """
+    """Move every tensor in a (nested) batch; other values pass unchanged."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """Several processes as one: rows of a mini-batch that is spread over the ranks, and parameters that are sharded.
 
 Mini-batches are gathered on every rank.  Parameters that FSDP2 has sharded (DTensors) are gathered where the head's
-are needed whole.  The classes of FSDP2 are looked up only where somebody has imported them: they take long to import.
+are needed whole.  The classes of FSDP2 are looked up only where they were imported: that takes long.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ T = TypeVar("T")
 
 
 def active() -> bool:
-    """Tell whether more than one process takes part.
-
-    Returns:
-        True under an initialised process group of at least two ranks.
-    """
+    """Tell whether more than one process takes part, under an initialised process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -40,12 +36,8 @@ def world_size() -> int:
 def weighted_mean(values: Tensor, weights: Tensor) -> tuple[list[list[float]], list[float]]:
     """Average numbers over the processes, each by its weight.
 
-    Args:
-        values: (K, M), the process's own means.
-        weights: (K,), what each of its K rows counts, such as samples.
-
-    Returns:
-        K lists of M means, and the K sums of the weights.
+    ``values`` (K, M) are the process's own means, ``weights`` (K,) what each of its K rows counts, such as samples.
+    Gives K lists of M means, and the K sums of the weights.
     """
     if active():
         parts = torch.cat([values * weights.unsqueeze(1), weights.unsqueeze(1)], dim=1)
@@ -55,11 +47,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> tuple[list[list[float]], l
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:
-    """Add each tensor up over the processes, in place.
-
-    Raises:
-        ValueError: if one is sharded.
-    """
+    """Add each tensor up over the processes, in place."""
     if active():
         for tensor in tensors:
             if is_sharded(tensor):
@@ -68,11 +56,7 @@ def add_up(tensors: Iterable[Tensor]) -> None:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Collect a small Python value of each process, in the order of the ranks.
-
-    Returns:
-        One value per process.
-    """
+    """Collect a small Python value of each process, in the order of the ranks."""
     if not active():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -82,20 +66,11 @@ def gather_objects(value: T) -> list[T]:
 
 @torch.no_grad()
 def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Concatenate each tensor's rows over all ranks, in the order of the ranks; sizes may differ.
+    """Concatenate the rows of each tensor (N_rank, ...) over all ranks, in their order; N_rank may differ and be 0.
 
     Every rank gets the same bits, so whatever is computed from them is the same everywhere.  Each rank sends 16
     bytes (its number of rows and a checksum of dtypes and shapes), and of each tensor as many rows as the largest
-    rank has.
-
-    Args:
-        *tensors: (N_rank, ...), all with the same N_rank, which may be 0.
-
-    Returns:
-        The tensors as (N, ...), N = sum of N_rank; unchanged where there is one process.
-
-    Raises:
-        ValueError: on all ranks, if their rows differ in dtype or shape.
+    rank has.  All ranks raise if their rows differ in dtype or shape.
     """
     if not active():
         return tensors
@@ -141,29 +116,16 @@ def reshard(module: nn.Module) -> None:
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded parameter, without graph; a collective call of the ranks that share it.
-
-    Returns:
-        The whole tensor on each of them; a tensor that is not sharded as it is, graph included.
-    """
+    """Gather a sharded parameter, without graph, on all ranks that share it; others as they are, graph included."""
     sharded: Any = tensor
     gathered: Tensor = sharded.detach().full_tensor() if is_sharded(tensor) else tensor
     return gathered
 
 
 def call_with(module: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Any:
-    """Call a module with other parameters in the place of its own.
+    """Call a module with other parameters (name -> tensor) in the place of its own.
 
-    Args:
-        module: hooks run too, except those of FSDP2, which would put the module's own parameters back.
-        parameters: name -> tensor.
-        inputs: its only argument.
-
-    Returns:
-        What the module returns.
-
-    Raises:
-        ValueError: if a part of the module is a unit of FSDP2 of its own.
+    Hooks run too, except those of FSDP2, which would put the module's own parameters back.
     """
     if not is_fsdp(module):
         part = next((name for name, m in module.named_modules() if is_fsdp(m)), None)
@@ -187,17 +149,10 @@ class _WithoutHooks(nn.Module):
 
 
 def tied(output: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Let a backward pass from intermediate tensors begin at the output of the network.
+    """Let a backward pass from intermediate tensors of a forward begin at its output, to which they send zeros.
 
     FSDP2 gathers parameters, and reduces gradients, when the backward pass reaches the output of a unit.  A loss that
     is taken of tensors heard on the way may never reach it: gradients would then silently stay those of one rank.
-
-    Args:
-        output: of the network, with graph.
-        *tensors: from the same forward.
-
-    Returns:
-        The tensors; their backward pass sends zeros to ``output``.
     """
     found: tuple[Tensor, ...] = _Tied.apply(output, *tensors)
     return found

@@ -8,57 +8,35 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 
 def import_factory(name: str) -> Callable[..., Any]:
-    """Import ``package.module:factory``; the current folder is importable, as it is for ``python -m``.
-
-    Args:
-        name: module and (dotted) attribute, separated by a colon.
-
-    Returns:
-        The callable.
-
-    Raises:
-        ValueError: if the module cannot be imported, or has no such callable.
-    """
+    """Import ``package.module:factory``; the current folder is importable, as it is for ``python -m``."""
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"a factory is named package.module:factory; got {name!r}")
     with _current_folder_importable():
         try:
-            found: Any = importlib.import_module(module_name)
+            module = importlib.import_module(module_name)
         except Exception as error:  # the module is the user's: importing it can raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"cannot import the module {module_name!r} of {name!r}: {reason}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"the module {module_name!r} has no {attribute!r}")
-        found = getattr(found, part)
+    try:
+        found: Callable[..., Any] = attrgetter(attribute)(module)
+    except AttributeError as error:
+        raise ValueError(f"the module {module_name!r} has no {attribute!r}") from error
     if not callable(found):
         raise ValueError(f"{name!r} is a {type(found).__name__}, not something to call")
-    factory: Callable[..., Any] = found
-    return factory
+    return found
 
 
 def call_factory(name: str, *, offered: dict[str, Any], wanted: tuple[str, ...] = ()) -> Any:
     """Import and call a factory with those of the offered keywords that its signature names.
 
-    Args:
-        name: ``package.module:factory``.
-        offered: keyword arguments.
-        wanted: those that are also passed to a factory that takes ``**kwargs`` without naming them
-            (torchvision's constructors take ``num_classes`` so).
-
-    Returns:
-        What the factory returns.
-
-    Raises:
-        ValueError: if it cannot be imported, cannot be called so, or raises something else than the following.
-        ImportError: if the factory raises it.
-        OSError: likewise.
-        RuntimeError: likewise.
+    Those ``wanted`` are also passed to a factory that takes ``**kwargs`` without naming them (torchvision's
+    constructors take ``num_classes`` so).  ImportError, OSError and RuntimeError pass; all else becomes a ValueError.
     """
     factory = import_factory(name)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pof._support.batches import Inputs, batch_size, unpack
 from pof.integrations._ahead import AheadLoader
 from pof.methods import Method
 from pof.optim import MSAM, PerturbingOptimizer
-from pof.training.step import all_samples
+from pof.training.step import all_samples, weighted
 from pof.training.stream import one_pass
 
 try:
@@ -79,28 +80,14 @@ class PostTraining(LightningModule):
         if self._pass == 1:
             values = {"loss": output.loss.detach(), **output.metrics}
             self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=samples)
-        weight = samples * self.trainer.accumulate_grad_batches / self._expected
-        loss: Tensor = output.loss if weight == 1.0 else output.loss * weight
-        return loss
+        return weighted(output.loss, samples * self.trainer.accumulate_grad_batches / self._expected)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the method's loss.
-
-        Args:
-            batch: ``(inputs, targets)``, or a dict with ``labels``.
-            batch_idx: not read.
-
-        Returns:
-            Scalar with graph.
-        """
+        """Return the method's loss, a scalar with graph; ``batch_idx`` is not read."""
         return self.method_loss(batch)
 
     def on_fit_start(self) -> None:
-        """Look ahead in the training loader from here on.
-
-        Raises:
-            ValueError: if there is no method, or the optimization is manual.
-        """
+        """Look ahead in the training loader from here on."""
         super().on_fit_start()
         if not isinstance(getattr(self, "method", None), Method):
             raise ValueError(f"{type(self).__name__} needs self.method, such as self.method = pof.PoF(model)")
@@ -137,12 +124,7 @@ class PostTraining(LightningModule):
         return self._loader
 
     def on_train_start(self) -> None:
-        """Refuse what cannot be right.
-
-        Raises:
-            ValueError: if the training loader was not prepared or is more than one, if SAM or a relative is to be used
-                with a GradScaler, or MSAM with accumulation.
-        """
+        """Refuse what cannot be right."""
         super().on_train_start()
         if self._loader is None:
             raise ValueError("on_fit_start was overridden without super(): the training loader was not prepared")
@@ -152,6 +134,8 @@ class PostTraining(LightningModule):
         optimizer = self._plain_optimizer()
         if not isinstance(optimizer, PerturbingOptimizer):
             return
+        if optimizer.model is None and not isinstance(optimizer, MSAM):
+            optimizer.model = self.method  # the running statistics of the first pass are to count alone
         name = type(optimizer).__name__
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError(
@@ -171,15 +155,7 @@ class PostTraining(LightningModule):
             self._loader.begin_epoch()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Fetch the reference of this mini-batch, and count its samples.
-
-        Args:
-            batch: on the device.
-            batch_idx: in the epoch.
-
-        Returns:
-            What the class behind this one returns.
-        """
+        """Fetch the reference of this mini-batch, and count its samples."""
         # Not in on_train_epoch_start: Lightning leaves that out where it resumes behind an epoch's last mini-batch.
         if self._begun != self.current_epoch:
             self._begun = self.current_epoch
@@ -214,14 +190,7 @@ class PostTraining(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take the step, with as many passes as the optimizer wants; then let the method adapt.
-
-        Args:
-            epoch: from 0.
-            batch_idx: in the epoch.
-            optimizer: of the trainer.
-            optimizer_closure: of the trainer.
-        """
+        """Take the step, with as many passes as the optimizer wants; then let the method adapt."""
         total, processes = all_samples(self._samples, self.device)
         self._rescale = self._expected * processes / total
         plain = self._plain_optimizer()
@@ -235,13 +204,11 @@ class PostTraining(LightningModule):
 
     def _closure(self, optimizer: PerturbingOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure that knows which pass it is, and runs all mini-batches of the step in the second one."""
-        calls = 0
+        calls = count(1)
 
         def run() -> Any:
-            nonlocal calls
-            calls += 1
-            self._pass = calls
-            if calls == 1 or len(self._held) == 1:
+            self._pass = next(calls)
+            if self._pass == 1 or len(self._held) == 1:
                 return closure()
             # Lightning's own closure would add the last mini-batch to the gradients of the first pass.
             optimizer.zero_grad()
@@ -255,11 +222,7 @@ class PostTraining(LightningModule):
         return run
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make the gradients those of the mean over samples; they are before clipping here.
-
-        Args:
-            optimizer: of the trainer.
-        """
+        """Make the gradients those of the mean over samples; they are before clipping here."""
         super().on_before_optimizer_step(optimizer)
         if self._rescale == 1.0:
             return
@@ -274,13 +237,7 @@ class PostTraining(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, but not in the first of SAM's passes: its gradient is a direction only.
-
-        Args:
-            optimizer: of the trainer.
-            gradient_clip_val: of the trainer.
-            gradient_clip_algorithm: of the trainer.
-        """
+        """Clip, but not in the first of SAM's passes: its gradient is a direction only."""
         plain = self._plain_optimizer()
         ascends = isinstance(plain, PerturbingOptimizer) and plain.will_ascend
         if ascends and not isinstance(plain, MSAM) and self._pass == 1:

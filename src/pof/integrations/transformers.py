@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, batch_size, to_device, unpack
-from pof._support.modules import frozen_statistics
-from pof.integrations._methods import calling, inner, needs_loss, own_loss
-from pof.methods import Method, StepOutput
+from pof.head.split import SplitModel
+from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
-from pof.training.step import all_samples
+from pof.training.step import all_samples, weighted
 from pof.training.stream import one_pass, with_next
 
 try:
@@ -96,48 +95,26 @@ class PostTrainer(Trainer):
     def _adopt(self, method: Method) -> None:
         smoothing = self.args.label_smoothing_factor
         problem = getattr(getattr(self.model, "config", None), "problem_type", None)
-        if problem in {"multi_label_classification", "regression"} and not own_loss(method):
-            raise ValueError(needs_loss(f"problem_type={problem!r}"))
-        if smoothing and own_loss(method):
+        if problem in {"multi_label_classification", "regression"} and not _own_loss(method):
+            raise ValueError(_needs_loss(f"problem_type={problem!r}"))
+        if smoothing and _own_loss(method):
             raise ValueError(
                 f"label_smoothing_factor={smoothing} belongs to the cross-entropy: put it into the loss of your own"
             )
         if smoothing:
-            reading: Any = inner(method)
+            reading: Any = _inner(method)
             reading.label_smoothing = smoothing
         self.method = method.to(self.args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or go on from a checkpoint, with the state of the method that was saved beside it.
-
-        Args:
-            resume_from_checkpoint: as in the Trainer.
-            *args: of the Trainer.
-            **kwargs: of the Trainer.
-
-        Returns:
-            What the Trainer returns.
-
-        Raises:
-            ValueError: if the checkpoint was not written by a PostTrainer with this method.
-        """
+        """Train, or go on from a checkpoint, with the state of the method that was saved beside it."""
         last: Callable[[str], str | None] = get_last_checkpoint
         found = last(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         self._resume_from, self._resumed_first = found or None, None
         return super().train(found or resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Make the method, if it is not there yet, and the optimizer that it wants around the Trainer's.
-
-        Args:
-            model: None for the Trainer's.
-
-        Returns:
-            The optimizer.
-
-        Raises:
-            ValueError: if a GradScaler would run SAM, or a checkpoint does not fit.
-        """
+        """Make the method, if it is not there yet, and the optimizer that it wants around the Trainer's."""
         plain: Any = self.model
         if self._make_method is not None and getattr(getattr(self, "method", None), "model", None) is not plain:
             self._adopt(self._make_method(plain))
@@ -156,15 +133,7 @@ class PostTrainer(Trainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any) -> tuple[list[Any], Any]:
-        """Fetch the mini-batches of a step, and one ahead as the reference of the last.
-
-        Args:
-            epoch_iterator: of the Trainer; a new one begins an epoch, or its rest.
-            *args: the number of mini-batches, and what else the Trainer passes.
-
-        Returns:
-            The mini-batches, and what the Trainer counts in them.
-        """
+        """Fetch the mini-batches of a step, and one ahead as the reference of the last."""
         begins = epoch_iterator is not self._epoch_iterator
         if begins:
             self._epoch_iterator, self._first, self._resumed_first = epoch_iterator, self._resumed_first, None
@@ -181,16 +150,7 @@ class PostTrainer(Trainer):
         return found
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Run the method's forward and backward on a mini-batch.
-
-        Args:
-            model: as the Trainer has wrapped it.
-            inputs: with ``labels``.
-            num_items_in_batch: not read, as samples are counted.
-
-        Returns:
-            The share of this mini-batch in the mean loss of the step.
-        """
+        """Run forward and backward on a mini-batch, and give its share in the mean loss of the step."""
         model.train()
         self.method.train()
         pair = to_device(self._window.popleft(), self.args.device)
@@ -203,17 +163,15 @@ class PostTrainer(Trainer):
             return self._passes(self._wrapped)
 
     def _passes(self, optimizer: PerturbingOptimizer) -> Tensor:
-        """All passes of a step at once, with its last mini-batch; running statistics are those of the first."""
-        passes: Iterator[AbstractContextManager[None]] = iter([nullcontext(), frozen_statistics(self.method)])
+        """All passes of a step at once, with its last mini-batch."""
         record = iter([True, False])
 
         def one() -> Tensor:
             optimizer.zero_grad()
             first = next(record)
-            with next(passes):
-                return torch.stack([self._backward(pair, first) for pair in self._deferred]).sum()
+            return torch.stack([self._backward(pair, first) for pair in self._deferred]).sum()
 
-        return optimizer.run_passes(one)
+        return optimizer.run_passes(one, self.method)
 
     def _backward(self, pair: tuple[Any, Any], record: bool = True) -> Tensor:
         inputs, targets = unpack(pair[0])
@@ -222,9 +180,7 @@ class PostTrainer(Trainer):
         with self.compute_loss_context_manager():
             output: StepOutput = self.method(inputs, targets, *reference)
         samples = batch_size(inputs)
-        # DDP divides by the number of processes.
-        weight = samples * self._processes / self._total
-        loss = output.loss if weight == 1.0 else output.loss * weight
+        loss = weighted(output.loss, samples * self._processes / self._total)
         self.accelerator.backward(loss)
         if record:
             self._samples += samples
@@ -235,29 +191,18 @@ class PostTrainer(Trainer):
     def _check_targets(self, targets: Tensor) -> None:
         """The library takes floating-point labels for multi-label ones, unless the model's config says otherwise."""
         told = getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
-        if targets.is_floating_point() and not told and not own_loss(self.method):
-            raise ValueError(needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
+        if targets.is_floating_point() and not told and not _own_loss(self.method):
+            raise ValueError(_needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Log, and with a row of training the method's metrics.
-
-        Args:
-            logs: the row.
-            *args: of the Trainer.
-            **kwargs: of the Trainer.
-        """
+        """Log, and with a row of training the method's metrics."""
         if "loss" in logs and self._samples:
             logs = {**logs, **{name: float(total / self._samples) for name, total in self._sums.items()}}
             self._sums, self._samples = {}, 0
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the plain model; into a checkpoint, the state of the method beside it.
-
-        Args:
-            output_dir: None for the Trainer's.
-            _internal_call: the Trainer's mark of a checkpoint.
-        """
+        """Save the plain model; into a checkpoint, the state of the method beside it."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None and self.args.should_save and hasattr(self, "method"):
             first = self._first if self._surroundings.within_epoch() else None
@@ -282,22 +227,15 @@ class PostTrainer(Trainer):
         self._resumed_first = None if self.args.ignore_data_skip else state["first"]
 
     def plain_optimizer(self) -> Optimizer:
-        """The optimizer that the method wanted, without the wrapper of Accelerate.
-
-        Returns:
-            The optimizer.
-
-        Raises:
-            ValueError: before :meth:`create_optimizer`.
-        """
+        """Find the optimizer that the method wanted, without the wrapper of Accelerate."""
         if self._wrapped is None:
             raise ValueError("there is no optimizer yet: train() makes it")
         return self._wrapped
 
     def _through(self, model: nn.Module) -> AbstractContextManager[None]:
         """Call the model as the Trainer has wrapped it, so that DDP sees the forward pass."""
-        network: Any = inner(self.method)
-        return nullcontext() if model is self.model else calling(network.network, model)
+        network: Any = _inner(self.method)
+        return nullcontext() if model is self.model else _calling(network.network, model)
 
 
 class _Surroundings(TrainerCallback):
@@ -338,3 +276,33 @@ class _Surroundings(TrainerCallback):
             return one_pass(trainer.get_train_dataloader(), trainer.args.device)
 
         trainer.method.after_epoch(self.epoch, state.num_train_epochs, inputs)
+
+
+def _inner(method: Method) -> Method:
+    """Look through averages: the method that reads the network."""
+    return _inner(method.method) if isinstance(method, Averaged) else method
+
+
+def _own_loss(method: Method) -> bool:
+    """Tell whether the user gave the method a loss in the place of the cross-entropy."""
+    return getattr(_inner(method), "loss", None) is not None
+
+
+def _needs_loss(what: str) -> str:
+    """Word the error where ``what`` is there, for which the cross-entropy does not fit."""
+    return (
+        f"{what}: the cross-entropy of one class per sample does not fit; use pof.PoF(model, loss=...), such as"
+        " torch.nn.functional.binary_cross_entropy_with_logits for several labels per sample"
+    )
+
+
+@contextmanager
+def _calling(network: SplitModel, wrapped: nn.Module) -> Iterator[None]:
+    """Let a split network call a wrapper of its model, such as DDP, in the body."""
+    plain, head = network.model, network.head_name
+    prefix = next(name for name, module in wrapped.named_modules() if module is plain)
+    network.model, network.head_name = wrapped, f"{prefix}.{head}"
+    try:
+        yield
+    finally:
+        network.model, network.head_name = plain, head

@@ -25,11 +25,7 @@ class Entry(NamedTuple):
 
 
 def rescaled(entry: Entry, power: Literal[1, 2]) -> Tensor:
-    """Compute T^power * direction, T being ASAM's operator, or 1.
-
-    Returns:
-        A tensor of the parameter's shape.
-    """
+    """Compute T^power * direction, T being ASAM's operator, or 1."""
     if entry.eta is None:
         return entry.direction
     scale = adaptive_scale(entry.parameter, entry.eta)
@@ -37,14 +33,7 @@ def rescaled(entry: Entry, power: Literal[1, 2]) -> Tensor:
 
 
 def gradient_entries(groups: Iterable[dict[str, Any]]) -> Iterator[Entry]:
-    """Take the gradients of all parameter groups, as SAM needs them.
-
-    Yields:
-        An entry per parameter with a gradient; uphill also for a base optimizer that maximises.
-
-    Raises:
-        ValueError: if a gradient is sparse.
-    """
+    """Take the gradients of all parameter groups, as SAM needs them: uphill also for an optimizer that maximises."""
     for group in groups:
         radius = -group["rho"] if group.get("maximize", False) else group["rho"]
         eta = group["eta"] if group["adaptive"] else None
@@ -63,20 +52,7 @@ def gradient_entries(groups: Iterable[dict[str, Any]]) -> Iterator[Entry]:
 def build_base(
     params: Any, base_optimizer_class: Callable[..., Optimizer], options: dict[str, Any], own: Iterable[str]
 ) -> Optimizer:
-    """Construct the base optimizer.
-
-    Args:
-        params: parameters or parameter groups.
-        base_optimizer_class: a class, not an instance.
-        options: its options.
-        own: names of the options that the groups will hold for the perturbation.
-
-    Returns:
-        The base optimizer.
-
-    Raises:
-        ValueError: if it is not an optimizer, or has an option under a name that the perturbation needs.
-    """
+    """Construct the base optimizer; ``own`` are the names that its groups will hold for the perturbation."""
     if isinstance(base_optimizer_class, Optimizer) or not callable(base_optimizer_class):
         raise ValueError(f"give the class of the base optimizer, such as torch.optim.SGD; got {base_optimizer_class!r}")
     base = base_optimizer_class(params, **options)
@@ -92,9 +68,5 @@ def build_base(
 
 
 def defines(optimizer: Optimizer, method: str) -> bool:
-    """Tell whether an optimizer's class has its own version of a method of ``torch.optim.Optimizer``.
-
-    Returns:
-        True if it does.
-    """
+    """Tell whether an optimizer's class has its own version of a method of ``torch.optim.Optimizer``."""
     return getattr(type(optimizer), method) is not getattr(Optimizer, method)

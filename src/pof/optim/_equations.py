@@ -2,7 +2,7 @@
 
 SAM (Foret et al., ICLR 2021, arXiv 2010.01412), Eq. 2: eps = rho * g / ||g||_2 over all parameters.
 ASAM (Kwon et al., ICML 2021): eps = rho * T^2 g / ||T g||_2 with T = |w| + eta.
-Nothing here waits for the device: what must not happen (0/0, inf) is replaced, not branched on.
+There is no host synchronisation: what must not happen (0/0, inf) is replaced, not branched on.
 """
 
 from __future__ import annotations
@@ -13,21 +13,17 @@ import torch
 from torch import Tensor
 
 from pof._support.distributed import is_sharded, whole
+from pof._support.precision import wide_dtype
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Compute the Euclidean norm of all tensors taken together, whatever their shapes, types and devices.
 
-    Half precision is squared and summed in float32: float16 overflows at 65504, which a scaled gradient reaches.
-
-    Args:
-        tensors: real tensors of any shape; one at a time is asked for, so they may be computed on the way.  Of
-            tensors that FSDP2 has sharded, all parts count.
-
-    Returns:
-        Scalar in float32 or wider, on the device of the first tensor; 0 if there is none.
+    Half precision is squared and summed in float32: float16 overflows at 65504, which a scaled gradient reaches.  One
+    tensor at a time is asked for, so they may be computed on the way; of those that FSDP2 has sharded, all parts count.
+    The result, float32 or wider, is on the device of the first tensor.
     """
-    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    norms = [torch.linalg.vector_norm(t, dtype=wide_dtype(t)) for t in tensors]
     if not norms:
         return torch.zeros(())
     sharded = [norm for norm in norms if is_sharded(norm)]
@@ -39,29 +35,17 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def adaptive_scale(parameter: Tensor, eta: float) -> Tensor:
-    """Compute T = |w| + eta, ASAM's element-wise normalisation operator.
-
-    Args:
-        parameter: w, of any shape.
-        eta: keeps an element that is zero movable.
-
-    Returns:
-        T, of the shape of ``parameter``, in float32 or wider.
-    """
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32)).abs().add_(eta)
+    """Compute T = |w| + eta, ASAM's element-wise normalisation operator, in float32 or wider."""
+    return parameter.to(wide_dtype(parameter)).abs().add_(eta)
 
 
 def perturb_(parameter: Tensor, direction: Tensor, factor: Tensor) -> None:
     """Add factor * direction to a parameter, in place; where that is not finite, nothing.
 
-    Without a direction (norm 0) the factor is infinite, and 0 * inf is NaN; an overflow in the gradient makes the
-    norm infinite, the factor 0 and the product NaN there and 0 elsewhere.  The weights stay where they are in both
-    cases, as every product is either 0 or not finite.
-
-    Args:
-        parameter: of any shape; its storage stays where it is.
-        direction: of the shape of ``parameter``.
-        factor: scalar, radius / norm, in float32 or wider: the product is rounded once, on addition.
+    Without a direction (norm 0) the factor radius / norm is infinite, and 0 * inf is NaN; an overflow in the gradient
+    makes the norm infinite, the factor 0 and the product NaN there and 0 elsewhere.  The weights stay where they are in
+    both cases, as every product is either 0 or not finite.  The factor is float32 or wider: the product is rounded
+    once, on addition.
     """
     step = direction.to(factor.dtype) * factor.to(direction.device)
     parameter.add_(step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))

@@ -27,7 +27,7 @@ def normalization_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Find the parameters of a model's normalisation layers (their affine weights and biases).
 
     A module counts as a normalisation layer if it is one of torch's (``LAYERS``, lazy ones and subclasses, such as
-    timm's, included).  A class of somebody's own counts if it has a buffer ``running_mean``, or if "norm" occurs in
+    timm's, included).  A custom class counts if it has a buffer ``running_mean``, or if "norm" occurs in
     the name of the class or of one it derives from; its own parameters must then be scales and shifts (at most one
     dimension larger than one), so that a convolution with weight normalisation does not count.  Only a layer's own
     parameters are taken, not those of modules inside it.
@@ -43,11 +43,7 @@ def normalization_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Tell whether a module is a normalisation layer, by the rule of :func:`normalization_parameters`.
-
-    Returns:
-        True if it is.
-    """
+    """Tell whether a module is a normalisation layer, by the rule of :func:`normalization_parameters`."""
     if isinstance(module, LAYERS):
         return True
     named = any(called_norm(c.__name__) for c in type(module).__mro__)
@@ -58,9 +54,5 @@ def is_normalization(module: nn.Module) -> bool:
 
 @cache
 def called_norm(name: str) -> bool:
-    """Tell whether the name of a class is that of a norm.
-
-    Returns:
-        True if it is.
-    """
+    """Tell whether the name of a class is that of a norm."""
     return NAME.search(name) is not None

@@ -1,29 +1,9 @@
-"""Checks of features (N, D) and targets (N,), and the precision that the regularisers compute in."""
+"""Checks of features (N, D) and targets (N,)."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
-
-
-def as_computed(features: Tensor) -> Tensor:
-    """Take features to the precision of the regulariser: float32, or float64 if that is what they are.
-
-    Returns:
-        The features (N, D), with their graph.
-    """
-    return features if features.dtype == torch.float64 else features.float()
-
-
-def full_precision(features: Tensor) -> AbstractContextManager[object]:
-    """Switch autocast off in the body, for the device of ``features``.
-
-    Returns:
-        A context manager.
-    """
-    return torch.autocast(features.device.type, enabled=False)
 
 
 def zero(features: Tensor | None) -> Tensor:
@@ -55,7 +35,7 @@ def check_features(features: Tensor, dim: int | None = None) -> None:
 def check_targets(targets: Tensor, features: Tensor, num_classes: int) -> None:
     """Check that targets are one class index per row of features.
 
-    Values are looked at on the CPU only: on an accelerator that would wait for the device in every step, and
+    Values are looked at on the CPU only: on an accelerator that would be a host synchronisation in every step, and
     the cross-entropy beside it refuses them there.
 
     Raises:

@@ -36,11 +36,7 @@ class Interrupts:
         self.name = signal.Signals(number).name
 
     def requested(self) -> bool:
-        """Tell whether any process was asked to stop, so that all stop after the same step.
-
-        Returns:
-            True after a signal.
-        """
+        """Tell whether any process was asked to stop, so that all stop after the same step."""
         if not distributed.active():
             return bool(self.name)
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"

@@ -7,13 +7,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pof._support import distributed
+from pof._support.batches import Inputs
 from pof._support.modules import BATCH_NORMS
 from pof.methods import Method
 from pof.training.checkpoint import check_same, load_state, save_state
@@ -22,7 +24,7 @@ from pof.training.interrupt import Interrupts
 from pof.training.schedules import Schedule
 from pof.training.selection import Selection
 from pof.training.step import Stepper, StepResult
-from pof.training.stream import Stream
+from pof.training.stream import Stream, one_pass, windows
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -51,19 +53,18 @@ class FitResult:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The lengths of a run."""
+class Timetable:
+    """The lengths of a run, and what happens when."""
 
     epochs: int
     steps_per_epoch: int
+    accumulation: int
     checkpoint_every: int | None
     schedule: Schedule
 
 
 class _Diverged(Exception):
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    """Its message says when, and the remedy."""
 
 
 class Loop:
@@ -73,56 +74,56 @@ class Loop:
         self,
         method: Method,
         stepper: Stepper,
-        stream: Stream,
-        plan: Plan,
+        stream: Stream[tuple[Inputs, Tensor]],
+        times: Timetable,
         val_loader: Iterable[Any] | None,
         folder: Path | None,
         log: Log,
     ) -> None:
-        self.method, self.stepper, self.stream, self.plan = method, stepper, stream, plan
+        self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
         self.val_loader, self.folder, self.log = val_loader, folder, log
-        self.scheduler = plan.schedule.attach(stepper.optimizer, plan.epochs * plan.steps_per_epoch)
+        self.scheduler = times.schedule.attach(stepper.optimizer, times.epochs * times.steps_per_epoch)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
-        # Reading a loss makes an accelerator wait: there it is done for many steps at once.
+        # Reading a loss is a host synchronisation: on an accelerator it is done for many steps at once.
         self.flush_every = 1 if stepper.device.type == "cpu" else 20
 
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
         within = self._load(state) if state is not None else None
-        total = self.plan.epochs * self.plan.steps_per_epoch
-        self.log(
-            {"event": "start", "step": self.steps, "epoch": self.epoch, "steps": total, "epochs": self.plan.epochs}
-        )
+        lengths = {"steps": self.times.epochs * self.times.steps_per_epoch, "epochs": self.times.epochs}
+        self.log({"event": "start", "step": self.steps, "epoch": self.epoch, **lengths})
         if state is None:
             self._validate(0, time.perf_counter())
             self._save(None)
         try:
-            while self.epoch < self.plan.epochs:
+            while self.epoch < self.times.epochs:
                 if not self._train_epoch(within, interrupts):
-                    return self._end("interrupted", self._interrupted(interrupts))
+                    saved = "resume to go on from there" if self.folder else "nothing was saved (no checkpoint_dir)"
+                    message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
+                    return self._end("interrupted", message)
                 within = None
         except _Diverged as diverged:
-            warnings.warn(diverged.message, DivergenceWarning, stacklevel=4)
-            return self._end("diverged", diverged.message)
+            warnings.warn(str(diverged), DivergenceWarning, stacklevel=4)
+            return self._end("diverged", str(diverged))
         return self._end(None, self._finished())
 
     def _train_epoch(self, within: dict[str, Any] | None, interrupts: Interrupts) -> bool:
         start = time.perf_counter()
         self.method.train()
-        self.method.before_epoch(self.epoch, self.plan.epochs, self.stepper.optimizer)
+        self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
         first = last = 0
-        for window in self.stream.windows(self.epoch, within):
+        for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             rate = self.stepper.optimizer.param_groups[0]["lr"]
             result = self.stepper.step(window)
             self.scheduler.step()
             self.steps += 1
             self.pending.append((self.steps, rate, result))
             first, last = first or window[0].size, result.samples
-            due = self.plan.checkpoint_every is not None and self.steps % self.plan.checkpoint_every == 0
+            due = self.times.checkpoint_every is not None and self.steps % self.times.checkpoint_every == 0
             stop = interrupts.requested()
             if due or stop or len(self.pending) >= self.flush_every:
                 self._flush()
@@ -132,8 +133,9 @@ class Loop:
                 return False
         self._flush()
         if self.epoch == 0 and 0 < last < first / 4:
-            _warn_of_scrap(self.method.model, first, last)
-        self.method.after_epoch(self.epoch, self.plan.epochs, self.stream.inputs)
+            _warn_of_incomplete(self.method.model, first, last)
+        inputs = partial(one_pass, self.stream.loader, self.stepper.device)
+        self.method.after_epoch(self.epoch, self.times.epochs, inputs)
         self.epoch += 1
         self._validate(self.epoch, start)
         self._save(None)
@@ -162,7 +164,10 @@ class Loop:
 
     def _validate(self, epoch: int, start: float) -> None:
         candidate = self.method.candidate()
-        metrics = None if self.val_loader is None else self._evaluate(candidate, self.val_loader)
+        metrics = None
+        if self.val_loader is not None:
+            found = evaluate(candidate, self.val_loader, precision=self.stepper.autocast)
+            metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
         samples = self.sums.pop("samples", 0.0)
@@ -180,11 +185,6 @@ class Loop:
                 f" (step {self.steps}); the network of epoch {self.selection.epoch} was put back."
                 f" Remedy: {self.method.remedy}"
             )
-
-    def _evaluate(self, candidate: nn.Module, loader: Iterable[Any]) -> Metrics:
-        metrics = evaluate(candidate, loader, precision=self.stepper.autocast)
-        # One judgement for all processes.
-        return distributed.gather_objects(metrics)[0]
 
     def _end(self, stopped: str | None, message: str) -> FitResult:
         if stopped != "interrupted":
@@ -208,18 +208,15 @@ class Loop:
         errors = f"{_percent(incoming)} -> {_percent(best)}"
         return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation error {errors}"
 
-    def _interrupted(self, interrupts: Interrupts) -> str:
-        kept = "nothing was saved (no checkpoint_dir)" if self.folder is None else "resume to go on from there"
-        return f"{interrupts.name} at step {self.steps}: stopped after the step; {kept}"
-
     def _fingerprint(self) -> dict[str, Any]:
         optimizer = self.stepper.optimizer
         return {
             "method": type(self.method).__name__,
             **self.method.settings(),
-            "epochs": self.plan.epochs,
-            "steps_per_epoch": self.plan.steps_per_epoch,
-            "schedule": vars(self.plan.schedule) | {"milestones": list(self.plan.schedule.milestones)},
+            "epochs": self.times.epochs,
+            "steps_per_epoch": self.times.steps_per_epoch,
+            "accumulation": self.times.accumulation,
+            "schedule": vars(self.times.schedule) | {"milestones": list(self.times.schedule.milestones)},
             "optimizer": type(optimizer).__name__,
             "learning_rates": [g.get("initial_lr") for g in optimizer.param_groups],
             "precision": str(self.stepper.autocast),
@@ -233,37 +230,23 @@ class Loop:
             return
         self._flush()
         streams = distributed.gather_objects(within or self.stream.state_dict())
-        if distributed.rank() != 0:
-            return
-        save_state(
-            self.folder,
-            {
-                "fingerprint": self._fingerprint(),
-                "method": self.method.state_dict(),
-                "optimizer": self.stepper.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.stepper.scaler.state_dict(),
-                "streams": streams,
-                "within_epoch": within is not None,
-                "selection": self.selection.state_dict(),
-                "epoch": self.epoch,
-                "steps": self.steps,
-                "sums": self.sums,
-                "history": self.history,
-            },
-        )
+        if distributed.rank() == 0:
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            own = {name: getattr(self, name) for name in ("epoch", "steps", "sums", "history")}
+            place = {"streams": streams, "within_epoch": within is not None, "selection": self.selection.state_dict()}
+            save_state(self.folder, {"fingerprint": self._fingerprint(), **parts, **own, **place})
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in the checkpoint."""
+        stepper = self.stepper
+        parts = {"method": self.method, "optimizer": stepper.optimizer, "scaler": stepper.scaler}
+        return {**parts, "scheduler": self.scheduler}
 
     def _load(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """Put everything back.
-
-        Returns:
-            The stream's state, where the run was inside an epoch.
-        """
+        """Put everything back; give the stream's state where the run was inside an epoch."""
         check_same(state["fingerprint"], self._fingerprint(), self.folder or Path())
-        self.method.load_state_dict(state["method"])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.stepper.scaler.load_state_dict(state["scaler"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.selection.load_state_dict(state["selection"], self.stepper.device)
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.history = state["history"]
@@ -278,7 +261,7 @@ def _percent(metrics: Metrics | None) -> str:
     return "unknown" if metrics is None else f"{100 * metrics.error:.2f} %"
 
 
-def _warn_of_scrap(model: nn.Module, full: int, last: int) -> None:
+def _warn_of_incomplete(model: nn.Module, full: int, last: int) -> None:
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         warnings.warn(
             f"the last step of an epoch has {last} samples, a full mini-batch {full}: batch norm takes its statistics"

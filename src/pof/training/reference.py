@@ -22,14 +22,7 @@ class WithReference:
         return with_next(iter(self.loader))
 
     def __len__(self) -> int:
-        """Count the mini-batches.
-
-        Returns:
-            The loader's length.
-
-        Raises:
-            TypeError: if it has none.
-        """
+        """Count the mini-batches, where the loader has a length."""
         loader: Any = self.loader
         return len(loader)
 

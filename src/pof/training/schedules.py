@@ -39,15 +39,7 @@ class Schedule:
             raise ValueError(f"decay must be in (0, 1]; got {self.decay}")
 
     def factor(self, step: int, total: int) -> float:
-        """Factor on the learning rate at a step.
-
-        Args:
-            step: from 0.
-            total: steps of the whole run.
-
-        Returns:
-            The factor, in [0, 1].
-        """
+        """Factor in [0, 1] on the learning rate at a step, from 0, of a run of ``total`` steps."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         if self.kind == "cosine":
@@ -58,15 +50,7 @@ class Schedule:
         return 1.0
 
     def attach(self, optimizer: "Optimizer", total: int) -> "LambdaLR":
-        """Attach the schedule to an optimizer.
-
-        Args:
-            optimizer: its current learning rates are the peak.
-            total: optimizer steps of the whole run.
-
-        Returns:
-            A scheduler to step once after every optimizer step.
-        """
+        """Attach the schedule, stepped once after every optimizer step, to an optimizer at its peak learning rates."""
         from torch.optim.lr_scheduler import LambdaLR
 
         return LambdaLR(optimizer, lambda step: self.factor(step, total))

@@ -12,11 +12,7 @@ from pof.training.evaluation import Metrics
 
 
 def snapshot(network: nn.Module) -> dict[str, Tensor]:
-    """Copy the parameters and buffers of a network.
-
-    Returns:
-        Its state dict, detached and cloned.
-    """
+    """Copy the parameters and buffers of a network."""
     return {k: v.detach().clone() for k, v in network.state_dict().items() if isinstance(v, Tensor)}
 
 
@@ -33,11 +29,7 @@ class Selection:
         self.incoming: Metrics | None = None
 
     def consider(self, epoch: int, network: nn.Module, metrics: Metrics | None) -> bool:
-        """Keep ``network`` if it is the best so far; epoch 0 is the incoming network.
-
-        Returns:
-            Whether it was kept.
-        """
+        """Keep ``network`` if it is the best so far, and tell; epoch 0 is the incoming network."""
         if epoch == 0:
             self.incoming = metrics
         better = metrics is None or self.metrics is None or _rank(metrics) < _rank(self.metrics)
@@ -48,11 +40,7 @@ class Selection:
     def collapsed(self, metrics: Metrics | None) -> bool:
         """Tell whether validation went more than half of the way from the incoming error to chance.
 
-        Args:
-            metrics: of the current epoch; chance is an error of 1 - 1/C.
-
-        Returns:
-            True for a collapse; never for a network that came in near chance.
+        Never for a network that came in near chance, an error of 1 - 1/C.
         """
         if metrics is None or self.incoming is None:
             return False
@@ -66,17 +54,10 @@ class Selection:
             network.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The selection for a checkpoint.
-
-        Returns:
-            Tensors, numbers and dicts.
-        """
-        return {
-            "weights": self.weights,
-            "epoch": self.epoch,
-            "metrics": None if self.metrics is None else vars(self.metrics),
-            "incoming": None if self.incoming is None else vars(self.incoming),
-        }
+        """The selection for a checkpoint: tensors, numbers and dicts."""
+        figures = {"metrics": self.metrics, "incoming": self.incoming}
+        plain = {name: None if each is None else vars(each) for name, each in figures.items()}
+        return {"weights": self.weights, "epoch": self.epoch, **plain}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take back a :meth:`state_dict`."""
