@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pof.flatness import Loss, head_eigenvalues, head_hessian, hessian_trace, spectral_density, top_eigenvalues
-from pof.flatness._lanczos import largest, tridiagonal
-from pof.flatness._operator import Operator
+from pof.flatness.eigenvalues import largest
+from pof.flatness.hessian import Operator
+from pof.flatness.spectrum import tridiagonal
 from tests.flatness.nets import ConvNet, SoftmaxAfter, data, dense_hessian, joined, network, untouched
 
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)

@@ -5,22 +5,25 @@ dataclasses with ``.plot(ax)``.  Nothing that is measured leaves a trace in the 
 Importing this needs torch alone; scipy, curvlinops (Hessians) and matplotlib (figures) are imported on use.
 """
 
-from pof.flatness._measure import Loss, Progress
-from pof.flatness.components import PrincipalComponents, feature_components, principal_components
+from pof.flatness._measure import Estimate, Loss, Progress
+from pof.flatness.eigenvalues import Eigenvalues, head_eigenvalues, top_eigenvalues
 from pof.flatness.features import (
     FeatureStatistics,
+    PrincipalComponents,
     conditional_entropy,
+    feature_components,
     feature_statistics,
     head_margins,
     meannn_entropy,
+    principal_components,
 )
-from pof.flatness.hessian import Eigenvalues, head_eigenvalues, head_hessian, top_eigenvalues
+from pof.flatness.hessian import head_hessian
 from pof.flatness.landscapes import Landscape, LossCurve, LossIncrement, landscape, loss_increment
 from pof.flatness.plane import LossPlane, loss_plane
 from pof.flatness.radius import Radii, RadiusDistribution, SuggestedGamma, radius_distribution, suggested_gamma
 from pof.flatness.reliability import Calibration, calibration, calibration_of, fit_temperature
 from pof.flatness.sharpness import Sharpness, adaptive_sharpness, m_sharpness, sam_sharpness
-from pof.flatness.spectrum import Estimate, SpectralDensity, Trace, hessian_trace, spectral_density
+from pof.flatness.spectrum import SpectralDensity, Trace, hessian_trace, spectral_density
 
 __all__ = [
     "Calibration",

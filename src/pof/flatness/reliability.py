@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, logits_of
-from pof.flatness._measure import Progress, at_least_float32, draw, measuring
-from pof.flatness.plots import STYLES, axes_or_new
+from pof.flatness import plots
+from pof.flatness._measure import Progress, at_least_float32, measuring, outputs_of, read
 from pof.perturbation.linear import line_search
 
 if TYPE_CHECKING:
@@ -47,32 +46,9 @@ class Calibration:
     """N."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the reliability diagram: accuracy over confidence, a point's area showing its share of samples.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        ax.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-        kept = self.share > 0
-        x, y = self.confidence[kept].tolist(), self.accuracy[kept].tolist()
+        """Draw the reliability diagram; arguments as in :func:`pof.flatness.plots.reliability`."""
         legend = f"{label} ECE {self.ece:.2%}".strip()
-        ax.plot(x, y, color=style.color, ls=style.line, lw=1, label=legend)
-        ax.scatter(
-            x, y, s=[8 + 120 * s for s in self.share[kept].tolist()], c=style.color, marker=style.marker, alpha=0.6
-        )
-        ax.set_xlim(0, 1)
-        ax.set_ylim(0, 1)
-        ax.set_xlabel("confidence")
-        ax.set_ylabel("accuracy")
-        ax.legend()
-        return ax
+        return plots.reliability(ax, self.confidence, self.accuracy, self.share, label=legend, series=series)
 
 
 def calibration(
@@ -103,10 +79,10 @@ def calibration(
         ValueError: if a loader is empty or the targets are not class indices.
     """
     with measuring(model, seed) as device:
-        logits, labels = _outputs(model, draw(loader, batches, device, "calibration", progress))
+        logits, labels = _outputs(model, read(loader, batches, device, "calibration", progress))
         temperature = None
         if validation_loader is not None:
-            held = _outputs(model, draw(validation_loader, batches, device, "validation", progress))
+            held = _outputs(model, read(validation_loader, batches, device, "validation", progress))
             temperature = fit_temperature(*held)
     return calibration_of(logits, labels, temperature=temperature, bins=bins)
 
@@ -181,7 +157,7 @@ def _reliability(p: Tensor, labels: Tensor, bins: int) -> tuple[float, Tensor, T
 
 @torch.no_grad()
 def _outputs(model: nn.Module, data: Iterable[tuple[Any, Tensor]]) -> tuple[Tensor, Tensor]:
-    outputs = [(at_least_float32(logits_of(call(model, inputs))), targets) for inputs, targets in data]
+    outputs = [(at_least_float32(outputs_of(model, inputs)), targets) for inputs, targets in data]
     return torch.cat([z for z, _ in outputs]), torch.cat([y for _, y in outputs])
 
 

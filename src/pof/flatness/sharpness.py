@@ -15,9 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs, batch_size
-from pof.flatness._functional import Data, Weights, mean_gradient, mean_loss
-from pof.flatness._measure import Loss, Progress, batch_weight, check_mean, draw, measuring, report
-from pof.flatness.plots import STYLES, axes_or_new
+from pof.flatness import plots
+from pof.flatness._measure import (
+    Data,
+    Loss,
+    Progress,
+    Weights,
+    check_mean,
+    mean_gradient,
+    mean_loss,
+    measuring,
+    read,
+    report,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,24 +49,9 @@ class Sharpness:
     """Samples of each chunk."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the rise of each chunk and their mean.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        ax.plot(self.rises.tolist(), color=style.color, ls="", marker=style.marker, ms=3)
-        ax.axhline(self.value, color=style.color, ls=style.line, label=" ".join([label, "mean"]).strip())
-        ax.set_xlabel("chunk of the data")
-        ax.set_ylabel(rf"rise of the loss, $\rho$ = {self.rho:g}")
-        ax.legend()
-        return ax
+        """Draw the rise of each chunk and their mean; arguments as in :func:`pof.flatness.plots.values_and_mean`."""
+        labels = "chunk of the data", rf"rise of the loss, $\rho$ = {self.rho:g}"
+        return plots.values_and_mean(ax, self.rises, self.value, labels, label=label, series=series)
 
 
 def sam_sharpness(
@@ -177,8 +173,8 @@ def _sharpness(
         raise ValueError(f"rho must not be negative; got {rho}")
     check_mean(loss)
     with measuring(model, seed) as device:
-        drawn = draw(loader, batches, device, "data", progress)
-        chunks = [list(drawn)] if m is None else [[chunk] for chunk in rechunk(drawn, m)]
+        data = read(loader, batches, device, "data", progress)
+        chunks = [list(data)] if m is None else [[chunk] for chunk in rechunk(data, m)]
         weights = {name: p.detach() for name, p in model.named_parameters()}
         losses, rises, shares = [], [], []
         for done, chunk in enumerate(chunks, start=1):
@@ -186,7 +182,7 @@ def _sharpness(
             moved = {name: weights[name] + rho * e for name, e in ascent(weights, gradients).items()}
             rises.append(mean_loss(model, loss, moved, chunk) - before)
             losses.append(before)
-            shares.append(sum(batch_weight(loss, batch_size(x), y) for x, y in chunk))
+            shares.append(sum(weights_of(loss, chunk)))
             report(progress, "sharpness", done, len(chunks))
     share = torch.tensor(shares, dtype=torch.float64) / sum(shares)
     found = torch.tensor(rises, dtype=torch.float64)
@@ -207,14 +203,10 @@ def _steepest(weights: Weights, gradients: Weights) -> Weights:
 
 
 def rechunk(data: Iterable[tuple[Inputs, Tensor]], m: int) -> Iterator[tuple[Inputs, Tensor]]:
-    """Cut batches of any sizes into chunks of m samples, in order.
-
-    Args:
-        data: batches.
-        m: samples per chunk.
+    """Cut batches of any sizes into chunks of m samples, in order; the last may have fewer.
 
     Yields:
-        Chunks; the last may have fewer.
+        Chunks.
     """
     kept: Data = []
     count = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pof.app.report.collection import RunFigures
 from pof.app.report.subjects import Record
 from pof.app.report.svg import Panel, drawing, panel
-from pof.flatness.plots import STYLES
+from pof.flatness.plots import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def _panel(curve: _Curve, runs: Sequence[tuple[int, str, Record]]) -> Panel | No
 
 
 def _draw(ax: Axes, curve: _Curve, rows: Sequence[dict[str, Any]], best: int, series: int, name: str) -> None:
-    style = STYLES[series % len(STYLES)]
+    style = style_of(series)
     x, y = [row["epoch"] for row in rows], curve.values(rows)
     marker = style.marker if len(rows) <= 30 else None
     ax.plot(x, y, color=style.color, ls=style.line, marker=marker, ms=2.5, label=name)
