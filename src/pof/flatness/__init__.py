@@ -3,6 +3,18 @@
 Knows no training method: every function takes a module, data, and where it matters a loss.  Results are frozen
 dataclasses with ``.plot(ax)``.  Nothing that is measured leaves a trace in the network.
 Importing this needs torch alone; scipy, curvlinops (Hessians) and matplotlib (figures) are imported on use.
+
+All measurements share these arguments:
+
+- ``model``: any module, where features or the head alone are measured one with a linear head; evaluated in eval mode
+  and unchanged afterwards.
+- ``loss``: ``loss(outputs, targets)``, the mean over a mini-batch.
+- ``loader``: mini-batches ``(inputs, targets)``, or dicts with ``labels``; read once.
+- ``batches``: at most so many mini-batches of each loader; None for all.
+- ``head``: the head's qualified name; None finds it.
+- ``label_smoothing`` and ``class_weights`` (C,): of the cross-entropy.
+- ``seed``: of the order a shuffling loader gives, and of what else a measurement draws.
+- ``progress``: called as ``progress(stage, done, total)`` after each unit of work.
 """
 
 from pof.flatness._measure import Estimate, Loss, Progress

@@ -145,7 +145,7 @@ def mean_loss(model: nn.Module, loss: Loss, weights: Weights, data: Data) -> flo
 
 @torch.enable_grad()
 def mean_gradient(model: nn.Module, loss: Loss, weights: Weights, data: Data) -> tuple[float, Weights]:
-    """Mean loss over the data and its gradient in ``weights``, zero for those that take no part; no ``.grad`` is written."""
+    """Mean loss over the data and its gradient in ``weights``, zero for those without part in it; ``.grad`` stays."""
     counts = weights_of(loss, data)
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     mean, sums = 0.0, {name: torch.zeros_like(w) for name, w in weights.items()}

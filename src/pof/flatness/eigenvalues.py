@@ -127,11 +127,7 @@ def head_eigenvalues(
 def largest(
     operator: Operator, k: int, *, tolerance: float | None, seed: int, progress: Progress | None
 ) -> Eigenvalues:
-    """Run Lanczos' method, or the dense one where the matrix is no larger than Lanczos' basis.
-
-    Raises:
-        ValueError: for a k outside 1..P, or a product that is not finite.
-    """
+    """Run Lanczos' method, or the dense one where the matrix is no larger than Lanczos' basis."""
     if not 1 <= k <= operator.size:
         raise ValueError(f"k must be between 1 and the number of parameters {operator.size}; got {k}")
     import numpy as np

@@ -88,15 +88,10 @@ def feature_statistics(
 ) -> FeatureStatistics:
     """Measure the features of a data set, in eval mode.  The entropies take N^2 D operations: bound ``batches``.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module with a linear head; unchanged afterwards.
-        loader: batches.
-        batches: at most so many; None for all.
-        head: the head's qualified name; None finds it.
         label_smoothing: of the cross-entropy whose gradient is measured.
-        class_weights: (C,) or None.
-        seed: of the order a shuffling loader gives.
-        progress: called after each batch and each block of distances.
 
     Returns:
         The statistics.
@@ -218,14 +213,10 @@ def feature_components(
 ) -> PrincipalComponents:
     """Find the principal components of the features of a data set, in eval mode.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module with a linear head; unchanged afterwards.
-        loader: batches.
         components: k, at least 2.
-        batches: at most so many; None for all.
-        head: the head's qualified name; None finds it.
-        seed: of the order a shuffling loader gives.
-        progress: called after each batch.
 
     Returns:
         The components.

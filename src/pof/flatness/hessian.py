@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from pof._support.batches import Inputs, batch_size
 from pof._support.random import isolated
@@ -68,11 +70,7 @@ def hessian_operator(
     seed: int,
     progress: Progress | None,
 ) -> Operator:
-    """Choose the cheapest exact product with the Hessian; call it inside of ``measuring``.
-
-    Raises:
-        ValueError: for an unknown ``parameters``, an empty loader or a loss that is no mean.
-    """
+    """Choose the cheapest exact product with the Hessian; call it inside of ``measuring``."""
     check_mean(loss)
     device = next(model.parameters()).device
     data = read(loader, batches, device, "data", progress)
@@ -128,13 +126,7 @@ def network_operator(
     """Hessian of the mean loss in any parameters of any module, frozen or not; a product goes through all the data.
 
     Forward over reverse (curvlinops).  Where a part of the network has no forward-mode derivative, double backward.
-
-    Args:
-        model: in eval mode.
-        loss: the mean over a batch.
-        data: batches on the model's device.
-        parameters: those to differentiate by.
-        seed: of the global generators in each product, for modules that draw even in eval mode.
+    Each product is on global generators seeded with ``seed``, for modules that draw even in eval mode.
 
     Returns:
         The operator.
@@ -174,7 +166,7 @@ def network_operator(
                     return result
             except NotImplementedError:  # SiLU, Mish, GroupNorm, weight norm
                 forward_mode = False
-        with _repeatable(seed, first.device):
+        with _repeatable(seed, first.device), _Differentiable():
             return _double_backward(model, share, data, parameters, vector)
 
     size = sum(p.numel() for p in parameters.values())
@@ -285,6 +277,15 @@ def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
     # Fused attention kernels have no second derivative.
     with isolated(seed, device), sdpa_kernel(SDPBackend.MATH), _without_jit_warnings():
         yield
+
+
+class _Differentiable(TorchFunctionMode):
+    """Spell out the hard sigmoid (MobileNetV3): torch has no derivative of its backward pass."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3.0) / 6.0
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -52,15 +52,12 @@ def loss_plane(
 
     Batch norms use the network's own running statistics at every point.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once and kept in memory.
         reach: the grid goes from -reach to reach in both directions.
         points: G per direction, odd so that the network itself is on the grid; G^2 passes over the data.
-        batches: at most so many batches; None for all.
         seed: of the directions, and of the order a shuffling loader gives; the same for networks to be compared.
-        progress: called after each batch and each point.
 
     Returns:
         The plane.

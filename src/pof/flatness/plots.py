@@ -88,16 +88,7 @@ def values_and_mean(
 
 
 def radii(ax: Axes | None, sets: Mapping[str, tuple[Tensor, float]], *, bins: int) -> Axes:
-    """Draw a histogram of each set with its median, as shares of the mini-batches; ``bins`` are common to all.
-
-    Args:
-        ax: where to.
-        sets: legend entry -> radii (K,) and their median.
-        bins: of the histograms.
-
-    Returns:
-        The axes.
-    """
+    """Draw the histogram of each set: legend entry -> radii (K,) and their median; ``bins`` are common to all."""
     ax = _axes(ax)
     top = max((float(values.max()) for values, _ in sets.values() if len(values)), default=0.0) or 1.0
     edges = torch.linspace(0.0, top, bins + 1).tolist()
@@ -116,11 +107,7 @@ def landscape(
 ) -> Axes:
     """Draw the change of losses along a direction, a star at each minimum, and the radius as a vertical line.
 
-    Args:
-        ax: where to.
-        offsets: (G,), along the direction.
-        curves: legend entry -> change of the loss (G,), and offset and change at its minimum if it has one.
-        radius: xi*, if there is one.
+    Each curve is its legend entry -> change of the loss (G,), and offset and change at its minimum if it has one.
 
     Returns:
         The axes.
@@ -140,7 +127,7 @@ def landscape(
 
 
 def contours(ax: Axes | None, offsets: Tensor, loss: Tensor, *, levels: int) -> Axes:
-    """Draw ``levels`` labelled contours of a loss (G, G), evenly spaced in its logarithm; the network is at the cross."""
+    """Draw ``levels`` contours of a loss (G, G), evenly spaced in its logarithm, and a cross for the network."""
     ax = _axes(ax)
     finite = loss[loss.isfinite() & (loss > 0)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (1.0, 1.0)

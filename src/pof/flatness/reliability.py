@@ -63,14 +63,13 @@ def calibration(
 ) -> Calibration:
     """Measure the calibration of a classifier, in eval mode.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
         model: gives logits (N, C), also inside an object with ``.logits``; unchanged afterwards.
         loader: batches to measure on, targets (N,) class indices.
         validation_loader: other batches, to fit the temperature on.
         bins: of equal width on (0, 1], closed on the right.
-        batches: at most so many of each; None for all.
-        seed: of the order a shuffling loader gives.
-        progress: called after each batch.
 
     Returns:
         The calibration.

@@ -96,16 +96,11 @@ def hessian_trace(
 ) -> Trace:
     """Estimate the trace of the Hessian of the mean loss over the data, in eval mode.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once.
         probes: n, at least 2; one product with the Hessian each.
         parameters: "head" or "all", as in :func:`pof.flatness.top_eigenvalues`.
-        head: the head's qualified name; None finds it.
-        batches: at most so many batches; None for all.
-        seed: of the probes.
-        progress: called after each batch and each probe.
 
     Returns:
         The trace with its standard error.
@@ -137,18 +132,13 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimate the density of the eigenvalues of the Hessian of the mean loss over the data, in eval mode.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once.
         probes: n, at least 2.
         parameters: "head" or "all", as in :func:`pof.flatness.top_eigenvalues`.
         steps: m, Lanczos steps, one product with the Hessian each; memory is m vectors of P numbers.
         points: of the grid.
-        head: the head's qualified name; None finds it.
-        batches: at most so many batches; None for all.
-        seed: of the probes.
-        progress: called after each batch and each product.
 
     Returns:
         The density.
