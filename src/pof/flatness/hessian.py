@@ -139,7 +139,7 @@ def network_operator(
     if dtypes not in ({torch.float32}, {torch.float64}):
         raise ValueError(f"a Hessian needs parameters of one dtype, float32 or float64; got {sorted(map(str, dtypes))}")
     try:
-        with _without_jit_warnings():
+        with _quiet():
             from curvlinops import HessianLinearOperator
     except ImportError as error:
         raise ImportError("the Hessian of a whole network needs curvlinops: pip install 'pof[app]'") from error
@@ -166,7 +166,7 @@ def network_operator(
                     return result
             except NotImplementedError:  # SiLU, Mish, GroupNorm, weight norm
                 forward_mode = False
-        with _repeatable(seed, first.device), _Differentiable():
+        with _repeatable(seed, first.device), _TwiceDifferentiable():
             return _double_backward(model, share, data, parameters, vector)
 
     size = sum(p.numel() for p in parameters.values())
@@ -275,23 +275,28 @@ def _ends_with_head(parts: SplitModel, model: nn.Module, inputs: Inputs) -> bool
 @contextmanager
 def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
     # Fused attention kernels have no second derivative.
-    with isolated(seed, device), sdpa_kernel(SDPBackend.MATH), _without_jit_warnings():
+    with isolated(seed, device), sdpa_kernel(SDPBackend.MATH), _quiet():
         yield
 
 
-class _Differentiable(TorchFunctionMode):
-    """Spell out the hard sigmoid (MobileNetV3): torch has no derivative of its backward pass."""
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Spell out what torch differentiates once only (hard sigmoid), or a second time wrongly (weight norm, fused)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.hardsigmoid:
             return F.relu6(args[0] + 3.0) / 6.0
+        if getattr(func, "__name__", "") == "_weight_norm":
+            direction, length, dim = args
+            return direction * (length / torch.norm_except_dim(direction, 2, dim))
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _without_jit_warnings() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     # A dependency of curvlinops, and torch's own forward-mode rules, still call torch.jit.script when first used.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        # Of modules without a batching rule, which mostly have no forward mode either.
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         yield
