@@ -26,7 +26,7 @@ CONTEXT.set_forkserver_preload(
         "accelerate",
         "jsonargparse",
         "sklearn.datasets",
-        "tensorboard.summary.writer.record_writer",
+        "torch.utils.tensorboard",
         "pof.app.cli._demo",
         "pof.app.cli._evaluate",
         "pof.app.cli._train",

@@ -4,7 +4,6 @@ import errno
 import os
 import pickle
 import resource
-import stat
 import subprocess
 import sys
 from collections import OrderedDict
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pof.weights import WeightsError, load_model, load_weights, read_weights, replacing, save_model
+from pof.weights import WeightsError, load_model, load_weights, read_weights, save_model
 
 PUBLIC = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "weights" / "resnet20-12fca82f.th"
 
@@ -226,28 +225,6 @@ class Extra(nn.Module):
 def test_extra_state_cannot_be_saved(tmp_path):
     with pytest.raises(WeightsError, match="'_extra_state' is a dict"):
         save_model(Extra(), tmp_path / "m.safetensors")
-
-
-def test_a_failing_body_leaves_the_target(tmp_path):
-    (tmp_path / "t").write_text("old")
-    with pytest.raises(RuntimeError, match="body"), replacing(tmp_path / "t") as partial:
-        partial.write_text("half")
-        raise RuntimeError("body")
-    assert (tmp_path / "t").read_text() == "old"
-    assert os.listdir(tmp_path) == ["t"]
-
-
-def test_content_is_on_disk_before_the_rename_and_the_rename_before_the_return(tmp_path, monkeypatch):
-    synced, fsync = [], os.fsync
-
-    def record(descriptor: int) -> None:
-        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "t").exists()))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", record)
-    with replacing(tmp_path / "t") as partial:
-        partial.write_text("new")
-    assert synced == [(False, False), (True, True)]
 
 
 SAVE = """

@@ -1,8 +1,8 @@
-"""Weights on disk: our own as safetensors, foreign checkpoints read without executing anything in them.
+"""Weights on disk: our own as safetensors, checkpoints of any origin read without executing anything in them.
 
-Writing is atomic: a temporary file in the same folder, fsync, rename, fsync of the folder.  Loading is
-strict: every key and shape is compared before the first value is copied, so a file that does not fit leaves
-the model as it was; values go into the existing storage, which optimizers and compiled graphs point to.
+Writing is atomic.  Loading is strict: every key and shape is compared before the first value is copied, so a file
+that does not fit leaves the model as it was; values go into the existing storage, which optimizers and compiled
+graphs point to.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+
+from pof._support.files import replacing
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 # The order decides where a checkpoint has several: the weights themselves before their moving average.
@@ -30,8 +31,6 @@ WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
 NAMED_IN_ERRORS = 5
-# Of the file that takes the place of another once it is complete; a kill can leave one behind.
-PARTIAL = ".partial"
 
 
 class WeightsError(ValueError):
@@ -127,56 +126,6 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         known = ", ".join((".safetensors", *PICKLED_SUFFIXES))
         raise WeightsError(f"{file}: unknown kind of weights file {file.suffix!r}; known are {known}")
     return _state_dict_in(_read_pickled(file), file)
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Replace ``path`` atomically by what the body writes to the yielded temporary file.
-
-    Args:
-        path: the target; as it was if the body or the disk fails.
-
-    Yields:
-        A path in the same folder to write to; it is gone afterwards.
-
-    Raises:
-        OSError: if anything cannot be written; the message names the target and says that it is untouched.
-    """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
-    try:
-        yield partial
-        _sync(partial)
-        partial.replace(target)
-        _sync(target.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        hint = "; free some space or choose another folder" if error.errno == errno.ENOSPC else ""
-        message = f"cannot write: {reason}{hint}; what was there is untouched"
-        raise OSError(error.errno, message, str(target)) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def append(path: Path, content: bytes) -> None:
-    """Write ``content`` at the end of a file, which is made if it is not there.
-
-    Raises:
-        OSError: naming the file, if it cannot be written.
-    """
-    try:
-        with path.open("ab") as file:
-            file.write(content)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

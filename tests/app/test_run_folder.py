@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,7 @@ def test_tensorboard_has_every_value_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     opened(tmp_path, [*rows(5), END])
+    time.sleep(1.0)  # TensorBoard orders the files of a folder by the second in their names
     run = Run(tmp_path, CONFIG, resume=True)
     run.log(start(2))
     for row in [*rows()[3:], END]:
@@ -166,6 +169,35 @@ def test_tensorboard_has_every_value_once(tmp_path: Path) -> None:
     assert [event.step for event in board.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
     assert losses == pytest.approx({row["step"]: row["loss"] for row in rows() if row["event"] == "step"})
     assert [event.step for event in board.Scalars("epoch/train_loss")] == [3, 6]
+
+
+def test_every_row_is_on_the_disk_before_the_state_is_saved(tmp_path: Path) -> None:
+    """A kill after a row was logged must not lose it, as the run may go on behind it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = opened(tmp_path, [])
+    for row in rows():
+        run.log(row)
+        written = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        values = [event for tag in written.Tags()["scalars"] for event in written.Scalars(tag) if event.step]
+        assert len(values) == sum(row["event"] != "epoch" or row["epoch"] > 0 for row in read_rows(tmp_path))
+
+
+def test_a_full_disk_is_an_error_of_the_log_and_no_traceback_of_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.compat.tensorflow_stub.io.gfile import GFile
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = opened(tmp_path, rows(2))
+    monkeypatch.setattr(GFile, "write", full)
+    with pytest.raises(OSError, match="cannot write: No space left on device; free some space or") as caught:
+        for row in [*rows()[3:], END]:
+            run.log(row)
+    assert caught.value.filename == str(tmp_path / "tensorboard")
+    assert capfd.readouterr().err == ""
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

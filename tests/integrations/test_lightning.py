@@ -277,6 +277,35 @@ def test_msam_without_accumulation_is_as_in_fit() -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=2e-6)
 
 
+def test_references_of_an_epoch_that_was_left_early_are_forgotten() -> None:
+    """The loader fetches more than is trained on: what waits then belongs to no mini-batch of the next epoch."""
+    data = loader(shuffle=True)
+    ahead = AheadLoader(data, True, lambda: 0, lambda: 8)
+    for _ in range(2):
+        batches, references = [], []
+        for number, batch in enumerate(ahead):
+            batches.append(batch["x"])
+            if number == 3:
+                break
+            references.append(ahead.take()["x"])
+        for following, reference in zip(batches[1:], references, strict=True):
+            assert torch.equal(following, reference)
+
+
+def test_sam_of_ones_own_takes_running_statistics_from_its_first_pass() -> None:
+    class Own(PostTraining):
+        def __init__(self) -> None:
+            super().__init__()
+            self.method = pof.Finetune(net(norm=True))
+
+        def configure_optimizers(self) -> Any:
+            return pof.SAM(self.method.parameters(), torch.optim.SGD, rho=0.5, lr=0.05)
+
+    module = Own()
+    lightning_trainer(max_epochs=1).fit(module, loader())
+    assert int(module.method.model.norm.num_batches_tracked) == 8  # type: ignore[union-attr, arg-type]
+
+
 def test_seeding_of_workers_reaches_the_loader() -> None:
     data = loader()
     ahead = AheadLoader(data, True, lambda: 0, lambda: 8)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pof
-from pof.training.stream import Stream
+from pof.training.stream import micro_batches, windows
 
 
 class Numbers(IterableDataset[int]):
@@ -27,11 +27,11 @@ def test_the_reference_is_the_next_batch_and_the_first_at_the_end() -> None:
 def test_pairs_are_those_of_fit() -> None:
     data = DataLoader(TensorDataset(torch.arange(10.0), torch.arange(10)), batch_size=3, shuffle=True)
     torch.manual_seed(0)
-    windows = [window[0] for window in Stream(data, 1, True, torch.device("cpu")).windows(0)]
+    fitted = [micro for (micro,) in windows(micro_batches(data, True, torch.device("cpu")), 1, 0)]
     torch.manual_seed(0)
     pairs = list(pof.with_reference(data))
     assert len(pairs) == 4
-    for ((inputs, targets), reference), micro in zip(pairs, windows, strict=True):
+    for ((inputs, targets), reference), micro in zip(pairs, fitted, strict=True):
         assert torch.equal(inputs, micro.inputs) and torch.equal(targets, micro.targets)  # type: ignore[arg-type]
         assert micro.reference is not None and torch.equal(reference[1], micro.reference[1])
 

@@ -54,7 +54,7 @@ def test_resume_gives_the_same_weights_to_the_bit(make: Any, step: int, tmp_path
         assert not isinstance(value, Tensor) or torch.equal(value, resumed[name]), name
 
 
-def test_resume_takes_the_last_checkpoint_and_no_foreign_one(tmp_path: Path) -> None:
+def test_resume_takes_the_last_checkpoint_and_no_other_method_s(tmp_path: Path) -> None:
     options: Any = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 2}
     whole = hugging_face_trainer(pof.PoF, net(), tmp_path, **options)
     whole.train()
@@ -67,6 +67,22 @@ def test_resume_takes_the_last_checkpoint_and_no_foreign_one(tmp_path: Path) -> 
     (tmp_path / "checkpoint-8" / STATE_FILE).unlink()
     with pytest.raises(ValueError, match=rf"holds no {STATE_FILE}: it was not written by a PostTrainer"):
         hugging_face_trainer(pof.PoF, net(), tmp_path, **options).train(True)
+
+
+def test_no_reference_comes_from_the_epoch_before(tmp_path: Path) -> None:
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    class Recorded(pof.PoF):
+        def forward(self, inputs: Any, targets: Any, *reference: Any) -> Any:
+            pairs.append((inputs["x"], reference[0]["x"]))
+            return super().forward(inputs, targets, *reference)
+
+    options: Any = {"train_sampling_strategy": "random", "num_train_epochs": 2}
+    hugging_face_trainer(Recorded, net(), tmp_path, **options).train()
+    assert len(pairs) == 16
+    for epoch in (pairs[:8], pairs[8:]):
+        expected = [batch for batch, _ in [*epoch[1:], epoch[0]]]
+        assert all(torch.equal(reference, batch) for (_, reference), batch in zip(epoch, expected, strict=True))
 
 
 def tiny(family: str) -> Any:

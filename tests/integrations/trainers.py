@@ -1,4 +1,4 @@
-"""The same training in five homes: pof.fit, a plain loop, Accelerate, Lightning, and the Trainer of transformers."""
+"""The same training in five trainers: pof.fit, a plain loop, Accelerate, Lightning, and the Trainer of transformers."""
 
 from __future__ import annotations
 

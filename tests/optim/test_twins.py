@@ -1,4 +1,4 @@
-"""Every optimizer against its slow twin, SAM against other people's, and a radius of 0 against plain training."""
+"""Every optimizer against its slow twin, SAM against another library's, and a radius of 0 against plain training."""
 
 from __future__ import annotations
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pof._support.modules import evaluating, frozen_statistics, running_statistics, without_autocast, without_cast_cache
+from pof._support.modules import evaluating, frozen_statistics, running_statistics
 
 
 class Boom(Exception):
@@ -18,7 +18,7 @@ class Boom(Exception):
 
 
 class OwnNorm(nn.Module):
-    """A batch norm of somebody's own; ``replaces``: puts new tensors in the place of its buffers."""
+    """A custom batch norm; ``replaces``: puts new tensors in the place of its buffers."""
 
     running_mean: Tensor
     seen: Tensor
@@ -191,34 +191,6 @@ def test_evaluating_gives_each_module_its_own_mode_back() -> None:
     with evaluating(model):
         assert not any(m.training for m in model.modules())
     assert [m.training for m in model.modules()] == modes
-
-
-def test_without_autocast_computes_in_the_dtype_of_the_tensors() -> None:
-    weight = torch.randn(4, 4)
-    device = torch.device("cpu")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (weight @ weight).dtype == torch.bfloat16
-        with suppress(Boom), without_autocast(device):
-            assert (weight @ weight).dtype == torch.float32
-            raise Boom
-        assert (weight @ weight).dtype == torch.bfloat16
-
-
-def test_without_autocast_where_there_is_none() -> None:
-    context: AbstractContextManager[None] = without_autocast(torch.device("meta"))
-    with context:
-        pass
-
-
-def test_without_cast_cache_keeps_the_dtype_and_forgets_the_casts() -> None:
-    device, weight = torch.device("cpu"), torch.eye(2)
-    with without_cast_cache(device):
-        assert (weight @ weight).dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        with suppress(Boom), without_cast_cache(device):
-            assert (weight @ weight).dtype == torch.bfloat16 and not torch.is_autocast_cache_enabled()
-            raise Boom
-        assert (weight @ weight).dtype == torch.bfloat16 and torch.is_autocast_cache_enabled()
 
 
 def test_frozen_statistics_cover_the_own_buffers_of_a_batch_norm_subclass() -> None:

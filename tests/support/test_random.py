@@ -1,4 +1,4 @@
-"""Random states: a stream goes on to the bit after a restore, and is not moved by an isolated pass."""
+"""Random states: a stream goes on bitwise identically after a restore, and is not moved by an isolated pass."""
 
 from __future__ import annotations
 

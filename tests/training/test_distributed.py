@@ -244,6 +244,25 @@ def test_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> 
     assert "a signal on another process" in results[0]["message"] and "SIGTERM" in results[1]["message"]
 
 
+def judged_apart(rank: int) -> tuple[int, list[float], dict[str, Tensor]]:
+    """Each process has validation data of its own, by which the others' best epoch would be another."""
+    method = built("finetune")
+    inputs, targets = batch(43, seed=9)
+    validation = [(inputs, targets if rank == 0 else (targets + 1) % 4)]
+    result = pof.fit(method, ShareLoader(rank, 2), epochs=3, val_loader=validation, device="cpu", optimizer=quick)
+    return result.best_epoch, [row["val_error"] for row in result.history], dict(method.model.state_dict())
+
+
+def quick(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+def test_the_first_process_judges_for_all(tmp_path: Path) -> None:
+    (best, errors, weights), (other_best, other_errors, other_weights) = ranks(judged_apart, 2, tmp_path)
+    assert best == other_best > 0 and errors == other_errors
+    assert all(torch.equal(value, other_weights[name]) for name, value in weights.items())
+
+
 def nan_on_one_rank(rank: int) -> str:
     inputs, targets = batch(8, seed=rank)
     if rank == 1:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pof.training.evaluation import evaluate, expected_calibration_error
+from pof._support.calibration import expected_calibration_error
+from pof.training.evaluation import evaluate
 
 
 def data(n: int = 23) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The loop: steps as a hand-written loop takes them, selection, divergence, resume to the bit."""
+"""The loop: steps as a hand-written loop takes them, selection, divergence, bitwise identical resume."""
 
 from __future__ import annotations
 
@@ -58,6 +58,45 @@ def test_accumulated_short_batch_counts_by_its_samples() -> None:
     pof.fit(pof.Finetune(whole), [joined], epochs=1, optimizer=sgd(), schedule=CONSTANT, device="cpu")
     for p, q in zip(mine.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_figures_of_an_epoch_are_means_over_samples(accumulation: int) -> None:
+    model, data = mlp(), batches(3, last=2)
+    method = pof.PoF(model, sampling="fixed")
+    result = pof.fit(method, data, epochs=1, optimizer=sgd(0.0), accumulation=accumulation, device="cpu")
+    outputs = [method(*each, *other) for each, other in pof.with_reference(data)]
+    sizes = [len(targets) for _, targets in data]
+    for name in ("loss", "radius", "gradient_norm"):
+        mean = sum(getattr(out, name).item() * n for out, n in zip(outputs, sizes, strict=True)) / sum(sizes)
+        assert result.history[1][f"train_{name}"] == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["without model", "with model"])
+def test_sam_takes_running_statistics_from_its_first_pass(given: bool) -> None:
+    torch.manual_seed(0)
+    mine = mlp(norm=True)
+    slow = copy.deepcopy(mine)
+    data = batches(4, last=5)
+
+    def sam(model: nn.Module) -> pof.SAM:
+        return pof.SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1, model=model if given else None)
+
+    pof.fit(pof.Finetune(mine), data, epochs=2, optimizer=sam(mine), schedule=CONSTANT, device="cpu")
+    optimizer = sam(slow)
+    for inputs, targets in data * 2:
+        optimizer.zero_grad()
+        F.cross_entropy(slow(inputs), targets).backward()
+        kept = copy.deepcopy(slow.norm.state_dict())
+        with optimizer.perturbed():
+            optimizer.zero_grad()
+            F.cross_entropy(slow(inputs), targets).backward()
+        with torch.no_grad():
+            for name, buffer in slow.norm.named_buffers():
+                buffer.copy_(kept[name])
+        optimizer.step()
+    assert int(mine.norm.num_batches_tracked) == 8
+    assert all(torch.equal(v, slow.state_dict()[k]) for k, v in mine.state_dict().items())
 
 
 def test_schedule_is_followed_and_logged() -> None:
@@ -145,7 +184,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6, 11])
 @pytest.mark.parametrize("name", METHODS)
-def test_resume_is_exact_to_the_bit_from_any_step(name: str, stop: int, tmp_path: Path) -> None:
+def test_resume_is_bitwise_identical_from_any_step(name: str, stop: int, tmp_path: Path) -> None:
     """A run that dies without notice goes on from its last checkpoint as if nothing had happened."""
 
     def run(folder: Path, die_at: int | None = None, resume: bool = False) -> tuple[Any, list[Any]]:
@@ -250,7 +289,7 @@ def test_reduced_precision_trains(precision: Any) -> None:
 
 
 @pytest.mark.parametrize(("norm", "last", "warned"), [(True, 1, True), (True, 2, False), (False, 1, False)])
-def test_a_scrap_of_a_mini_batch_under_batch_norm_is_warned_of(norm: bool, last: int, warned: bool) -> None:
+def test_a_small_last_mini_batch_under_batch_norm_is_warned_of(norm: bool, last: int, warned: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(n, 1, 4, 4, generator=generator), torch.arange(n) % 3) for n in (8, 8, last)]
     layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.Flatten(), nn.Linear(16, 3)]

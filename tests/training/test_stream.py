@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pof.training.stream import Micro, Stream
+from pof.data import DatasetLoader
+from pof.training.stream import Micro, micro_batches, windows
 
 CPU = torch.device("cpu")
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
-    """Items with augmentation from the global generator, as most people's are."""
+    """Items with augmentation from the global generator, as most data sets draw it."""
 
     def __len__(self) -> int:
         return 10
@@ -50,23 +51,22 @@ def seen(window: list[Micro]) -> list[Any]:
 
 def consume(loader: Any, references: bool, accumulation: int, stop: int | None = None) -> tuple[list[Any], Any]:
     """Two epochs, drawing from the global generator as a step with dropout does; the state after ``stop`` windows."""
-    stream, windows, state = Stream(loader, accumulation, references, CPU), [], None
+    stream, found, state = micro_batches(loader, references, CPU), [], None
     for epoch in range(2):
-        for window in stream.windows(epoch):
-            windows.append((seen(window), torch.rand(1).item()))
-            if stop is not None and len(windows) == stop:
+        for window in windows(stream, accumulation, epoch):
+            found.append((seen(window), torch.rand(1).item()))
+            if stop is not None and len(found) == stop:
                 state = (epoch, stream.state_dict())
-    return windows, state
+    return found, state
 
 
 def resume(loader: Any, references: bool, accumulation: int, state: tuple[int, dict[str, Any]]) -> list[Any]:
-    stream, windows = Stream(loader, accumulation, references, CPU), []
+    stream, found = micro_batches(loader, references, CPU), []
     epoch, within = state
     for number in range(epoch, 2):
-        windows += [
-            (seen(w), torch.rand(1).item()) for w in stream.windows(number, within if number == epoch else None)
-        ]
-    return windows
+        rest = windows(stream, accumulation, number, within if number == epoch else None)
+        found += [(seen(window), torch.rand(1).item()) for window in rest]
+    return found
 
 
 @pytest.mark.parametrize("references", [True, False])
@@ -89,28 +89,66 @@ def test_resume_with_workers() -> None:
 
 
 @pytest.mark.parametrize("make", [Stateless, noisy_loader])
+def test_no_reference_comes_from_the_epoch_before(make: Any) -> None:
+    stream = micro_batches(make(), True, CPU)
+    for epoch in range(3):
+        found = [seen(window)[0] for window in windows(stream, 1, epoch)]
+        assert {str(reference) for _, reference in found} == {str(inputs) for inputs, _ in found}
+        assert found[-1][1] == found[0][0]
+
+
+class Counting(Noisy):
+    """Counts the items read."""
+
+    read = 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("stateless", [True, False])
+def test_an_epoch_reads_every_item_once(stateless: bool) -> None:
+    data = Counting()
+    loader = DatasetLoader(data, batch_size=3, shuffle=True, seed=0) if stateless else DataLoader(data, batch_size=3)
+    stream = micro_batches(loader, True, CPU)
+    for epoch in range(2):
+        found = list(windows(stream, 1, epoch))
+        assert len(found) == 4 and data.read == 10 * (epoch + 1)
+
+
+def test_only_a_resume_behind_the_first_mini_batch_reads_it_again() -> None:
+    data = Counting()
+    loader = DatasetLoader(data, batch_size=3, shuffle=True, seed=0)
+    for consumed, read in ((0, 10), (1, 10), (3, 4)):
+        stream = micro_batches(loader, True, CPU)
+        stream.consumed, data.read = consumed, 0
+        list(windows(stream, 1, 0, stream.state_dict()))
+        assert data.read == read
+
+
+@pytest.mark.parametrize("make", [Stateless, noisy_loader])
 def test_reference_is_the_next_batch_and_the_first_at_the_end(make: Any) -> None:
-    stream = Stream(make(), 1, True, CPU)
-    micros = [micro for window in stream.windows(1) for micro in window]
+    micros = [micro for window in windows(micro_batches(make(), True, CPU), 1, 1) for micro in window]
     batches = [m.inputs.tolist() for m in micros]  # type: ignore[union-attr]
     references = [m.reference[0].tolist() for m in micros]  # type: ignore[index,union-attr]
     assert references == [*batches[1:], batches[0]]
 
 
 def test_windows_hold_the_accumulated_batches_and_the_last_may_be_short() -> None:
-    sizes = [[m.size for m in w] for w in Stream(noisy_loader(), 3, False, CPU).windows(0)]
+    sizes = [[m.size for m in w] for w in windows(micro_batches(noisy_loader(), False, CPU), 3, 0)]
     assert sizes == [[3, 3, 3], [1]]
 
 
 def test_between_epochs_a_generator_of_the_loader_is_put_back() -> None:
     loader = noisy_loader(own_generator=True)
-    stream = Stream(loader, 1, False, CPU)
-    list(stream.windows(0))
+    stream = micro_batches(loader, False, CPU)
+    list(windows(stream, 1, 0))
     state = stream.state_dict()
-    second = [seen(w)[0][0] for w in stream.windows(1)]
-    fresh = Stream(noisy_loader(own_generator=True), 1, False, CPU)
+    second = [seen(w)[0][0] for w in windows(stream, 1, 1)]
+    fresh = micro_batches(noisy_loader(own_generator=True), False, CPU)
     fresh.load_state_dict(state)
-    assert [seen(w)[0][0] for w in fresh.windows(1)] == second
+    assert [seen(w)[0][0] for w in windows(fresh, 1, 1)] == second
 
 
 def test_dict_batches_and_distributed_samplers() -> None:
@@ -123,12 +161,12 @@ def test_dict_batches_and_distributed_samplers() -> None:
     data = [{"x": torch.ones(2), "labels": torch.tensor(1)}] * 4
     sampler = Sampler(data)
     loader = DataLoader(data, batch_size=2, sampler=sampler)  # type: ignore[arg-type]
-    windows = list(Stream(loader, 1, True, CPU).windows(7))
+    (micro,), *_ = windows(micro_batches(loader, True, CPU), 1, 7)
     assert sampler.epoch == 7
-    assert windows[0][0].size == 2 and set(windows[0][0].inputs) == {"x"}
+    assert micro.size == 2 and set(micro.inputs) == {"x"}
 
 
 def test_tensor_dataset_of_one_batch_refers_to_itself() -> None:
     loader = DataLoader(TensorDataset(torch.arange(3.0), torch.arange(3)), batch_size=3)
-    (micro,) = next(Stream(loader, 1, True, CPU).windows(0))
+    (micro,) = next(windows(micro_batches(loader, True, CPU), 1, 0))
     assert micro.reference is not None and torch.equal(micro.reference[0], micro.inputs)  # type: ignore[arg-type]

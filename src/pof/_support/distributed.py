@@ -1,7 +1,7 @@
 """Several processes as one: rows of a mini-batch that is spread over the ranks, and parameters that are sharded.
 
 Mini-batches are gathered on every rank.  Parameters that FSDP2 has sharded (DTensors) are gathered where the head's
-are needed whole.  The classes of FSDP2 are looked up only where somebody has imported them: they take long to import.
+are needed whole.  The classes of FSDP2 are looked up only where they were imported: that takes long.
 """
 
 from __future__ import annotations

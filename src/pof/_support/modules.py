@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,12 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:
-    """Put every submodule into eval mode; afterwards each has its own mode again.
-
-    Returns:
-        The context.
-    """
+    """Put every submodule into eval mode; afterwards each has its own mode again."""
     return _in_mode(module, training=False)
 
 
 def in_training(module: nn.Module) -> AbstractContextManager[None]:
-    """Put every submodule into training mode; afterwards each has its own mode again.
-
-    Returns:
-        The context.
-    """
+    """Put every submodule into training mode; afterwards each has its own mode again."""
     return _in_mode(module, training=True)
 
 
@@ -46,8 +38,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Forward passes in the body leave all running statistics untouched; normalisation itself is as before.
 
     Batch norms of torch (and their subclasses: SyncBatchNorm, timm's) stop tracking; nothing is copied for them.
-    All other buffers are copied before and written back after, so that a batch norm of somebody's own
-    is covered whatever it calls its statistics.
+    All other buffers are copied before and written back after, so that a custom batch norm is covered whatever it
+    calls its statistics.
     """
     norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats and m.training]
     saved = [(m, name, buffer, buffer.clone()) for m, name, buffer in _other_buffers(module)]
@@ -77,36 +69,8 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Run the body in the dtypes of its tensors, whatever autocast does outside.
-
-    Returns:
-        The context; one that does nothing for devices without autocast.
-    """
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
-    return context
-
-
-def without_cast_cache(device: torch.device) -> AbstractContextManager[None]:
-    """Run the body under the autocast of outside, and let it keep no weight that it cast.
-
-    For a pass without gradient before a training pass: torch 2.6 would hand the training pass the cast weights of the
-    first, which have no graph, and the weights themselves would get no gradient.
-
-    Returns:
-        The context; one that does nothing where there is no autocast outside.
-    """
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    dtype = torch.get_autocast_dtype(device.type)
-    context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, cache_enabled=False)
-    return context
-
-
 def _normalises_batches(module: nn.Module) -> bool:
-    """Tell batch norms by class, and those of somebody's own by their buffers."""
+    """Tell batch norms by class, custom ones by their buffers."""
     return isinstance(module, BATCH_NORMS) or isinstance(getattr(module, "running_mean", None), Tensor)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,29 +43,57 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def mix(seed: int, step: int) -> int:
+    """Hash (seed, step) to 64 bits (the finaliser of splitmix64): neighbouring steps get unrelated streams.
+
+    For streams that a saved state continues by these two numbers; elsewhere :func:`derive_seed`.
+    """
+    mask = 2**64 - 1
+    x = (seed + (step + 1) * 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
 @contextmanager
-def isolated(seed: int, device: torch.device) -> Iterator[None]:
+def generators_kept(*, cuda: bool = True) -> Iterator[None]:
+    """The global generators are afterwards where they were before, also where the body raises.
+
+    For bodies that draw as they like, such as a custom loader or data set; without ``cuda`` those of the CPU alone.
+    """
+    numpy = _numpy_random()
+    before: list[tuple[Callable[[Any], None], Any]] = [
+        (random.setstate, random.getstate()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
+    if numpy is not None:
+        before.append((numpy.set_state, numpy.get_state()))
+    if cuda and torch.cuda.is_available():
+        before.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    try:
+        yield
+    finally:
+        for put_back, state in before:
+            put_back(state)
+
+
+@contextmanager
+def isolated(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run the body on global generators seeded with ``seed``; afterwards they are where they were.
 
     Dropout and stochastic depth draw from the global generators, some from those of Python and NumPy; a pass that
     must not move the training's own stream runs inside this.
     """
-    devices = [device] if device.type == "cuda" else []
+    cuda = torch.device(device).type == "cuda"
     numpy = _numpy_random()
-    before = random.getstate(), None if numpy is None else numpy.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            if numpy is not None:
-                numpy.seed(seed % 2**32)
-            if devices:
-                torch.cuda.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(before[0])
+    with generators_kept(cuda=cuda):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
         if numpy is not None:
-            numpy.set_state(before[1])
+            numpy.seed(seed % 2**32)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def capture() -> dict[str, Any]:

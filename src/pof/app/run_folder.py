@@ -10,19 +10,23 @@ import json
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pof.app.board import Board
+from pof._support.files import PARTIAL, append, naming, replacing
 from pof.training.checkpoint import STATE_FILE, check_same
-from pof.weights import PARTIAL, append, replacing, save_model
+from pof.weights import save_model
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
 
@@ -32,11 +36,7 @@ class RunError(ValueError):
 
 
 def environment() -> dict[str, Any]:
-    """Describe where a run takes place: versions, hardware, commit, command line, time.
-
-    Returns:
-        Plain values for JSON.
-    """
+    """Describe where a run takes place, in plain values: versions, hardware, commit, command line, time."""
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
@@ -52,18 +52,10 @@ def environment() -> dict[str, Any]:
 
 
 class Run:
-    """Opens a run folder for writing; nothing is written before the first figures.
+    """Opens a run folder for writing, or with ``resume`` the run that is there, if it had the same ``config``.
 
-    A run whose options, data or network turn out to be bad before its first step leaves nothing behind.
-
-    Args:
-        folder: made if it is not there.
-        config: what determines the run; plain values.
-        resume: go on with the run that is there.
-
-    Raises:
-        RunError: if the folder holds a run and ``resume`` is False, or holds other files.
-        CheckpointError: if the run there had another configuration.
+    Nothing is written before the first figures: a run whose options, data or network turn out to be bad before its
+    first step leaves nothing behind.
     """
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -72,7 +64,7 @@ class Run:
         self._config = dict(config)
         self._metrics = self.folder / "metrics.jsonl"
         self._start: Mapping[str, Any] | None = None
-        self._board: Board | None = None
+        self._board: SummaryWriter | None = None
         if (self.folder / "config.yaml").exists():
             if not resume:
                 raise RunError(f"{self.folder} holds a run already: give another --out, or go on with --resume true")
@@ -93,10 +85,21 @@ class Run:
             self._begin(self._start)
             self._start = None
         append(self._metrics, (json.dumps(row) + "\n").encode())
-        if self._board is not None and row["event"] in {"step", "epoch"}:
-            numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-            shown = {f"{row['event']}/{name}": numbers[name] for name in numbers.keys() - {"step", "epoch", "best"}}
-            self._board.add(row["step"], shown)
+        if self._board is not None:
+            with naming(self.folder / "tensorboard"):
+                self._show(self._board, row)
+
+    def _show(self, board: SummaryWriter, row: Mapping[str, Any]) -> None:
+        event = row["event"]
+        if event in {"step", "epoch"}:
+            for name in row.keys() - {"event", "step", "epoch", "best"}:
+                if isinstance(row[name], (int, float)):
+                    board.add_scalar(f"{event}/{name}", row[name], row["step"])
+        # On the disk before the state that it belongs to: a resume does not repeat it.
+        board.flush()
+        if event == "end":
+            board.close()
+            self._board = None
 
     def _begin(self, start: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,12 @@ class Run:
             write_json(surroundings, environment())
         resumed = (self.state / STATE_FILE).exists()
         self._rewind(start, read_rows(self.folder) if resumed else [])
-        self._board = Board(self.folder / "tensorboard", start["step"] + 1 if resumed else 0)
+        from torch.utils.tensorboard import SummaryWriter
+
+        _without_tracebacks()
+        board = self.folder / "tensorboard"
+        with naming(board):
+            self._board = SummaryWriter(board, purge_step=start["step"] + 1 if resumed else 0)
 
     def _rewind(self, start: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
         kept = [row for row in rows if row["event"] in {"step", "epoch"} and row[row["event"]] <= start[row["event"]]]
@@ -124,14 +132,7 @@ class Run:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.yaml of a run.
-
-    Returns:
-        Its values.
-
-    Raises:
-        RunError: if there is none, or it is damaged.
-    """
+    """Read config.yaml of a run."""
     import yaml
 
     path = Path(folder) / "config.yaml"
@@ -147,11 +148,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl of a run; a line that a kill cut short is left out.
-
-    Returns:
-        Its rows, in order.
-    """
+    """Read the rows of metrics.jsonl of a run; a line that a kill cut short is left out."""
     path = Path(folder) / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
@@ -168,6 +165,18 @@ def _write_yaml(path: Path, values: dict[str, Any]) -> None:
 
     with replacing(path) as partial:
         partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+@cache
+def _without_tracebacks() -> None:
+    """Let the thread of TensorBoard's writer die quietly (full disk): the next flush raises its error again."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            before(arguments)
+
+    threading.excepthook = hook
 
 
 def _is_empty(path: Path) -> bool:
@@ -193,9 +202,6 @@ def _commit() -> str | None:
     """The commit of the package's own checkout, with a mark if it is changed; None for an installed wheel.
 
     Asked once: what is imported stays what it was when the checkout moves on.
-
-    Returns:
-        Its abbreviated hash.
     """
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]

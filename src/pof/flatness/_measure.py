@@ -20,7 +20,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pof._support.batches import Inputs, batch_size, call, logits_of, to_device, unpack
-from pof._support.modules import evaluating, without_autocast
+from pof._support.modules import evaluating
+from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -192,11 +193,6 @@ def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tup
         targets.append(wanted)
         sizes.append(batch_size(inputs))
     return Stored(torch.cat(features), torch.cat(logits), torch.cat(targets), tuple(sizes))
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Widen half precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def hard_labels(targets: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pof._support.batches import Inputs, batch_size
+from pof._support.precision import at_least_float32
 from pof._support.random import isolated
 from pof.flatness._measure import (
     Data,
     Loss,
     Progress,
-    at_least_float32,
     batch_weight,
     check_mean,
     cross_entropy_options,

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pof._support.calibration import confidence_bins, expected_calibration_error
+from pof._support.precision import at_least_float32
 from pof.flatness import plots
-from pof.flatness._measure import Progress, at_least_float32, measuring, outputs_of, read
+from pof.flatness._measure import Progress, measuring, outputs_of, read
 from pof.perturbation.linear import line_search
 
 if TYPE_CHECKING:
@@ -147,10 +149,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
 def _reliability(p: Tensor, labels: Tensor, bins: int) -> tuple[float, Tensor, Tensor, Tensor]:
     # Calibration error, then confidence, accuracy and share of each bin, (bins,).
     confidence, prediction = p.max(dim=1)
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    correct = (prediction == labels).to(p.dtype)
+    index = confidence_bins(confidence, bins)
     count = torch.bincount(index, minlength=bins).to(p.dtype)
-    summed = p.new_zeros(2, bins).index_add_(1, index, torch.stack([confidence, (prediction == labels).to(p.dtype)]))
-    ece = float((summed[0] - summed[1]).abs().sum()) / len(labels)
+    summed = p.new_zeros(2, bins).index_add_(1, index, torch.stack([confidence, correct]))
+    ece = float(expected_calibration_error(confidence, correct, bins))
     return ece, summed[0] / count, summed[1] / count, count / len(labels)
 
 

@@ -1,1 +1,1 @@
-"""The methods in trainers of other people; each module needs its framework, and ``import pof`` imports none of them."""
+"""The methods in other trainers; each module needs its framework, and ``import pof`` imports none of them."""

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pof._support import distributed
-from pof.training.stream import Pairs
+from pof.training.stream import Stream
 
 
 class AheadLoader:
     """A loader that yields what it yielded before, one mini-batch of look-ahead later.
 
     The references queue up in the order of the mini-batches, since some trainers fetch more than they train on.
-    Position and random states are in the state dict, so that a run goes on in the middle of an epoch, to the bit.
+    Position and random states are in the state dict, so that a run goes on in the middle of an epoch,
+    bitwise identically.
 
     Args:
         loader: any loader.
@@ -27,10 +28,9 @@ class AheadLoader:
         self, loader: Iterable[Any], references: bool, epoch: Callable[[], int], length: Callable[[], float]
     ) -> None:
         self.loader = loader
-        self._pairs: Pairs[Any] = Pairs(loader, references, lambda batch: batch)
+        self._stream: Stream[Any] = Stream(loader, references, lambda batch: batch)
         self._epoch, self._length = epoch, length
         self._waiting: deque[Any] = deque()
-        self._consumed = 0
         self._resume: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -39,8 +39,7 @@ class AheadLoader:
             self.begin_epoch()
         resume, self._resume = self._resume, None
         self._waiting.clear()
-        self._consumed = resume["consumed"] if resume else 0
-        for batch, reference in self._pairs.iterate(self._epoch(), resume):
+        for batch, reference in self._stream.iterate(self._epoch(), resume):
             self._waiting.append(reference)
             yield batch
 
@@ -67,29 +66,21 @@ class AheadLoader:
 
     def take(self) -> Any:
         """Take the reference of the next mini-batch that is trained on; None where none are needed."""
-        self._consumed += 1
+        self._stream.consumed += 1
         return self._waiting.popleft()
 
     def begin_epoch(self) -> None:
         """Say that an epoch begins: what was loaded is a position at an epoch's end, so random states count alone."""
         if self._resume is not None:
-            self._pairs.load_state_dict(self._resume)
+            self._stream.load_state_dict(self._resume)
             self._resume = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and random states; a collective call under several processes.
-
-        Returns:
-            Those of each process.
-        """
-        return {"processes": distributed.gather_objects(self._pairs.state_dict(self._consumed))}
+        """Position and random states of each process; a collective call."""
+        return {"processes": distributed.gather_objects(self._stream.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the position of a :meth:`state_dict`, at the next iteration.
-
-        Raises:
-            ValueError: if another number of processes saved it.
-        """
+        """Go on behind the position of a :meth:`state_dict`, at the next iteration."""
         saved, now = len(state["processes"]), distributed.world_size()
         if saved != now:
             raise ValueError(f"the checkpoint holds the data order of {saved} processes, and there are {now} now")

@@ -1,4 +1,4 @@
-"""What trainers of other people need to know about a method beyond its interface."""
+"""What the trainers need to know about a method beyond its interface."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from pof.methods import Averaged, Method
 
 
 def inner(method: Method) -> Method:
-    """Look through averages.
-
-    Returns:
-        The method that reads the network.
-    """
+    """Look through averages: the method that reads the network."""
     return inner(method.method) if isinstance(method, Averaged) else method
 
 
@@ -26,14 +22,7 @@ def own_loss(method: Method) -> bool:
 
 
 def needs_loss(what: str) -> str:
-    """Word an error.
-
-    Args:
-        what: is there, for which the cross-entropy does not fit.
-
-    Returns:
-        The message, with the remedy.
-    """
+    """Word the error where ``what`` is there, for which the cross-entropy does not fit."""
     return (
         f"{what}: the cross-entropy of one class per sample does not fit; use pof.PoF(model, loss=...), such as"
         " torch.nn.functional.binary_cross_entropy_with_logits for several labels per sample"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pof._support.batches import Inputs, batch_size, unpack
 from pof.integrations._ahead import AheadLoader
 from pof.methods import Method
 from pof.optim import MSAM, PerturbingOptimizer
-from pof.training.step import all_samples
+from pof.training.step import all_samples, weighted
 from pof.training.stream import one_pass
 
 try:
@@ -79,9 +80,7 @@ class PostTraining(LightningModule):
         if self._pass == 1:
             values = {"loss": output.loss.detach(), **output.metrics}
             self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=samples)
-        weight = samples * self.trainer.accumulate_grad_batches / self._expected
-        loss: Tensor = output.loss if weight == 1.0 else output.loss * weight
-        return loss
+        return weighted(output.loss, samples * self.trainer.accumulate_grad_batches / self._expected)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the method's loss.
@@ -152,6 +151,8 @@ class PostTraining(LightningModule):
         optimizer = self._plain_optimizer()
         if not isinstance(optimizer, PerturbingOptimizer):
             return
+        if optimizer.model is None and not isinstance(optimizer, MSAM):
+            optimizer.model = self.method  # the running statistics of the first pass are to count alone
         name = type(optimizer).__name__
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError(
@@ -235,13 +236,11 @@ class PostTraining(LightningModule):
 
     def _closure(self, optimizer: PerturbingOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure that knows which pass it is, and runs all mini-batches of the step in the second one."""
-        calls = 0
+        calls = count(1)
 
         def run() -> Any:
-            nonlocal calls
-            calls += 1
-            self._pass = calls
-            if calls == 1 or len(self._held) == 1:
+            self._pass = next(calls)
+            if self._pass == 1 or len(self._held) == 1:
                 return closure()
             # Lightning's own closure would add the last mini-batch to the gradients of the first pass.
             optimizer.zero_grad()

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, batch_size, to_device, unpack
-from pof._support.modules import frozen_statistics
 from pof.integrations._methods import calling, inner, needs_loss, own_loss
 from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
-from pof.training.step import all_samples
+from pof.training.step import all_samples, weighted
 from pof.training.stream import one_pass, with_next
 
 try:
@@ -203,17 +202,15 @@ class PostTrainer(Trainer):
             return self._passes(self._wrapped)
 
     def _passes(self, optimizer: PerturbingOptimizer) -> Tensor:
-        """All passes of a step at once, with its last mini-batch; running statistics are those of the first."""
-        passes: Iterator[AbstractContextManager[None]] = iter([nullcontext(), frozen_statistics(self.method)])
+        """All passes of a step at once, with its last mini-batch."""
         record = iter([True, False])
 
         def one() -> Tensor:
             optimizer.zero_grad()
             first = next(record)
-            with next(passes):
-                return torch.stack([self._backward(pair, first) for pair in self._deferred]).sum()
+            return torch.stack([self._backward(pair, first) for pair in self._deferred]).sum()
 
-        return optimizer.run_passes(one)
+        return optimizer.run_passes(one, self.method)
 
     def _backward(self, pair: tuple[Any, Any], record: bool = True) -> Tensor:
         inputs, targets = unpack(pair[0])
@@ -222,9 +219,7 @@ class PostTrainer(Trainer):
         with self.compute_loss_context_manager():
             output: StepOutput = self.method(inputs, targets, *reference)
         samples = batch_size(inputs)
-        # DDP divides by the number of processes.
-        weight = samples * self._processes / self._total
-        loss = output.loss if weight == 1.0 else output.loss * weight
+        loss = weighted(output.loss, samples * self._processes / self._total)
         self.accelerator.backward(loss)
         if record:
             self._samples += samples

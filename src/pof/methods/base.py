@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from pof._support import distributed
 from pof._support.batches import Inputs
-from pof._support.modules import without_autocast
+from pof._support.precision import without_autocast
 from pof.head.split import SplitModel
 from pof.perturbation.linear import respond
 

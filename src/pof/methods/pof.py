@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples
-from pof._support.modules import frozen_statistics, running_statistics, without_cast_cache
+from pof._support.modules import frozen_statistics, running_statistics
+from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss

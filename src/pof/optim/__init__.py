@@ -3,7 +3,7 @@
 ``SAM``, ``ASAM`` and ``SAMON`` need two forward and backward passes per step, ``MSAM`` one.  All of them share one
 protocol: ``ascend()`` moves the weights to the perturbed point, ``restore()`` brings them back bit for bit,
 ``perturbed()`` does both around a block, and ``step`` is the base optimizer's step; ``step(closure)`` does everything.
-Nothing here needs the rest of the package.
+Of the package they need the helpers of ``pof._support`` alone: sharded parameters, and frozen running statistics.
 """
 
 from pof.optim._perturbing import PerturbingOptimizer

@@ -2,7 +2,7 @@
 
 SAM (Foret et al., ICLR 2021, arXiv 2010.01412), Eq. 2: eps = rho * g / ||g||_2 over all parameters.
 ASAM (Kwon et al., ICML 2021): eps = rho * T^2 g / ||T g||_2 with T = |w| + eta.
-Nothing here waits for the device: what must not happen (0/0, inf) is replaced, not branched on.
+There is no host synchronisation: what must not happen (0/0, inf) is replaced, not branched on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pof._support.distributed import is_sharded, whole
+from pof._support.precision import wide_dtype
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -27,7 +28,7 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     Returns:
         Scalar in float32 or wider, on the device of the first tensor; 0 if there is none.
     """
-    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    norms = [torch.linalg.vector_norm(t, dtype=wide_dtype(t)) for t in tensors]
     if not norms:
         return torch.zeros(())
     sharded = [norm for norm in norms if is_sharded(norm)]
@@ -48,7 +49,7 @@ def adaptive_scale(parameter: Tensor, eta: float) -> Tensor:
     Returns:
         T, of the shape of ``parameter``, in float32 or wider.
     """
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32)).abs().add_(eta)
+    return parameter.to(wide_dtype(parameter)).abs().add_(eta)
 
 
 def perturb_(parameter: Tensor, direction: Tensor, factor: Tensor) -> None:

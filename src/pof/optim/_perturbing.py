@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, overload
 
 import torch
@@ -32,7 +32,7 @@ class PerturbingOptimizer(Optimizer, ABC):
     found_inf: Tensor
 
     _saved: list[tuple[Tensor, Tensor]] | None
-    _frozen: AbstractContextManager[None] | None
+    _frozen: ExitStack
     _ascended: bool
 
     def __init__(
@@ -67,13 +67,14 @@ class PerturbingOptimizer(Optimizer, ABC):
             if parameter.is_complex():
                 raise ValueError(f"complex parameters are not supported; got one of shape {tuple(parameter.shape)}")
 
-    def run_passes(self, closure: Callable[[], T]) -> T:
+    def run_passes(self, closure: Callable[[], T], model: nn.Module | None = None) -> T:
         """Run a closure as often as a step needs; the gradients are then those that :meth:`step` is to use.
 
         For loops that do something between the backward passes and the step, such as clipping.
 
         Args:
             closure: clears the gradients and computes them anew.
+            model: its running statistics are those of the first pass; None for the one given to the optimizer.
 
         Returns:
             What the closure returned first.
@@ -82,7 +83,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         # Without a radius the second pass would compute the same again, but draw other dropout masks than plain
         # training does.
         if self.will_ascend:
-            with self.perturbed():
+            with self.perturbed(model):
                 closure()
         return result
 
@@ -92,11 +93,14 @@ class PerturbingOptimizer(Optimizer, ABC):
         return self._saved is None and any(group["rho"] for group in self.param_groups)
 
     @torch.no_grad()
-    def ascend(self) -> Tensor:
+    def ascend(self, model: nn.Module | None = None) -> Tensor:
         """Move the weights to the perturbed point.
 
-        Until :meth:`restore`, the running statistics of ``model`` are frozen too, if one was given.  Under DDP the
-        gradients are averaged before, so that all ranks perturb alike; not so inside ``no_sync``.
+        Until :meth:`restore`, running statistics are frozen too.  Under DDP the gradients are averaged before, so that
+        all ranks perturb alike; not so inside ``no_sync``.
+
+        Args:
+            model: whose statistics; None for the one given to the optimizer, if any.
 
         Returns:
             Scalar: the norm by which the direction was divided, in the units of the gradients at hand (scaled, if
@@ -114,10 +118,9 @@ class PerturbingOptimizer(Optimizer, ABC):
         try:
             for entry in moved:
                 perturb_(entry.parameter, rescaled(entry, 2), entry.radius / norm)
-            if self.model is not None:
-                frozen = frozen_statistics(self.model)
-                frozen.__enter__()
-                self._frozen = frozen
+            watched = self.model if model is None else model
+            if watched is not None:
+                self._frozen.enter_context(frozen_statistics(watched))
         except BaseException:
             self.restore()
             raise
@@ -130,20 +133,22 @@ class PerturbingOptimizer(Optimizer, ABC):
 
         Parameters that had no gradient in the second pass (stochastic depth) are brought back like all others.
         """
-        saved, frozen, self._saved, self._frozen = self._saved, self._frozen, None, None
+        saved, self._saved = self._saved, None
         for parameter, value in saved or ():
             parameter.copy_(value)
-        if frozen is not None:
-            frozen.__exit__(None, None, None)
+        self._frozen.close()
 
     @contextmanager
-    def perturbed(self) -> Iterator[Tensor]:
+    def perturbed(self, model: nn.Module | None = None) -> Iterator[Tensor]:
         """Perturb the weights for the body; they are back afterwards, also when the body raises.
+
+        Args:
+            model: as for :meth:`ascend`.
 
         Yields:
             What :meth:`ascend` returns.
         """
-        norm = self.ascend()
+        norm = self.ascend(model)
         try:
             yield norm
         except BaseException:
@@ -299,7 +304,7 @@ class PerturbingOptimizer(Optimizer, ABC):
 
     def _reset(self) -> None:
         self._saved = None
-        self._frozen = None
+        self._frozen = ExitStack()
         self._ascended = False
 
     def _share(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof.optim._entries import Entry
@@ -63,12 +63,8 @@ class MSAM(PerturbingOptimizer):
                 f"got momentum={group.get('momentum')!r}; set momentum=0.9, or use an Adam"
             )
 
-    def run_passes(self, closure: Callable[[], T]) -> T:
-        """Run a closure once, at the perturbed weights; see :meth:`PerturbingOptimizer.run_passes`.
-
-        Returns:
-            What the closure returned.
-        """
+    def run_passes(self, closure: Callable[[], T], model: nn.Module | None = None) -> T:
+        """Run a closure once, at the perturbed weights, where running statistics are taken too."""
         with self.perturbed():
             return closure()
 

@@ -27,7 +27,7 @@ def normalization_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Find the parameters of a model's normalisation layers (their affine weights and biases).
 
     A module counts as a normalisation layer if it is one of torch's (``LAYERS``, lazy ones and subclasses, such as
-    timm's, included).  A class of somebody's own counts if it has a buffer ``running_mean``, or if "norm" occurs in
+    timm's, included).  A custom class counts if it has a buffer ``running_mean``, or if "norm" occurs in
     the name of the class or of one it derives from; its own parameters must then be scales and shifts (at most one
     dimension larger than one), so that a convolution with weight normalisation does not count.  Only a layer's own
     parameters are taken, not those of modules inside it.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pof._support.modules import evaluating, without_autocast
+from pof._support.modules import evaluating
+from pof._support.precision import without_autocast
 from pof.perturbation.linear import LineSearch, cross_entropy, encode_targets, last_of
 from pof.perturbation.module import Loss, head_parameters, perturbed_call
 

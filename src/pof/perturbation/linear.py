@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof._support.modules import without_autocast
+from pof._support.precision import without_autocast
 
 # Elements of one round's (K, N, C) tensor: on a CPU arithmetic is what costs, on an accelerator the number of rounds.
 _CPU_ROUND, _ACCELERATOR_ROUND = 2**13, 2**22

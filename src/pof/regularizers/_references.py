@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pof._support.random import seeded
+from pof._support.random import mix, seeded
 from pof.regularizers._processes import own_rows
 
 
@@ -38,19 +38,6 @@ def class_references(mean: Tensor, std: Tensor, targets: Tensor, noise: Tensor) 
     """
     centre, width = (table.index_select(0, targets).to(noise.dtype) for table in (mean, std))
     return torch.addcmul(centre, width, noise)
-
-
-def mix(seed: int, step: int) -> int:
-    """Hash (seed, step) to 64 bits (the finaliser of splitmix64): neighbouring steps get unrelated streams.
-
-    Returns:
-        An integer in [0, 2**64).
-    """
-    mask = 2**64 - 1
-    x = (seed + (step + 1) * 0x9E3779B97F4A7C15) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return x ^ (x >> 31)
 
 
 class ReferenceStream(nn.Module):

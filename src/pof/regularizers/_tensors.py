@@ -1,29 +1,9 @@
-"""Checks of features (N, D) and targets (N,), and the precision that the regularisers compute in."""
+"""Checks of features (N, D) and targets (N,)."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
-
-
-def as_computed(features: Tensor) -> Tensor:
-    """Take features to the precision of the regulariser: float32, or float64 if that is what they are.
-
-    Returns:
-        The features (N, D), with their graph.
-    """
-    return features if features.dtype == torch.float64 else features.float()
-
-
-def full_precision(features: Tensor) -> AbstractContextManager[object]:
-    """Switch autocast off in the body, for the device of ``features``.
-
-    Returns:
-        A context manager.
-    """
-    return torch.autocast(features.device.type, enabled=False)
 
 
 def zero(features: Tensor | None) -> Tensor:

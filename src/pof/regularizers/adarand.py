@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from pof._support.batches import Inputs
 from pof._support.distributed import add_up
+from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer, nonnegative
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
-from pof.regularizers._tensors import as_computed, check_features, check_targets, full_precision, zero
+from pof.regularizers._tensors import check_features, check_targets, zero
 from pof.regularizers.statistics import check_moments, class_statistics
 
 BETAS = (0.9, 0.999)
@@ -210,8 +211,8 @@ class AdaRand(Regularizer):
             return zero(features)
         check_features(features, self.mu.shape[1])
         check_targets(targets, features, self.mu.shape[0])
-        with full_precision(features):
-            computed = as_computed(features)
+        with without_autocast(features.device):
+            computed = at_least_float32(features)
             noise = self.stream(computed.detach(), torch.randn)
             references = class_references(self.mu, self.sigma, targets, noise)
             return self.strength * squared_distance(computed, references)
@@ -231,7 +232,7 @@ class AdaRand(Regularizer):
             return
         check_features(features, self.mu.shape[1])
         check_targets(targets, features, self.mu.shape[0])
-        with full_precision(features):
+        with without_autocast(features.device):
             sums, counts = class_sums(features.detach().to(self.mu.dtype), targets, self.mu.shape[0])
             moving_average_(self.mu_bar, sums, counts, self.alpha)
             del sums

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pof._support.batches import Inputs
+from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer
 from pof.regularizers._processes import gather_with_graph
-from pof.regularizers._tensors import as_computed, check_features, full_precision, zero
+from pof.regularizers._tensors import check_features, zero
 
 
 def spectral_shrinkage(features: Tensor, k: int) -> Tensor:
@@ -68,8 +69,8 @@ class BSS(Regularizer):
         if self.strength == 0:
             return zero(features)
         check_features(features)
-        with full_precision(features):
-            everywhere = gather_with_graph(as_computed(features))
+        with without_autocast(features.device):
+            everywhere = gather_with_graph(at_least_float32(features))
             penalty = self.strength * spectral_shrinkage(everywhere, self.k)
         # The others' rows are constants here, so the average over the processes (weights N_r / N) needs N /
         # N_r.

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from pof._support.batches import Inputs, call
 from pof._support.modules import evaluating
+from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer
-from pof.regularizers._tensors import as_computed, zero
+from pof.regularizers._tensors import zero
 
 
 def map_distance(maps: Tensor, source_maps: Tensor, channel_weights: Tensor | None = None) -> Tensor:
@@ -199,7 +200,7 @@ class DELTA(Regularizer):
         device = maps[self.layers[0]].device
         with torch.no_grad():
             source_maps = feature_maps(self._source[0].to(device), self.layers, inputs)
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             distances = [self._distance(i, maps[name], source_maps[name]) for i, name in enumerate(self.layers)]
             return self.strength * torch.stack(distances).sum()
 
@@ -220,4 +221,4 @@ class DELTA(Regularizer):
                 f"layer {self.layers[index]!r} has {maps.shape[1]} channels; its channel_weights have shape "
                 f"{tuple(weights.shape)}"
             )
-        return map_distance(as_computed(maps), as_computed(source_maps), weights)
+        return map_distance(at_least_float32(maps), at_least_float32(source_maps), weights)

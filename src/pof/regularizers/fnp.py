@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from pof._support.batches import Inputs
+from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer
-from pof.regularizers._tensors import as_computed, check_features, full_precision, zero
+from pof.regularizers._tensors import check_features, zero
 
 
 def feature_norm(features: Tensor) -> Tensor:
@@ -51,5 +52,5 @@ class FNP(Regularizer):
         if self.strength == 0:
             return zero(features)
         check_features(features)
-        with full_precision(features):
-            return self.strength * feature_norm(as_computed(features))
+        with without_autocast(features.device):
+            return self.strength * feature_norm(at_least_float32(features))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pof._support.batches import Inputs
 from pof._support.distributed import is_sharded
+from pof._support.precision import at_least_float32
 from pof.head.search import find_head
 from pof.regularizers._base import Regularizer, nonnegative
-from pof.regularizers._tensors import as_computed
 
 
 def half_squared_norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -23,7 +23,7 @@ def half_squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     Returns:
         A scalar, in float32 at least.
     """
-    return 0.5 * torch.stack([as_computed(t).square().sum() for t in tensors]).sum()
+    return 0.5 * torch.stack([at_least_float32(t).square().sum() for t in tensors]).sum()
 
 
 class L2SP(Regularizer):

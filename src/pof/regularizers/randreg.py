@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs
+from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
-from pof.regularizers._tensors import as_computed, check_features, check_targets, full_precision, zero
+from pof.regularizers._tensors import check_features, check_targets, zero
 from pof.regularizers.statistics import check_moments, class_statistics
 
 Prior = Literal["uniform", "normal", "features", "class"]
@@ -120,8 +121,8 @@ class RandReg(Regularizer):
         if self.strength == 0:
             return zero(features)
         check_features(features, self.mean.shape[-1] if self.prior in MOMENT_DIMENSIONS else None)
-        with full_precision(features):
-            computed = as_computed(features)
+        with without_autocast(features.device):
+            computed = at_least_float32(features)
             return self.strength * squared_distance(computed, self._references(computed.detach(), targets))
 
     def _references(self, features: Tensor, targets: Tensor | None) -> Tensor:

@@ -6,7 +6,6 @@ They start AdaRand and are the priors of RandReg (Yamaguchi et al., CVPR 2024, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from pof._support.batches import Inputs, to_device, unpack
 from pof._support.modules import evaluating
-from pof._support.random import capture, restore
+from pof._support.precision import wide_dtype
+from pof._support.random import generators_kept
 from pof.regularizers._tensors import check_features, check_range, check_targets
 
 
@@ -62,7 +62,7 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
         ValueError: if the loader is empty, the model has no ``features``, features are not (N, D) or not
             finite, or a label is out of range.
     """
-    with evaluating(model), _generators_kept():
+    with evaluating(model), generators_kept():
         batches = _features_and_targets(model, loader)
         first = next(batches, None)
         if first is None:
@@ -135,15 +135,5 @@ def _features_and_targets(model: nn.Module, loader: Iterable[Any]) -> Iterator[t
         check_targets(targets, features, 2**31)
         if not features.isfinite().all():
             raise ValueError("a feature is not finite: check the images for NaN and the weights of the model")
-        kind = features.new_empty(0, dtype=torch.promote_types(features.dtype, torch.float32))
+        kind = features.new_empty(0, dtype=wide_dtype(features))
         yield features.cpu().double(), targets.cpu().long(), kind
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    # Iterating a DataLoader draws from the global generator, which would shift the training's own stream.
-    state = capture()
-    try:
-        yield
-    finally:
-        restore(state)

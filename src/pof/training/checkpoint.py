@@ -1,20 +1,21 @@
 """Training state on disk: written atomically, read without executing anything, refused if it does not belong.
 
-One file, ``state.pt``, holds what a run needs to go on to the bit: network, method, optimizer, schedule, scaler, the
-place in the data, every random generator of every process, and the best network so far.
+One file, ``state.pt``, holds what a run needs to go on bitwise identically: network, method, optimizer, schedule,
+scaler, the place in the data, every random generator of every process, and the best network so far.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pof.weights import replacing
+from pof._support.files import replacing
 
 STATE_FILE = "state.pt"
 
@@ -24,40 +25,19 @@ class CheckpointError(ValueError):
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Write a training state atomically; the one before stays until the new one is on the disk.
-
-    Args:
-        folder: made if it is not there.
-        state: tensors, numbers, strings, and lists and dicts of them.
-
-    Returns:
-        The file written.
-
-    Raises:
-        OSError: if it cannot be written (disk full, no permission); what was there is untouched.
-    """
+    """Write a training state atomically; the one before stays until the new one is on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / STATE_FILE) as partial:
         try:
             torch.save(dict(state), partial)
         except RuntimeError as error:  # torch's zip writer hides the operating system's error
-            code = errno.ENOSPC if os.statvfs(folder).f_bavail < 256 else errno.EIO
+            code = errno.ENOSPC if shutil.disk_usage(folder).free < 2**20 else errno.EIO
             raise OSError(code, os.strerror(code), str(partial)) from error
     return folder / STATE_FILE
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """Read the training state of a folder onto the CPU.
-
-    Args:
-        folder: where :func:`save_state` wrote.
-
-    Returns:
-        The state, or None if there is none.
-
-    Raises:
-        CheckpointError: if the file is damaged.
-    """
+    """Read the training state of a folder onto the CPU; None if there is none."""
     path = folder / STATE_FILE
     if not path.exists():
         return None
@@ -69,11 +49,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], where: Path) -> None:
-    """Compare the configuration of a saved state with the current one.
-
-    Raises:
-        CheckpointError: naming the first setting that differs, and both its values.
-    """
+    """Refuse a saved state of another configuration, naming the first setting that differs and both its values."""
     before, now = _flat(saved), _flat(current)
     for key in [*before, *(k for k in now if k not in before)]:
         if before.get(key) != now.get(key):

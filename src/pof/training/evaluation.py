@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.batches import call, logits_of, to_device, unpack
+from pof._support.calibration import expected_calibration_error
 from pof._support.modules import evaluating
+from pof._support.precision import at_least_float32, autocast
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,8 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype 
     with evaluating(model):
         for batch in loader:
             inputs, targets = unpack(to_device(batch, device))
-            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                logits = logits_of(call(model, inputs))
-            logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+            with autocast(device, precision):
+                logits = at_least_float32(logits_of(call(model, inputs)))
             _check(logits, targets)
             losses.append(F.cross_entropy(logits, targets, reduction="none").double())
             confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
@@ -71,23 +72,6 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype 
         n=int(correct.numel()),
         num_classes=int(logits.shape[1]),
     )
-
-
-def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:
-    """Expected calibration error: sum over bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al., 2017).
-
-    Args:
-        confidence: (N,) probability of the predicted class.
-        correct: (N,) bool.
-        bins: number of bins of equal width on (0, 1], closed on the right.
-
-    Returns:
-        Scalar in [0, 1].
-    """
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device)
-    gap.index_add_(0, index, correct.to(confidence.dtype) - confidence)
-    return gap.abs().sum() / confidence.numel()
 
 
 def _check(logits: Tensor, targets: Tensor) -> None:

@@ -1,7 +1,7 @@
 """``fit(method, loader)``: train with any method, guarded.
 
 The network handed back is the best on validation, the incoming one counting as epoch 0; a run that diverges is
-stopped and rolled back with a message that names step and remedy; a run that is killed resumes to the bit.
+stopped and rolled back with a message that names step and remedy; a run that is killed resumes bitwise identically.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pof._support import distributed
+from pof._support.precision import AUTOCAST, Precision
 from pof.methods import Method
 from pof.training.interrupt import Interrupts
-from pof.training.loop import DivergenceWarning, FitResult, Log, Loop, Plan
+from pof.training.loop import DivergenceWarning, FitResult, Log, Loop, Timetable
 from pof.training.schedules import Schedule
-from pof.training.step import AUTOCAST, Precision, Stepper
-from pof.training.stream import Stream
+from pof.training.step import Stepper
+from pof.training.stream import micro_batches
 
 __all__ = ["DivergenceWarning", "FitResult", "default_optimizer", "find_device", "fit"]
 
@@ -31,11 +32,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """SGD with Nesterov momentum 0.9, learning rate 1e-3, weight decay 5e-4.
-
-    Returns:
-        The optimizer.
-    """
+    """SGD with Nesterov momentum 0.9, learning rate 1e-3, weight decay 5e-4."""
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
@@ -106,8 +103,8 @@ def fit(
     loop = Loop(
         method,
         Stepper(method, made, precision, clip_norm),
-        Stream(train_loader, accumulation, method.needs_reference, next(method.parameters()).device),
-        Plan(epochs, math.ceil(_length(train_loader) / accumulation), checkpoint_every, schedule),
+        micro_batches(train_loader, method.needs_reference, next(method.parameters()).device),
+        Timetable(epochs, math.ceil(_length(train_loader) / accumulation), accumulation, checkpoint_every, schedule),
         val_loader,
         None if checkpoint_dir is None else Path(checkpoint_dir),
         log or (lambda row: None),
@@ -127,17 +124,7 @@ def _made(method: Method, make: MakeOptimizer) -> Optimizer:
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """Find the device of this process, and join its process group under ``torchrun``.
-
-    Args:
-        device: None takes the accelerator that Accelerate finds, else the CPU.
-
-    Returns:
-        The device.
-
-    Raises:
-        ImportError: if Accelerate is missing.
-    """
+    """Find the device of this process (None: Accelerate's, else the CPU); join its process group under ``torchrun``."""
     try:
         from accelerate import PartialState
     except ImportError as error:

@@ -7,13 +7,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pof._support import distributed
+from pof._support.batches import Inputs
 from pof._support.modules import BATCH_NORMS
 from pof.methods import Method
 from pof.training.checkpoint import check_same, load_state, save_state
@@ -22,7 +24,7 @@ from pof.training.interrupt import Interrupts
 from pof.training.schedules import Schedule
 from pof.training.selection import Selection
 from pof.training.step import Stepper, StepResult
-from pof.training.stream import Stream
+from pof.training.stream import Stream, one_pass, windows
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -51,11 +53,12 @@ class FitResult:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The lengths of a run."""
+class Timetable:
+    """The lengths of a run, and what happens when."""
 
     epochs: int
     steps_per_epoch: int
+    accumulation: int
     checkpoint_every: int | None
     schedule: Schedule
 
@@ -73,35 +76,35 @@ class Loop:
         self,
         method: Method,
         stepper: Stepper,
-        stream: Stream,
-        plan: Plan,
+        stream: Stream[tuple[Inputs, Tensor]],
+        times: Timetable,
         val_loader: Iterable[Any] | None,
         folder: Path | None,
         log: Log,
     ) -> None:
-        self.method, self.stepper, self.stream, self.plan = method, stepper, stream, plan
+        self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
         self.val_loader, self.folder, self.log = val_loader, folder, log
-        self.scheduler = plan.schedule.attach(stepper.optimizer, plan.epochs * plan.steps_per_epoch)
+        self.scheduler = times.schedule.attach(stepper.optimizer, times.epochs * times.steps_per_epoch)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
-        # Reading a loss makes an accelerator wait: there it is done for many steps at once.
+        # Reading a loss is a host synchronisation: on an accelerator it is done for many steps at once.
         self.flush_every = 1 if stepper.device.type == "cpu" else 20
 
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
         within = self._load(state) if state is not None else None
-        total = self.plan.epochs * self.plan.steps_per_epoch
+        total = self.times.epochs * self.times.steps_per_epoch
         self.log(
-            {"event": "start", "step": self.steps, "epoch": self.epoch, "steps": total, "epochs": self.plan.epochs}
+            {"event": "start", "step": self.steps, "epoch": self.epoch, "steps": total, "epochs": self.times.epochs}
         )
         if state is None:
             self._validate(0, time.perf_counter())
             self._save(None)
         try:
-            while self.epoch < self.plan.epochs:
+            while self.epoch < self.times.epochs:
                 if not self._train_epoch(within, interrupts):
                     return self._end("interrupted", self._interrupted(interrupts))
                 within = None
@@ -113,16 +116,16 @@ class Loop:
     def _train_epoch(self, within: dict[str, Any] | None, interrupts: Interrupts) -> bool:
         start = time.perf_counter()
         self.method.train()
-        self.method.before_epoch(self.epoch, self.plan.epochs, self.stepper.optimizer)
+        self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
         first = last = 0
-        for window in self.stream.windows(self.epoch, within):
+        for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             rate = self.stepper.optimizer.param_groups[0]["lr"]
             result = self.stepper.step(window)
             self.scheduler.step()
             self.steps += 1
             self.pending.append((self.steps, rate, result))
             first, last = first or window[0].size, result.samples
-            due = self.plan.checkpoint_every is not None and self.steps % self.plan.checkpoint_every == 0
+            due = self.times.checkpoint_every is not None and self.steps % self.times.checkpoint_every == 0
             stop = interrupts.requested()
             if due or stop or len(self.pending) >= self.flush_every:
                 self._flush()
@@ -132,8 +135,9 @@ class Loop:
                 return False
         self._flush()
         if self.epoch == 0 and 0 < last < first / 4:
-            _warn_of_scrap(self.method.model, first, last)
-        self.method.after_epoch(self.epoch, self.plan.epochs, self.stream.inputs)
+            _warn_of_incomplete(self.method.model, first, last)
+        inputs = partial(one_pass, self.stream.loader, self.stepper.device)
+        self.method.after_epoch(self.epoch, self.times.epochs, inputs)
         self.epoch += 1
         self._validate(self.epoch, start)
         self._save(None)
@@ -217,9 +221,9 @@ class Loop:
         return {
             "method": type(self.method).__name__,
             **self.method.settings(),
-            "epochs": self.plan.epochs,
-            "steps_per_epoch": self.plan.steps_per_epoch,
-            "schedule": vars(self.plan.schedule) | {"milestones": list(self.plan.schedule.milestones)},
+            "epochs": self.times.epochs,
+            "steps_per_epoch": self.times.steps_per_epoch,
+            "schedule": vars(self.times.schedule) | {"milestones": list(self.times.schedule.milestones)},
             "optimizer": type(optimizer).__name__,
             "learning_rates": [g.get("initial_lr") for g in optimizer.param_groups],
             "precision": str(self.stepper.autocast),
@@ -254,11 +258,7 @@ class Loop:
         )
 
     def _load(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """Put everything back.
-
-        Returns:
-            The stream's state, where the run was inside an epoch.
-        """
+        """Put everything back; give the stream's state where the run was inside an epoch."""
         check_same(state["fingerprint"], self._fingerprint(), self.folder or Path())
         self.method.load_state_dict(state["method"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
@@ -278,7 +278,7 @@ def _percent(metrics: Metrics | None) -> str:
     return "unknown" if metrics is None else f"{100 * metrics.error:.2f} %"
 
 
-def _warn_of_scrap(model: nn.Module, full: int, last: int) -> None:
+def _warn_of_incomplete(model: nn.Module, full: int, last: int) -> None:
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         warnings.warn(
             f"the last step of an epoch has {last} samples, a full mini-batch {full}: batch norm takes its statistics"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,13 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pof._support import distributed
-from pof._support.modules import frozen_statistics
+from pof._support.precision import AUTOCAST, Precision, autocast
 from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.training.stream import Micro
-
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -37,12 +32,7 @@ class Stepper:
 
     Gradients are those of the mean over all samples of the window and of all processes: a short mini-batch counts
     by its samples.  With SAM the second pass leaves running statistics alone, and its gradient is the one clipped.
-
-    Args:
-        method: on its device.
-        optimizer: over the method's trainable parameters.
-        precision: of autocast; ``"fp16"`` scales the loss.
-        clip_norm: upper bound on the gradient's 2-norm, or None.
+    ``precision="fp16"`` scales the loss.
     """
 
     def __init__(
@@ -62,11 +52,7 @@ class Stepper:
             self.module = DistributedDataParallel(method, device_ids=devices)
 
     def step(self, window: list[Micro]) -> StepResult:
-        """Take one optimizer step.
-
-        Returns:
-            Mean loss and metrics of the (first) pass.
-        """
+        """Take one optimizer step; loss and metrics are those of the (first) pass."""
         result = self._passes(window)
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
@@ -77,16 +63,10 @@ class Stepper:
         return result
 
     def _passes(self, window: list[Micro]) -> StepResult:
-        """Compute the gradients, as often as the optimizer wants; running statistics are those of the first pass."""
+        """Compute the gradients, as often as the optimizer wants."""
         if not isinstance(self.optimizer, PerturbingOptimizer):
             return self._gradients(window)
-        passes: Iterator[AbstractContextManager[None]] = iter([nullcontext(), frozen_statistics(self.method)])
-
-        def one() -> StepResult:
-            with next(passes):
-                return self._gradients(window)
-
-        return self.optimizer.run_passes(one)
+        return self.optimizer.run_passes(lambda: self._gradients(window), self.method)
 
     def _gradients(self, window: list[Micro]) -> StepResult:
         self.optimizer.zero_grad(set_to_none=True)
@@ -96,14 +76,13 @@ class Stepper:
         for number, (micro, size) in enumerate(zip(window, sizes, strict=True)):
             with self._synchronised(last=number + 1 == len(window)):
                 output = self._forward(micro)
-                # DDP divides by the number of processes.
-                weight = size * processes / total
-                torch.autograd.backward(self.scaler.scale(output.loss if weight == 1.0 else output.loss * weight))
+                loss = weighted(output.loss, size * processes / total)
+                torch.autograd.backward(self.scaler.scale(loss))
             outputs.append(output)
         return _mean(outputs, sizes)
 
     def _forward(self, micro: Micro) -> StepOutput:
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with autocast(self.device, self.autocast):
             output: StepOutput = self.module(micro.inputs, micro.targets, *(micro.reference or ()))
         return output
 
@@ -111,6 +90,11 @@ class Stepper:
         if last or not isinstance(self.module, DistributedDataParallel):
             return nullcontext()
         return self.module.no_sync()
+
+
+def weighted(loss: Tensor, weight: float) -> Tensor:
+    """The loss of a mini-batch times its share of the step; times the number of processes, by which DDP divides."""
+    return loss if weight == 1.0 else loss * weight
 
 
 def all_samples(local: int, device: torch.device) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from pof.app.run_folder import read_config
 from pof.data import train_loader
 from pof.training.fit import find_device
 from pof.training.step import Stepper
-from pof.training.stream import Stream
+from pof.training.stream import micro_batches, windows
 
 State = Literal["finished", "to resume", "to do"]
 PROBE_STEPS = 4
@@ -169,13 +169,14 @@ def _probe(stage: Stage, make_method: MakeMethodByName, threads: int, *, timed: 
         batches = train_loader(
             loaded, batch_size=training.batch_size, seed=0, indices=indices, workers=0, device=device
         )
-        stream = Stream(batches, training.accumulation, False, device)
-        windows = islice(chain.from_iterable(stream.windows(epoch) for epoch in count()), PROBE_STEPS + 1)
+        stream = micro_batches(batches, False, device)
+        epochs = (windows(stream, training.accumulation, epoch) for epoch in count())
+        steps = islice(chain.from_iterable(epochs), PROBE_STEPS + 1)
         method.train()
-        stepper.step(next(windows))  # the first one is slower
+        stepper.step(next(steps))  # the first one is slower
         _synchronise(device)
         start = time.perf_counter()
-        done = sum(stepper.step(window).samples for window in windows)
+        done = sum(stepper.step(window).samples for window in steps)
         _synchronise(device)
     return len(indices), (time.perf_counter() - start) / done * len(indices)
 

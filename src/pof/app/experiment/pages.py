@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pof._support.files import replacing
 from pof.app.experiment.figure import differences_panel
 from pof.app.experiment.plan import Plan
 from pof.app.experiment.statistics import Paired, Spread
@@ -13,7 +14,6 @@ from pof.app.experiment.summary import LABELS, SHARES, Entry, Measure, Summary, 
 from pof.app.experiment.table import Row, write_csv
 from pof.app.report import svg
 from pof.app.run_folder import write_json
-from pof.weights import replacing
 
 NOTHING = "–"
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pof._support.files import replacing
 from pof.app.experiment.compute import units
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import is_finished
-from pof.weights import replacing
 
 
 @dataclass(frozen=True)

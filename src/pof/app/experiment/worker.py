@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shutil
@@ -10,14 +9,15 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from pof.app import job
 from pof.app.experiment.plan import Stage
@@ -105,14 +105,11 @@ def _outcome(stage: Stage, make_method: MakeMethodByName, runs: Path) -> Outcome
         return Outcome(reason, traceback.format_exc())
 
 
-@contextmanager
-def _locked(runs: Path, name: str) -> Iterator[None]:
+def _locked(runs: Path, name: str) -> AbstractContextManager[object]:
     """Wait until no other process, of this experiment or another, writes to this run folder; the system unlocks."""
     folder = runs / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return FileLock(folder / name)
 
 
 def _end_with_parent() -> None:

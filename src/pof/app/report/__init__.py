@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pof._support.files import replacing
 from pof.app.report.collection import RunFigures, Start, collect
 from pof.app.report.figures import figures_of
 from pof.app.report.page import render
@@ -22,7 +23,6 @@ from pof.app.report.subjects import (
     subject_of_run,
     with_incoming,
 )
-from pof.weights import replacing
 
 __all__ = [
     "Bounds",
