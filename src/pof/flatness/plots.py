@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -115,8 +115,8 @@ def landscape(
     ax = _axes(ax)
     every = max(1, len(offsets) // 6)
     for (legend, (change, minimum)), s in zip(curves.items(), STYLES, strict=False):
-        line = {"color": s.color, "ls": s.line, "marker": s.marker, "ms": 3}
-        ax.plot(offsets.tolist(), change.tolist(), **line, markevery=every, label=legend)
+        (line,) = ax.plot(offsets.tolist(), change.tolist(), color=s.color, ls=s.line, marker=s.marker, ms=3)
+        line.set(markevery=every, label=legend)
         if minimum is not None:
             ax.plot(*([value] for value in minimum), color=s.color, marker="*", ms=10, ls="")
     if radius is not None:
@@ -132,8 +132,8 @@ def contours(ax: Axes | None, offsets: Tensor, loss: Tensor, *, levels: int) -> 
     finite = loss[loss.isfinite() & (loss > 0)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (1.0, 1.0)
     if high > low:
-        ends = torch.tensor([low, high]).log10().tolist()
-        at = torch.logspace(*ends, levels + 2, dtype=torch.float64)[1:-1].tolist()
+        first, last = torch.tensor([low, high]).log10().tolist()
+        at = torch.logspace(first, last, levels + 2, dtype=torch.float64)[1:-1].tolist()
         grid = offsets.tolist()
         lines = ax.contour(grid, grid, loss.T.numpy(), levels=at, colors="black", linewidths=0.8)
         ax.clabel(lines, fontsize=7, fmt="%.3g")
@@ -196,6 +196,6 @@ def _labelled(ax: Axes, x: str, y: str, *, legend: bool = True, **of_legend: str
     return ax
 
 
-def _shares(ax: Axes, values: Tensor, bins: int | list[float], style: Style, **look: str | None) -> None:
+def _shares(ax: Axes, values: Tensor, bins: int | list[float], style: Style, **look: Any) -> None:
     weights = [1.0 / max(1, len(values))] * len(values)
     ax.hist(values.tolist(), bins, weights=weights, histtype="step", ec=style.color, ls=style.line, **look)

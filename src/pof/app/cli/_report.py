@@ -22,9 +22,9 @@ from pof.app.report import (
     check_same_data,
     collect,
     read_run,
+    side_by_side,
     subject_of_file,
     subject_of_run,
-    summary,
     write_report,
 )
 from pof.app.report.subjects import short_names
@@ -204,7 +204,7 @@ def _table(networks: Sequence[RunFigures]) -> Table:
     table.add_column("")
     for network in networks:
         table.add_column(network.subject.name, justify="right", overflow="fold")
-    for group in summary(networks):
+    for group in side_by_side(networks):
         table.add_section()
         table.add_row(f"[bold]{group.title}")
         for row, cells in group.rows:
