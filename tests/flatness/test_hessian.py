@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,6 +159,16 @@ def test_known_spectrum(spectrum: torch.Tensor) -> None:
     expected = spectrum.double().sort(descending=True).values[:3]
     torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-9)
     assert float(found.residuals.max()) < 1e-8
+
+
+def test_float32_is_as_exact_as_its_products() -> None:
+    spectrum = torch.linspace(0.5, 1.0, 200, dtype=torch.float64)
+    exact = diagonal(spectrum)
+    rounded = replace(exact, dtype=torch.float32, product=lambda v: exact.product(v.double()).float())
+    found = largest(rounded, 2, tolerance=None, seed=0, progress=None)
+    # Close neighbours: a tolerance of 0.1 would stop at an error of 1e-3 already.
+    torch.testing.assert_close(found.values, spectrum.flip(0)[:2], rtol=1e-5, atol=0)
+    assert float(found.residuals.max()) < 1e-3
 
 
 def test_quadratic_network_with_known_spectrum() -> None:
