@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from pof.flatness import Loss, head_eigenvalues, head_hessian, hessian_trace, spectral_density, top_eigenvalues
-from pof.flatness._lanczos import largest, tridiagonal
-from pof.flatness._operator import Operator
+from pof.flatness.eigenvalues import largest
+from pof.flatness.hessian import Operator
+from pof.flatness.spectrum import tridiagonal
 from tests.flatness.nets import ConvNet, SoftmaxAfter, data, dense_hessian, joined, network, untouched
 
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
@@ -156,6 +161,16 @@ def test_known_spectrum(spectrum: torch.Tensor) -> None:
     assert float(found.residuals.max()) < 1e-8
 
 
+def test_float32_is_as_exact_as_its_products() -> None:
+    spectrum = torch.linspace(0.5, 1.0, 200, dtype=torch.float64)
+    exact = diagonal(spectrum)
+    rounded = replace(exact, dtype=torch.float32, product=lambda v: exact.product(v.double()).float())
+    found = largest(rounded, 2, tolerance=None, seed=0, progress=None)
+    # Close neighbours: a tolerance of 0.1 would stop at an error of 1e-3 already.
+    torch.testing.assert_close(found.values, spectrum.flip(0)[:2], rtol=1e-5, atol=0)
+    assert float(found.residuals.max()) < 1e-3
+
+
 def test_quadratic_network_with_known_spectrum() -> None:
     # L = 1/2 mean (w . x)^2 * N-normalised: the Hessian is diag(1, 4, 9) for these inputs.
     model = nn.Linear(3, 1, bias=False).double()
@@ -200,6 +215,77 @@ def test_quadrature_of_a_low_rank_matrix_stops_early_and_is_exact() -> None:
     assert len(main) == 3
     nodes = torch.linalg.eigvalsh(torch.diag(main) + torch.diag(off, 1) + torch.diag(off, -1))
     torch.testing.assert_close(nodes, torch.tensor([0.0, 2.0, 5.0], dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_quadrature_over_the_whole_space_has_every_eigenvalue_once() -> None:
+    # Orthogonalised once, the last nodes are wrong by 1e-6; twice, by rounding.
+    spectrum = torch.arange(1.0, 41.0, dtype=torch.float64)
+    start = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    main, off = tridiagonal(diagonal(spectrum), start, 40)
+    nodes = torch.linalg.eigvalsh(torch.diag(main) + torch.diag(off, 1) + torch.diag(off, -1))
+    torch.testing.assert_close(nodes, spectrum, rtol=1e-12, atol=0)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.lstm(x.view(len(x), 4, 2))[0][:, -1])
+
+
+class HardSigmoid(nn.Module):
+    """As ``nn.Hardsigmoid``, of functions that torch differentiates twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu6(x + 3) / 6
+
+
+def stack(*middle: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 4), *middle, nn.Linear(4, 3))
+
+
+NO_FORWARD_MODE: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | None]] = {
+    "SiLU": (lambda: stack(nn.SiLU()), None),
+    "Mish": (lambda: stack(nn.Mish()), None),
+    "GroupNorm": (lambda: stack(nn.GroupNorm(1, 4), nn.Tanh()), None),
+    "weight norm": (lambda: nn.Sequential(weight_norm(nn.Linear(8, 4)), nn.Tanh(), nn.Linear(4, 3)), None),
+    "LSTM": (Recurrent, None),
+    "Hardsigmoid": (lambda: stack(nn.SiLU(), nn.Hardsigmoid()), lambda: stack(nn.SiLU(), HardSigmoid())),
+}
+
+
+@pytest.mark.parametrize("name", NO_FORWARD_MODE)
+def test_networks_without_forward_mode_derivatives_have_a_hessian(name: str) -> None:
+    make, twin = NO_FORWARD_MODE[name]
+    torch.manual_seed(0)
+    model = make().double()
+    next(model.parameters()).requires_grad_(False)  # frozen parameters have curvature too
+    other = model
+    if twin is not None:
+        other = twin().double()
+        other.load_state_dict(model.state_dict())
+    batches = [(torch.randn(n, 8, dtype=torch.float64), torch.arange(n) % 3) for n in (5, 3)]
+    parameters = {n: p.detach() for n, p in other.named_parameters()}
+    sizes, (x, y) = [p.numel() for p in parameters.values()], joined(batches)
+
+    def gradient(vector: torch.Tensor) -> torch.Tensor:
+        parts = zip(parameters.items(), vector.split(sizes), strict=True)
+        leaves = {n: v.view_as(p).detach().requires_grad_() for (n, p), v in parts}
+        loss = F.cross_entropy(functional_call(other, leaves, (x,)), y)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()))])
+
+    # Differences of gradients: torch's own second derivative of weight norm is wrong.
+    flat = torch.cat([p.flatten() for p in parameters.values()])
+    moves = 1e-5 * torch.eye(len(flat), dtype=torch.float64)
+    dense = torch.stack([(gradient(flat + e) - gradient(flat - e)) / 2e-5 for e in moves])
+    with untouched(model):
+        found = top_eigenvalues(model, nn.CrossEntropyLoss(), batches, 2, "all")
+    # Central differences of step 1e-5 are good for about 1e-9.
+    expected = torch.linalg.eigvalsh((dense + dense.T) / 2).flip(0)[:2]
+    torch.testing.assert_close(found.values, expected, rtol=1e-7, atol=1e-8)
+    assert found.names == tuple(parameters)
 
 
 def test_bad_requests_say_what_to_do() -> None:

@@ -99,6 +99,17 @@ def test_chunks_keep_every_sample_in_order(m: int) -> None:
     assert {len(b) for _, b in chunks[:-1]} <= {m}
 
 
+def test_targets_that_are_ignored_do_not_count() -> None:
+    batches = data()
+    batches[0][1][:5] = -100
+    x, y = joined(batches)
+    for weight in (None, torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)):
+        loss = nn.CrossEntropyLoss(weight=weight)
+        whole, parts = sam_sharpness(network(), loss, [(x, y)]), sam_sharpness(network(), loss, batches)
+        assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
+        assert parts.value == pytest.approx(whole.value, rel=1e-9)
+
+
 def test_bad_requests_say_what_to_do() -> None:
     model = network()
     with pytest.raises(ValueError, match=r"rho must not be negative; got -1"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 import pof
-from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, RandReg
+from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, RandReg, Regularizer
 from pof.regularizers._references import ReferenceStream
 from tests.regularizers import problem
 from tests.regularizers.cases import MAKERS, ON_FEATURES, Make
@@ -135,6 +137,43 @@ def test_one_call_serves_them_all(make: Make) -> None:
     assert "strength=0.1" in repr(regularizer)
 
 
+OPTIONS: dict[str, tuple[Callable[..., Regularizer], dict[str, object]]] = {
+    "fnp": (FNP, {"strength": 0.25}),
+    "randreg": (RandReg, {"prior": "uniform", "strength": 0.25, "seed": 7}),
+    "randreg-class": (
+        lambda **given: RandReg(**given, mean=MEAN, std=STD),
+        {"prior": "class", "strength": 0.25, "seed": 7},
+    ),
+    "adarand": (
+        lambda **given: AdaRand(MEAN, STD, **given),
+        {"strength": 0.25, "alpha": 0.125, "lr": 0.5, "seed": 7},
+    ),
+    "bss": (BSS, {"strength": 0.25, "k": 2}),
+    "l2sp": (
+        lambda **given: L2SP(problem.network(), **given),
+        {"head": "head", "strength": 0.25, "head_strength": 0.5},
+    ),
+    "delta": (lambda **given: DELTA(problem.network(), ["stem", "conv"], **given), {"strength": 0.25}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_those_it_was_built_with(name: str) -> None:
+    build, given = OPTIONS[name]
+    regularizer = build(**given)
+    expected = {"layers": "stem, conv", **given} if name == "delta" else given
+    assert regularizer.options() == expected
+    plain = inspect.signature(type(regularizer)).parameters.keys() - {"model", "mean", "std", "channel_weights"}
+    assert set(regularizer.options()) == plain
+    assert repr(regularizer).count("=") >= len(expected)
+
+
+def test_options_do_not_change_with_the_state() -> None:
+    regularizer, other = adarand(seed=1), adarand(seed=2)
+    regularizer.load_state_dict(other.state_dict())
+    assert (regularizer.options()["seed"], regularizer.stream.seed) == (1, 2)
+
+
 F, Y = torch.zeros(3, 6), torch.tensor([0, 1, 4])
 MEAN, STD = (t.float() for t in problem.statistics())
 
@@ -159,6 +198,7 @@ BAD = {
     "label too large": (lambda: adarand()(F, torch.tensor([0, 5, 1])), "label 5 is out of range for 5 classes"),
     "label negative": (lambda: adarand().update(F, torch.tensor([0, -1, 1])), "label -1 is out of range"),
     "labels per class": (lambda: adarand()(F, F), r"class indices of shape \(3,\).*soft targets"),
+    "labels that are a mask": (lambda: adarand()(F, Y > 0), "got torch.bool of shape"),
     "too few labels": (lambda: adarand()(F, Y[:2]), r"got torch.int64 of shape \(2,\)"),
     "other dimension": (lambda: adarand()(torch.zeros(3, 7), Y), "dimension 7, the regulariser's statistics 6"),
     "not a matrix": (lambda: FNP()(torch.zeros(3, 6, 1)), r"\(N, D\) with N >= 1.*got \(3, 6, 1\)"),
@@ -170,6 +210,7 @@ BAD = {
         lambda: RandReg.from_loader(problem.network(), [], num_classes=2, prior="normal"),
         "needs no data",
     ),
+    "adarand without targets": (lambda: adarand()(F), "needs the targets: call regularizer"),
     "class prior without targets": (lambda: RandReg("class", mean=MEAN, std=STD)(F), "needs the targets"),
     "k of zero": (lambda: BSS(k=0), "k must be at least 1; got 0"),
     "k too large": (lambda: BSS(k=4)(F), r"k=4 singular values.*min\(N, D\) = 3.*lower k"),

@@ -3,24 +3,39 @@
 Knows no training method: every function takes a module, data, and where it matters a loss.  Results are frozen
 dataclasses with ``.plot(ax)``.  Nothing that is measured leaves a trace in the network.
 Importing this needs torch alone; scipy, curvlinops (Hessians) and matplotlib (figures) are imported on use.
+
+All measurements share these arguments:
+
+- ``model``: any module, where features or the head alone are measured one with a linear head; evaluated in eval mode
+  and unchanged afterwards.
+- ``loss``: ``loss(outputs, targets)``, the mean over a mini-batch.
+- ``loader``: mini-batches ``(inputs, targets)``, or dicts with ``labels``; read once.
+- ``batches``: at most so many mini-batches of each loader; None for all.
+- ``head``: the head's qualified name; None finds it.
+- ``label_smoothing`` and ``class_weights`` (C,): of the cross-entropy.
+- ``seed``: of the order a shuffling loader gives, and of what else a measurement draws.
+- ``progress``: called as ``progress(stage, done, total)`` after each unit of work.
 """
 
-from pof.flatness._measure import Loss, Progress
-from pof.flatness.components import PrincipalComponents, feature_components, principal_components
+from pof.flatness._measure import Estimate, Loss, Progress
+from pof.flatness.eigenvalues import Eigenvalues, head_eigenvalues, top_eigenvalues
 from pof.flatness.features import (
     FeatureStatistics,
+    PrincipalComponents,
     conditional_entropy,
+    feature_components,
     feature_statistics,
     head_margins,
     meannn_entropy,
+    principal_components,
 )
-from pof.flatness.hessian import Eigenvalues, head_eigenvalues, head_hessian, top_eigenvalues
+from pof.flatness.hessian import head_hessian
 from pof.flatness.landscapes import Landscape, LossCurve, LossIncrement, landscape, loss_increment
 from pof.flatness.plane import LossPlane, loss_plane
 from pof.flatness.radius import Radii, RadiusDistribution, SuggestedGamma, radius_distribution, suggested_gamma
 from pof.flatness.reliability import Calibration, calibration, calibration_of, fit_temperature
 from pof.flatness.sharpness import Sharpness, adaptive_sharpness, m_sharpness, sam_sharpness
-from pof.flatness.spectrum import Estimate, SpectralDensity, Trace, hessian_trace, spectral_density
+from pof.flatness.spectrum import SpectralDensity, Trace, hessian_trace, spectral_density
 
 __all__ = [
     "Calibration",

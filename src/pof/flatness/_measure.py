@@ -1,12 +1,14 @@
-"""What every measurement shares: the state it runs in, the data it sees and how a mean over that data is taken.
+"""What every measurement shares: the state it runs in, the data it reads and how a mean over that data is taken.
 
 A measurement leaves no trace: every module gets its mode back, parameters, buffers, ``.grad`` and the global
 generators are as before.  A mean weighs samples, not batches.  Autocast is off: numbers are in the parameters' dtype.
+Other weights than the network's own are tried by functional call: no parameter is modified.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -14,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, batch_size, to_device, unpack
+from pof._support.batches import Inputs, batch_size, call, logits_of, to_device, unpack
 from pof._support.modules import evaluating
+from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -25,6 +29,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Progress = Callable[[str, int, int | None], None]
 """``progress(stage, done, total)``: called after each unit of a long computation; total is None if not known."""
+
+Weights = dict[str, Tensor]
+"""Parameter name -> tensor."""
+Data = list[tuple[Inputs, Tensor]]
 
 
 @contextmanager
@@ -41,21 +49,14 @@ def measuring(model: nn.Module, seed: int) -> Iterator[torch.device]:
     if len(devices) != 1:
         raise ValueError(f"the model's parameters must lie on one device; found {sorted(map(str, devices))}")
     (device,) = devices
-    with evaluating(model), isolated(seed, device), torch.autocast(device.type, enabled=False):
+    with evaluating(model), isolated(seed, device), without_autocast(device):
         yield device
 
 
-def draw(
+def read(
     loader: Iterable[Any], batches: int | None, device: torch.device, stage: str, progress: Progress | None
 ) -> Iterator[tuple[Inputs, Tensor]]:
-    """Go through the first ``batches`` batches of a loader once, each on ``device``.
-
-    Args:
-        loader: yields what :func:`pof._support.batches.unpack` takes apart.
-        batches: how many at most; None for all.
-        device: where to.
-        stage: name of the work, for ``progress``.
-        progress: called after each batch.
+    """Go through the first ``batches`` batches of a loader once (None: all), each on ``device``.
 
     Yields:
         ``(inputs, targets)``.
@@ -83,7 +84,7 @@ def report(progress: Progress | None, stage: str, done: int, total: int | None) 
 
 
 def check_mean(loss: Loss) -> None:
-    """Refuse a loss that says of itself that it is not a mean.
+    """Refuse a loss whose ``reduction`` says that it is not a mean.
 
     Raises:
         ValueError: if ``loss.reduction`` is there and is not ``"mean"``.
@@ -94,22 +95,22 @@ def check_mean(loss: Loss) -> None:
 
 
 def batch_weight(loss: Loss, samples: int, targets: Tensor) -> float:
-    """Weight of a batch in the mean over the data: its number of samples.
+    """Weight of a batch in the mean over the data: its number of samples, not normalised.
 
     ``nn.CrossEntropyLoss`` divides by the class weights of the targets that count; so does its weight here.
 
-    Args:
-        loss: the mean loss.
-        samples: N.
-        targets: (N, ...).
-
     Returns:
-        The weight, not normalised.
+        The weight.
     """
     if isinstance(loss, nn.CrossEntropyLoss) and not targets.is_floating_point():
         counted = targets[targets != loss.ignore_index]
         return float(counted.numel() if loss.weight is None else loss.weight[counted.to(loss.weight.device)].sum())
     return float(samples)
+
+
+def weights_of(loss: Loss, data: Data) -> list[float]:
+    """Weight of each batch in the mean over the data."""
+    return [batch_weight(loss, batch_size(inputs), targets) for inputs, targets in data]
 
 
 def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None] | None:
@@ -123,6 +124,39 @@ def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None] | None:
     if type(loss) is nn.CrossEntropyLoss:
         return loss.label_smoothing, loss.weight
     return None
+
+
+def outputs_of(model: nn.Module, inputs: Inputs, weights: Weights | None = None) -> Tensor:
+    """Logits (N, C) of a mini-batch, of the model with other weights where they are given."""
+    if weights is None:
+        return logits_of(call(model, inputs))
+    arguments = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,),)
+    return logits_of(functional_call(model, weights, *arguments))
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, loss: Loss, weights: Weights, data: Data) -> float:
+    """Mean loss over the data of the model with other weights, accumulated in float64."""
+    counts = weights_of(loss, data)
+    total = sum(counts)
+    return sum(
+        float(loss(outputs_of(model, x, weights), y)) * n / total for (x, y), n in zip(data, counts, strict=True)
+    )
+
+
+@torch.enable_grad()
+def mean_gradient(model: nn.Module, loss: Loss, weights: Weights, data: Data) -> tuple[float, Weights]:
+    """Mean loss over the data and its gradient in ``weights``, zero for those without part in it; ``.grad`` stays."""
+    counts = weights_of(loss, data)
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    mean, sums = 0.0, {name: torch.zeros_like(w) for name, w in weights.items()}
+    for (x, y), n in zip(data, counts, strict=True):
+        value, share = loss(outputs_of(model, x, leaves), y), n / sum(counts)
+        gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        for name, g in zip(leaves, gradients, strict=True):
+            sums[name] += share * g
+        mean += share * float(value.detach())
+    return mean, sums
 
 
 @dataclass(frozen=True)
@@ -150,15 +184,7 @@ class Stored:
 
 @torch.no_grad()
 def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tuple[Inputs, Tensor]]) -> Stored:
-    """Run ``forward`` over the data once and keep features and logits, on the device they come on.
-
-    Args:
-        forward: inputs -> (features (B, D), logits (B, C)).
-        data: ``(inputs, targets)``.
-
-    Returns:
-        All samples in order.
-    """
+    """Run ``forward``, inputs -> (features (B, D), logits (B, C)), over the data once and keep what it gives."""
     features, logits, targets, sizes = [], [], [], []
     for inputs, wanted in data:
         f, z = forward(inputs)
@@ -169,22 +195,19 @@ def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tup
     return Stored(torch.cat(features), torch.cat(logits), torch.cat(targets), tuple(sizes))
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Widen half precision.
-
-    Returns:
-        The tensor in float32, or in float64 if it was.
-    """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def hard_labels(targets: Tensor) -> Tensor:
-    """Take the class of each sample.
-
-    Args:
-        targets: (N,) class indices or (N, C) probabilities.
-
-    Returns:
-        (N,) int64; for probabilities the most probable class.
-    """
+    """Class (N,) of each sample; for probabilities (N, C) the most probable one."""
     return targets.argmax(dim=1) if targets.is_floating_point() else targets.long()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over independent probes."""
+
+    value: float
+    standard_error: float
+
+
+def mean_of(values: Tensor) -> Estimate:
+    """Mean of independent values (n,), n >= 2, and its standard error."""
+    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))

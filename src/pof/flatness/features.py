@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof.flatness._measure import Progress, draw, hard_labels, measuring, report, store
-from pof.flatness.plots import STYLES, axes_or_new
-from pof.head.split import split
+from pof.flatness import plots
+from pof.flatness._measure import Progress, Stored, hard_labels, measuring, read, report, store
+from pof.head.split import SplitModel, split
 from pof.perturbation.linear import encode_targets, head_gradient, logit_gradient
 
 if TYPE_CHECKING:
@@ -51,28 +51,28 @@ class FeatureStatistics:
         return float(self.margins.quantile(0.5))
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0, bins: int = 40) -> Axes:
-        """Draw the histogram of the margins; wrong samples are left of zero.
+        """Draw the histogram of the margins; arguments as in :func:`pof.flatness.plots.margins`."""
+        return plots.margins(ax, self.margins, bins, label=label, series=series)
 
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-            bins: of the histogram.
 
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        finite = self.margins[self.margins.isfinite()].tolist()
-        weights = [1.0 / max(1, len(finite))] * len(finite)
-        ax.hist(finite, bins=bins, weights=weights, histtype="step", ec=style.color, ls=style.line, label=label or None)
-        ax.axvline(0.0, color="0.4", lw=0.8)
-        ax.set_xlabel("margin (distance in feature space)")
-        ax.set_ylabel("share of samples")
-        if label:
-            ax.legend()
-        return ax
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Principal components of features."""
+
+    projection: Tensor
+    """(N, k) float64, centred."""
+    components: Tensor
+    """(k, D) float64, unit rows; the entry of largest magnitude is positive."""
+    explained: Tensor
+    """(k,) share of the variance."""
+    mean: Tensor
+    """(D,) float64."""
+    labels: Tensor
+    """(N,) int64."""
+
+    def plot(self, ax: Axes | None = None, *, samples: int = 2000) -> Axes:
+        """Draw the first two components; arguments as in :func:`pof.flatness.plots.components`."""
+        return plots.components(ax, self.projection, self.explained, self.labels, samples=samples)
 
 
 def feature_statistics(
@@ -88,15 +88,10 @@ def feature_statistics(
 ) -> FeatureStatistics:
     """Measure the features of a data set, in eval mode.  The entropies take N^2 D operations: bound ``batches``.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module with a linear head; unchanged afterwards.
-        loader: batches.
-        batches: at most so many; None for all.
-        head: the head's qualified name; None finds it.
         label_smoothing: of the cross-entropy whose gradient is measured.
-        class_weights: (C,) or None.
-        seed: of the order a shuffling loader gives.
-        progress: called after each batch and each block of distances.
 
     Returns:
         The statistics.
@@ -104,9 +99,7 @@ def feature_statistics(
     Raises:
         ValueError: if the head is not linear, the loader is empty, or there are fewer than two samples of a class.
     """
-    parts = split(model, head)
-    with measuring(model, seed) as device:
-        stored = store(parts.features_and_logits, draw(loader, batches, device, "features", progress))
+    parts, stored = _features(model, loader, batches, head, seed, progress)
     weight, bias = parts.weight.detach(), None if parts.bias is None else parts.bias.detach()
     features, labels = stored.features, hard_labels(stored.targets)
     total = head_gradient(
@@ -201,10 +194,77 @@ def head_margins(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor 
         (N,), negative where the sample is classified wrongly; infinite where no boundary exists (equal rows of
         the weight).
     """
-    logits = torch.nn.functional.linear(
-        features, weight.to(features.dtype), None if bias is None else bias.to(features)
-    )
+    logits = nn.functional.linear(features, weight.to(features.dtype), None if bias is None else bias.to(features))
     gaps = logits.gather(1, labels.unsqueeze(1)) - logits
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist").to(features.dtype)[labels]
     margins = torch.where(gaps == 0, torch.zeros_like(gaps), gaps / distances)
     return margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
+
+
+def feature_components(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    components: int = 2,
+    batches: int | None = None,
+    head: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PrincipalComponents:
+    """Find the principal components of the features of a data set, in eval mode.
+
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
+    Args:
+        components: k, at least 2.
+
+    Returns:
+        The components.
+
+    Raises:
+        ValueError: if the head is not linear, the loader is empty or ``components`` is out of range.
+    """
+    _, stored = _features(model, loader, batches, head, seed, progress)
+    return principal_components(stored.features, hard_labels(stored.targets), components)
+
+
+def principal_components(features: Tensor, labels: Tensor, components: int = 2) -> PrincipalComponents:
+    """Principal components from the eigenvectors of the covariance, in float64.
+
+    Args:
+        features: (N, D).
+        labels: (N,) class indices, for the picture.
+        components: k, between 2 and D.
+
+    Returns:
+        The components, largest variance first.
+
+    Raises:
+        ValueError: if ``components`` is out of range.
+    """
+    if not 2 <= components <= features.shape[1]:
+        raise ValueError(
+            f"components must be between 2 and the feature dimension {features.shape[1]}; got {components}"
+        )
+    x = features.detach().double()
+    mean = x.mean(dim=0)
+    x = x - mean
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    top = vectors.flip(1)[:, :components].T
+    signs = torch.sign(top.gather(1, top.abs().argmax(dim=1, keepdim=True)))
+    top = top * signs
+    explained = values.flip(0)[:components].clamp_min(0.0) / values.sum().clamp_min(torch.finfo(x.dtype).tiny)
+    return PrincipalComponents(x @ top.T, top, explained, mean, labels.long())
+
+
+def _features(
+    model: nn.Module,
+    loader: Iterable[Any],
+    batches: int | None,
+    head: str | None,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[SplitModel, Stored]:
+    parts = split(model, head)
+    with measuring(model, seed) as device:
+        return parts, store(parts.features_and_logits, read(loader, batches, device, "features", progress))

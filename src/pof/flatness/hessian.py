@@ -1,157 +1,93 @@
-"""Largest eigenvalues of the Hessian of the mean loss, for the head alone or for all parameters.
+"""The Hessian of the mean loss as products with vectors: curvlinops for any network, a closed form for linear heads.
 
-Lanczos' method (scipy's ARPACK) on products with the Hessian: curvlinops for any network, the closed form on
-features stored once for a linear head with cross-entropy.  Both are the same matrix.  The largest eigenvalue is
-the "largest Hessian component" that PoF is reported to halve (Sato et al., ICML 2022, slides).
+For a linear head with cross-entropy the Hessian does not see the network again once features F are stored:
+with R = F V_W^T + v_b and s_n = w_n (diag p_n - p_n p_n^T) r_n, the product is H v = (S^T F, sum_n s_n).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from pof._support.batches import Inputs, call, logits_of
-from pof.flatness._lanczos import Pairs, largest
+from pof._support.batches import Inputs, batch_size
+from pof._support.precision import at_least_float32
+from pof._support.random import isolated
 from pof.flatness._measure import (
+    Data,
     Loss,
     Progress,
-    at_least_float32,
+    batch_weight,
     check_mean,
     cross_entropy_options,
-    draw,
-    measuring,
+    outputs_of,
+    read,
     store,
+    weights_of,
 )
-from pof.flatness._operator import Operator, head_operator, network_operator
-from pof.flatness.plots import STYLES, axes_or_new
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import encode_targets, respond
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 Parameters = Literal["head", "all"]
+
+# Samples times classes per block of the closed form: bounds its temporaries, whatever the number of samples.
+_BLOCK_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
-class Eigenvalues:
-    """The k largest eigenvalues (algebraically) of a Hessian, largest first."""
+class Operator:
+    """A symmetric matrix (P, P) known by its products."""
 
-    values: Tensor
-    """(k,) float64."""
-    vectors: Tensor
-    """(P, k) float64, unit columns; the entry of largest magnitude is positive."""
-    residuals: Tensor
-    """(k,) ||H v - lambda v||: each value lies within this distance of a true eigenvalue."""
     names: tuple[str, ...]
     """Parameters in the order of a vector's entries, each flattened."""
+    size: int
+    """P."""
     samples: int
     """N, samples in the mean."""
-    products: int
-    """Products with the Hessian that were needed."""
-
-    def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the values over their rank.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        rank = range(1, len(self.values) + 1)
-        ax.plot(rank, self.values.tolist(), color=style.color, ls=style.line, marker=style.marker, label=label or None)
-        ax.set_xlabel("rank")
-        ax.set_ylabel("Hessian eigenvalue")
-        ax.set_xticks(list(rank))
-        if label:
-            ax.legend()
-        return ax
+    dtype: torch.dtype
+    device: torch.device
+    product: Callable[[Tensor], Tensor]
+    """(P,) -> (P,), in ``dtype`` on ``device``."""
 
 
-def top_eigenvalues(
+def hessian_operator(
     model: nn.Module,
     loss: Loss,
     loader: Iterable[Any],
-    k: int = 1,
-    parameters: Parameters = "head",
+    parameters: Parameters,
     *,
-    head: str | None = None,
-    batches: int | None = None,
-    tolerance: float | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Eigenvalues:
-    """Find the k largest eigenvalues and vectors of the Hessian of the mean loss over the data, in eval mode.
-
-    Each batch is drawn from the loader once, so that all products see the same data.  Batches are kept in memory,
-    or only their features (N, D) where the head is linear and the loss a cross-entropy of its logits.
-
-    Args:
-        model: any module; unchanged afterwards.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, see :mod:`pof._support.batches`.
-        k: how many, at least 1.
-        parameters: "head" for those of the head, "all" for every parameter of the model, frozen or not.
-        head: the head's qualified name; None finds it.
-        batches: at most so many batches; None for all.
-        tolerance: relative to each eigenvalue; None for 1e-10 in float64 and 1e-4 in float32.
-        seed: of Lanczos' start vector, and of the order a shuffling loader gives.
-        progress: called after each batch and each product.
-
-    Returns:
-        The eigenvalues; memory is that of 2k + 6 vectors of P float64 beside the data.
-
-    Raises:
-        ValueError: for a k outside 1..P, an empty loader, a loss that is no mean, or a Hessian that is not finite.
-    """
-    with measuring(model, seed):
-        operator = hessian_operator(
-            model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
-        )
-        return _named(operator, largest(operator, k, tolerance=tolerance, seed=seed, progress=progress))
-
-
-def head_eigenvalues(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int = 1,
-    *,
-    sample_weights: Tensor | None = None,
-    tolerance: float | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Eigenvalues:
-    """Find the k largest eigenvalues of :func:`head_hessian` without building the matrix.
-
-    Args:
-        features: (N, D), stored.
-        weight: (C, D).
-        bias: (C,) or None.
-        k: how many, at least 1.
-        sample_weights: (N,); None for the mean, 1/N each.
-        tolerance: as in :func:`top_eigenvalues`.
-        seed: of Lanczos' start vector.
-        progress: called after each product.
-
-    Returns:
-        The eigenvalues.
-
-    Raises:
-        ValueError: for a k outside 1..P, or a Hessian that is not finite.
-    """
-    operator = _linear_head_operator(features, weight, bias, sample_weights)
-    return _named(operator, largest(operator, k, tolerance=tolerance, seed=seed, progress=progress))
+    head: str | None,
+    batches: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> Operator:
+    """Choose the cheapest exact product with the Hessian; call it inside of ``measuring``."""
+    check_mean(loss)
+    device = next(model.parameters()).device
+    data = read(loader, batches, device, "data", progress)
+    if parameters == "all":
+        return network_operator(model, loss, list(data), dict(model.named_parameters()), seed)
+    if parameters != "head":
+        raise ValueError(f"parameters must be 'head' or 'all'; got {parameters!r}")
+    parts = split(model, head)
+    first = next(data)
+    options = cross_entropy_options(loss)
+    names = {f"{parts.head_name}.{name}".lstrip("."): p for name, p in parts.head.named_parameters()}
+    if options is None or not parts.linear or not _ends_with_head(parts, model, first[0]):
+        return network_operator(model, loss, [first, *data], names, seed)
+    stored = store(parts.features_and_logits, chain([first], data))
+    smoothing, class_weights = options
+    encoded = encode_targets(stored.targets, stored.logits, smoothing, class_weights=class_weights)
+    return head_operator(stored.features, stored.logits, parts.bias is not None, encoded.weights, tuple(names))
 
 
 @torch.no_grad()
@@ -184,63 +120,104 @@ def head_hessian(
     return full.reshape(c * a.shape[1], -1)[order][:, order]
 
 
-def hessian_operator(
-    model: nn.Module,
-    loss: Loss,
-    loader: Iterable[Any],
-    parameters: Parameters,
-    *,
-    head: str | None,
-    batches: int | None,
-    seed: int,
-    progress: Progress | None,
+def network_operator(
+    model: nn.Module, loss: Loss, data: Data, parameters: Mapping[str, nn.Parameter], seed: int
 ) -> Operator:
-    """Choose the cheapest exact product with the Hessian; call it inside :func:`measuring`.
+    """Hessian of the mean loss in any parameters of any module, frozen or not; a product goes through all the data.
 
-    Args:
-        model: in eval mode.
-        loss: the mean over a batch.
-        loader: batches.
-        parameters: "head" or "all".
-        head: the head's name or None.
-        batches: bound or None.
-        seed: for modules that draw in eval mode.
-        progress: hook or None.
+    Forward over reverse (curvlinops).  Where a part of the network has no forward-mode derivative, double backward.
+    Each product is on global generators seeded with ``seed``, for modules that draw even in eval mode.
 
     Returns:
         The operator.
 
     Raises:
-        ValueError: for an unknown ``parameters``, an empty loader or a loss that is no mean.
+        ValueError: if there are no parameters, or they have several dtypes or less than 32 bits.
+        ImportError: if curvlinops is missing.
     """
-    check_mean(loss)
-    device = next(model.parameters()).device
-    data = draw(loader, batches, device, "data", progress)
-    if parameters == "all":
-        return network_operator(model, loss, list(data), dict(model.named_parameters()), seed)
-    if parameters != "head":
-        raise ValueError(f"parameters must be 'head' or 'all'; got {parameters!r}")
-    parts = split(model, head)
-    first = next(data)
-    options = cross_entropy_options(loss)
-    names = {f"{parts.head_name}.{name}".lstrip("."): p for name, p in parts.head.named_parameters()}
-    if options is None or not parts.linear or not _ends_with_head(parts, model, first[0]):
-        return network_operator(model, loss, [first, *data], names, seed)
-    stored = store(parts.features_and_logits, chain([first], data))
-    smoothing, class_weights = options
-    encoded = encode_targets(stored.targets, stored.logits, smoothing, class_weights=class_weights)
-    return head_operator(stored.features, stored.logits, parts.bias is not None, encoded.weights, tuple(names))
+    dtypes = {p.dtype for p in parameters.values()}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        raise ValueError(f"a Hessian needs parameters of one dtype, float32 or float64; got {sorted(map(str, dtypes))}")
+    try:
+        with _quiet():
+            from curvlinops import HessianLinearOperator
+    except ImportError as error:
+        raise ImportError("the Hessian of a whole network needs curvlinops: pip install 'pof[app]'") from error
+    samples = sum(batch_size(inputs) for inputs, _ in data)
+    first = next(iter(parameters.values()))
+    share = _Share(loss, sum(weights_of(loss, data)))
+    hessian = HessianLinearOperator(
+        _Outputs(model),
+        share,
+        list(parameters.values()),
+        data,
+        check_deterministic=False,
+        num_data=samples,
+        batch_size_fn=batch_size,
+    )
+    forward_mode = True
+
+    def product(vector: Tensor) -> Tensor:
+        nonlocal forward_mode
+        if forward_mode:
+            try:
+                with _repeatable(seed, first.device):
+                    result: Tensor = hessian @ vector
+                    return result
+            except NotImplementedError:  # SiLU, Mish, GroupNorm, weight norm
+                forward_mode = False
+        with _repeatable(seed, first.device), _TwiceDifferentiable():
+            return _double_backward(model, share, data, parameters, vector)
+
+    size = sum(p.numel() for p in parameters.values())
+    return Operator(tuple(parameters), size, samples, first.dtype, first.device, product)
 
 
-@torch.no_grad()
-def _ends_with_head(parts: SplitModel, model: nn.Module, inputs: Inputs) -> bool:
-    # A softmax after the head, say, is part of the loss that the caller asks about.
-    return torch.equal(logits_of(call(model, inputs)), parts.features_and_logits(inputs)[1])
+def head_operator(
+    features: Tensor, logits: Tensor, has_bias: bool, sample_weights: Tensor, names: tuple[str, ...]
+) -> Operator:
+    """Hessian of the cross-entropy in the parameters of a linear head, in closed form.
+
+    Args:
+        features: (N, D).
+        logits: (N, C).
+        has_bias: whether the head has one; its entries come after the weight's.
+        sample_weights: (N,), w; 1/N for the plain mean.
+        names: of weight and bias.
+
+    Returns:
+        The operator of size C * D (+ C).
+    """
+    n, d = features.shape
+    c = logits.shape[1]
+    probabilities = torch.softmax(logits, dim=1)
+    top = probabilities.argmax(dim=1, keepdim=True)
+    step = max(1, _BLOCK_ELEMENTS // c)
+
+    @torch.no_grad()
+    def product(vector: Tensor) -> Tensor:
+        weight, bias = vector[: c * d].view(c, d), vector[c * d :]
+        out_weight, out_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        for i in range(0, n, step):
+            f, p, w = features[i : i + step], probabilities[i : i + step], sample_weights[i : i + step]
+            r = f @ weight.T
+            if has_bias:
+                r = r + bias
+            # Relative to the likely class: for confident samples r - p.r would lose all digits of 1 - p.
+            r = r - r.gather(1, top[i : i + step])
+            s = w.unsqueeze(1) * p * (r - (p * r).sum(dim=1, keepdim=True))
+            out_weight += s.T @ f
+            if has_bias:
+                out_bias += s.sum(dim=0)
+        return torch.cat([out_weight.flatten(), out_bias])
+
+    return Operator(names, c * d + (c if has_bias else 0), n, features.dtype, features.device, product)
 
 
-def _linear_head_operator(
+def linear_head_operator(
     features: Tensor, weight: Tensor, bias: Tensor | None, sample_weights: Tensor | None
 ) -> Operator:
+    """Hessian of the head with these parameters on stored features, in closed form."""
     features = at_least_float32(features.detach())
     logits = respond(features, weight.detach(), None if bias is None else bias.detach()).to(features.dtype)
     w = features.new_full((len(features),), 1.0 / len(features)) if sample_weights is None else sample_weights
@@ -248,12 +225,78 @@ def _linear_head_operator(
     return head_operator(features, logits, bias is not None, w.to(features), names)
 
 
-def _named(operator: Operator, pairs: Pairs) -> Eigenvalues:
-    return Eigenvalues(
-        values=pairs.values,
-        vectors=pairs.vectors,
-        residuals=pairs.residuals,
-        names=operator.names,
-        samples=operator.samples,
-        products=pairs.products,
-    )
+@torch.enable_grad()
+def _double_backward(
+    model: nn.Module, share: _Share, data: Data, parameters: Mapping[str, Tensor], vector: Tensor
+) -> Tensor:
+    """H v as the gradient of g . v: slower than forward over reverse, but every twice differentiable module has it."""
+    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    wanted = list(leaves.values())
+    total = torch.zeros_like(vector)
+    for inputs, targets in data:
+        value = share(outputs_of(model, inputs, leaves), targets)
+        gradients = torch.autograd.grad(value, wanted, create_graph=True, materialize_grads=True)
+        slope = torch.cat([g.flatten() for g in gradients]) @ vector
+        total += torch.cat([h.flatten() for h in torch.autograd.grad(slope, wanted, materialize_grads=True)])
+    return total
+
+
+class _Outputs(nn.Module):
+    """The model as curvlinops calls it: one positional input, a tensor out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return outputs_of(self.model, inputs)
+
+
+class _Share(nn.Module):
+    """A batch's share of the mean loss over all data, so that products over the batches have only to be added."""
+
+    reduction = "sum"
+
+    def __init__(self, loss: Loss, total: float) -> None:
+        super().__init__()
+        self.loss = loss
+        self.total = total
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets) * (batch_weight(self.loss, outputs.shape[0], targets) / self.total)
+
+
+@torch.no_grad()
+def _ends_with_head(parts: SplitModel, model: nn.Module, inputs: Inputs) -> bool:
+    # A softmax after the head, say, is part of the loss that the caller asks about.
+    return torch.equal(outputs_of(model, inputs), parts.features_and_logits(inputs)[1])
+
+
+@contextmanager
+def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
+    # Fused attention kernels have no second derivative.
+    with isolated(seed, device), sdpa_kernel(SDPBackend.MATH), _quiet():
+        yield
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Spell out what torch differentiates once only (hard sigmoid), or a second time wrongly (weight norm, fused)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3.0) / 6.0
+        if getattr(func, "__name__", "") == "_weight_norm":
+            direction, length, dim = args
+            return direction * (length / torch.norm_except_dim(direction, 2, dim))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # A dependency of curvlinops, and torch's own forward-mode rules, still call torch.jit.script when first used.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        # Of modules without a batching rule, which mostly have no forward mode either.
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        yield

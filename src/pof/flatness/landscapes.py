@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof.flatness._measure import Progress, Stored, draw, measuring, store
-from pof.flatness.plots import STYLES, axes_or_new, joined
-from pof.flatness.spectrum import mean_of
+from pof.flatness import plots
+from pof.flatness._measure import Progress, Stored, mean_of, measuring, read, store
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import HeadGradient, cross_entropy, encode_targets, head_gradient, line_search, respond
 
@@ -39,6 +38,13 @@ class LossCurve:
     minimum_loss: float | None
     """Loss there."""
 
+    @property
+    def lowest(self) -> tuple[float, float] | None:
+        """Offset of the minimum and the change of the loss there."""
+        if self.minimum is None or self.minimum_loss is None:
+            return None
+        return self.minimum, self.minimum_loss - self.start
+
 
 @dataclass(frozen=True)
 class Landscape:
@@ -54,6 +60,12 @@ class Landscape:
     """Of the test samples."""
 
     @property
+    def curves(self) -> dict[str, LossCurve]:
+        """The curves by the name of their samples."""
+        tested = {} if self.test is None else {"test": self.test}
+        return {"mini-batch": self.batch, "training": self.train, **tested}
+
+    @property
     def radius(self) -> float | None:
         """xi* of the mini-batch; None if it is separable along the ray."""
         return self.batch.minimum
@@ -66,43 +78,12 @@ class Landscape:
         return self.test.start - self.test.minimum_loss
 
     def plot(self, ax: Axes | None = None, *, label: str = "") -> Axes:
-        """Draw the change of each loss with its minimum (star); the radius is a vertical line.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: before the legend entries.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        for (name, curve), style in zip(self._curves(), STYLES, strict=False):
-            ax.plot(
-                self.offsets.tolist(),
-                (curve.loss - curve.start).tolist(),
-                color=style.color,
-                ls=style.line,
-                marker=style.marker,
-                markevery=max(1, len(self.offsets) // 6),
-                ms=3,
-                label=f"{joined(label, name)} ({curve.start:.3g} at 0)",
-            )
-            if curve.minimum is not None and curve.minimum_loss is not None:
-                ax.plot(
-                    [curve.minimum], [curve.minimum_loss - curve.start], color=style.color, marker="*", ms=10, ls=""
-                )
-        if self.radius is not None:
-            ax.axvline(self.radius, color="0.4", lw=0.8)
-            ax.annotate(r" $\xi^*$", (self.radius, 0.98), xycoords=("data", "axes fraction"), va="top", ha="left")
-        ax.set_xlim(float(self.offsets[0]), float(self.offsets[-1]))
-        ax.set_xlabel(r"$\xi$ along the head gradient")
-        ax.set_ylabel("change of the mean loss")
-        ax.legend(fontsize="small")
-        return ax
-
-    def _curves(self) -> list[tuple[str, LossCurve]]:
-        tested = [] if self.test is None else [("test", self.test)]
-        return [("mini-batch", self.batch), ("training", self.train), *tested]
+        """Draw the change of each loss with its minimum; arguments as in :func:`pof.flatness.plots.landscape`."""
+        drawn = {
+            f"{plots.joined(label, name)} ({curve.start:.3g} at 0)": (curve.loss - curve.start, curve.lowest)
+            for name, curve in self.curves.items()
+        }
+        return plots.landscape(ax, self.offsets, drawn, self.radius)
 
 
 @dataclass(frozen=True)
@@ -117,24 +98,9 @@ class LossIncrement:
     """(K,) float64; NaN where the test set is separable along the direction."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the increments of the directions and their mean.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        ax.plot(self.increments.tolist(), color=style.color, ls="", marker=style.marker, ms=3)
-        ax.axhline(self.value, color=style.color, ls=style.line, label=joined(label, "mean"))
-        ax.set_xlabel("mini-batch that gives the direction")
-        ax.set_ylabel("increment of the test loss")
-        ax.legend()
-        return ax
+        """Draw the increments and their mean; arguments as in :func:`pof.flatness.plots.values_and_mean`."""
+        labels = "mini-batch that gives the direction", "increment of the test loss"
+        return plots.values_and_mean(ax, self.increments, self.value, labels, label=label, series=series)
 
 
 def landscape(
@@ -181,10 +147,10 @@ def landscape(
     parts = split(model, head)
     options: Options = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     with measuring(model, seed) as device:
-        train = store(parts.features_and_logits, draw(loader, batches, device, "training batches", progress))
+        train = store(parts.features_and_logits, read(loader, batches, device, "training batches", progress))
         sets = [_first(train), train]
         if test_loader is not None:
-            sets.append(store(parts.features_and_logits, draw(test_loader, batches, device, "test batches", progress)))
+            sets.append(store(parts.features_and_logits, read(test_loader, batches, device, "test batches", progress)))
         g = _direction(parts, sets[0], options)
         minima = [_minimum(data, g, options) for data in sets]
         reach = _reach(parts, minima) if reach is None else reach
@@ -228,10 +194,10 @@ def loss_increment(
     options: Options = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     found = []
     with measuring(model, seed) as device:
-        test = store(parts.features_and_logits, draw(test_loader, batches, device, "test batches", progress))
+        test = store(parts.features_and_logits, read(test_loader, batches, device, "test batches", progress))
         logits = test.logits.double()
         start = float(cross_entropy(logits, encode_targets(test.targets, logits, **options)))
-        for batch in draw(loader, batches, device, "directions", progress):
+        for batch in read(loader, batches, device, "directions", progress):
             g = _direction(parts, store(parts.features_and_logits, [batch]), options)
             lowest = _minimum(test, g, options)[1]
             found.append(float("nan") if lowest is None else start - lowest)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.random import seeded
-from pof.flatness._functional import Weights, mean_loss
-from pof.flatness._measure import Loss, Progress, check_mean, draw, measuring, report
-from pof.flatness.plots import axes_or_new
+from pof.flatness import plots
+from pof.flatness._measure import Loss, Progress, Weights, check_mean, mean_loss, measuring, read, report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,30 +33,8 @@ class LossPlane:
     """N, samples in the mean."""
 
     def plot(self, ax: Axes | None = None, *, levels: int = 10) -> Axes:
-        """Draw labelled contours of the loss, evenly spaced in its logarithm; the network is at the cross.
-
-        Args:
-            ax: where to; None makes a figure.
-            levels: number of contours.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        finite = self.loss[self.loss.isfinite() & (self.loss > 0)]
-        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (1.0, 1.0)
-        if high > low:
-            at = torch.logspace(
-                torch.tensor(low).log10().item(), torch.tensor(high).log10().item(), levels + 2, dtype=torch.float64
-            )[1:-1]
-            grid = self.offsets.tolist()
-            lines = ax.contour(grid, grid, self.loss.T.numpy(), levels=at.tolist(), colors="black", linewidths=0.8)
-            ax.clabel(lines, fontsize=7, fmt="%.3g")
-        ax.plot([0.0], [0.0], color="black", marker="+", ms=8, ls="")
-        ax.set_xlabel("first direction, filter-normalised")
-        ax.set_ylabel("second direction")
-        ax.set_aspect("equal")
-        return ax
+        """Draw labelled contours of the loss; arguments as in :func:`pof.flatness.plots.contours`."""
+        return plots.contours(ax, self.offsets, self.loss, levels=levels)
 
 
 def loss_plane(
@@ -75,15 +52,12 @@ def loss_plane(
 
     Batch norms use the network's own running statistics at every point.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once and kept in memory.
         reach: the grid goes from -reach to reach in both directions.
         points: G per direction, odd so that the network itself is on the grid; G^2 passes over the data.
-        batches: at most so many batches; None for all.
         seed: of the directions, and of the order a shuffling loader gives; the same for networks to be compared.
-        progress: called after each batch and each point.
 
     Returns:
         The plane.
@@ -101,7 +75,7 @@ def loss_plane(
     offsets[points // 2] = 0.0
     values = torch.zeros(points, points, dtype=torch.float64)
     with measuring(model, seed) as device:
-        data = list(draw(loader, batches, device, "data", progress))
+        data = list(read(loader, batches, device, "data", progress))
         generator = seeded(seed)
         first, second = filter_direction(model, generator), filter_direction(model, generator)
         weights = {name: p.detach() for name, p in model.named_parameters() if name in first}
@@ -116,12 +90,10 @@ def loss_plane(
 def filter_direction(model: nn.Module, generator: torch.Generator) -> Weights:
     """Draw a random direction whose filters have the norms of the model's.
 
-    Args:
-        model: any module.
-        generator: on the CPU.
+    The first axis of a parameter counts its filters; parameters of one axis are left out.
 
     Returns:
-        Parameter name -> tensor, for parameters of two and more axes; the first axis counts the filters.
+        Parameter name -> tensor.
     """
     direction = {}
     for name, p in model.named_parameters():

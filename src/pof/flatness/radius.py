@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.random import seeded
-from pof.flatness._measure import Progress, draw, measuring, store
-from pof.flatness.plots import STYLES, axes_or_new, joined
+from pof.flatness import plots
+from pof.flatness._measure import Progress, measuring, read, store
 from pof.head.split import split
 from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, line_search, respond
 
@@ -66,40 +66,13 @@ class RadiusDistribution:
         return self.test.median / self.train.median
 
     def plot(self, ax: Axes | None = None, *, label: str = "", bins: int = 20) -> Axes:
-        """Draw both histograms, as shares of the bounded batches, with their medians.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: before the legend entries.
-            bins: common to both.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        sets = [("training", self.train)] + ([] if self.test is None else [("test", self.test)])
-        values = [radii.radius[radii.bounded] for _, radii in sets]
-        top = max((float(v.max()) for v in values if len(v)), default=0.0) or 1.0
-        edges = torch.linspace(0.0, top, bins + 1).tolist()
-        for (name, radii), style, v in zip(sets, STYLES, values, strict=False):
-            legend = f"{joined(label, name)}: median {radii.median:.3g}, {radii.separable_share:.0%} separable"
-            weights = [1.0 / max(1, len(v))] * len(v)
-            ax.hist(
-                v.tolist(),
-                bins=edges,
-                weights=weights,
-                histtype="step",
-                edgecolor=style.color,
-                linestyle=style.line,
-                hatch=style.hatch,
-                label=legend,
-            )
-            if len(v):
-                ax.axvline(radii.median, color=style.color, ls=style.line, lw=0.8)
-        ax.set_xlabel(r"radius $\xi^*$")
-        ax.set_ylabel("share of mini-batches")
-        ax.legend(fontsize="small")
-        return ax
+        """Draw both histograms over the bounded batches; arguments as in :func:`pof.flatness.plots.radii`."""
+        sets = {"training": self.train} | ({} if self.test is None else {"test": self.test})
+        drawn = {
+            f"{plots.joined(label, name)}: median {r.median:.3g}, {r.separable_share:.0%} separable": r
+            for name, r in sets.items()
+        }
+        return plots.radii(ax, {key: (r.radius[r.bounded], r.median) for key, r in drawn.items()}, bins=bins)
 
 
 @dataclass(frozen=True)
@@ -156,7 +129,7 @@ def radius_distribution(
 
     def measure(source: Iterable[Any], stage: str, given: list[HeadGradient]) -> Radii:
         found = []
-        for i, batch in enumerate(draw(source, batches, device, stage, progress)):
+        for i, batch in enumerate(read(source, batches, device, stage, progress)):
             stored = store(parts.features_and_logits, [batch])
             g = (
                 given[i % len(given)]

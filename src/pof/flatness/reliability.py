@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, logits_of
-from pof.flatness._measure import Progress, at_least_float32, draw, measuring
-from pof.flatness.plots import STYLES, axes_or_new
+from pof._support.calibration import confidence_bins, expected_calibration_error
+from pof._support.precision import at_least_float32
+from pof.flatness import plots
+from pof.flatness._measure import Progress, measuring, outputs_of, read
 from pof.perturbation.linear import line_search
 
 if TYPE_CHECKING:
@@ -47,32 +48,9 @@ class Calibration:
     """N."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the reliability diagram: accuracy over confidence, a point's area showing its share of samples.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        ax.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-        kept = self.share > 0
-        x, y = self.confidence[kept].tolist(), self.accuracy[kept].tolist()
+        """Draw the reliability diagram; arguments as in :func:`pof.flatness.plots.reliability`."""
         legend = f"{label} ECE {self.ece:.2%}".strip()
-        ax.plot(x, y, color=style.color, ls=style.line, lw=1, label=legend)
-        ax.scatter(
-            x, y, s=[8 + 120 * s for s in self.share[kept].tolist()], c=style.color, marker=style.marker, alpha=0.6
-        )
-        ax.set_xlim(0, 1)
-        ax.set_ylim(0, 1)
-        ax.set_xlabel("confidence")
-        ax.set_ylabel("accuracy")
-        ax.legend()
-        return ax
+        return plots.reliability(ax, self.confidence, self.accuracy, self.share, label=legend, series=series)
 
 
 def calibration(
@@ -87,14 +65,13 @@ def calibration(
 ) -> Calibration:
     """Measure the calibration of a classifier, in eval mode.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
         model: gives logits (N, C), also inside an object with ``.logits``; unchanged afterwards.
         loader: batches to measure on, targets (N,) class indices.
         validation_loader: other batches, to fit the temperature on.
         bins: of equal width on (0, 1], closed on the right.
-        batches: at most so many of each; None for all.
-        seed: of the order a shuffling loader gives.
-        progress: called after each batch.
 
     Returns:
         The calibration.
@@ -103,10 +80,10 @@ def calibration(
         ValueError: if a loader is empty or the targets are not class indices.
     """
     with measuring(model, seed) as device:
-        logits, labels = _outputs(model, draw(loader, batches, device, "calibration", progress))
+        logits, labels = _outputs(model, read(loader, batches, device, "calibration", progress))
         temperature = None
         if validation_loader is not None:
-            held = _outputs(model, draw(validation_loader, batches, device, "validation", progress))
+            held = _outputs(model, read(validation_loader, batches, device, "validation", progress))
             temperature = fit_temperature(*held)
     return calibration_of(logits, labels, temperature=temperature, bins=bins)
 
@@ -172,16 +149,17 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
 def _reliability(p: Tensor, labels: Tensor, bins: int) -> tuple[float, Tensor, Tensor, Tensor]:
     # Calibration error, then confidence, accuracy and share of each bin, (bins,).
     confidence, prediction = p.max(dim=1)
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    correct = (prediction == labels).to(p.dtype)
+    index = confidence_bins(confidence, bins)
     count = torch.bincount(index, minlength=bins).to(p.dtype)
-    summed = p.new_zeros(2, bins).index_add_(1, index, torch.stack([confidence, (prediction == labels).to(p.dtype)]))
-    ece = float((summed[0] - summed[1]).abs().sum()) / len(labels)
+    summed = p.new_zeros(2, bins).index_add_(1, index, torch.stack([confidence, correct]))
+    ece = float(expected_calibration_error(confidence, correct, bins))
     return ece, summed[0] / count, summed[1] / count, count / len(labels)
 
 
 @torch.no_grad()
 def _outputs(model: nn.Module, data: Iterable[tuple[Any, Tensor]]) -> tuple[Tensor, Tensor]:
-    outputs = [(at_least_float32(logits_of(call(model, inputs))), targets) for inputs, targets in data]
+    outputs = [(at_least_float32(outputs_of(model, inputs)), targets) for inputs, targets in data]
     return torch.cat([z for z, _ in outputs]), torch.cat([y for _, y in outputs])
 
 

@@ -7,7 +7,7 @@ weight moves to the next layer.  Weights are never modified: the perturbed netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs, batch_size
-from pof.flatness._functional import Data, Weights, mean_gradient, mean_loss
-from pof.flatness._measure import Loss, Progress, batch_weight, check_mean, draw, measuring, report
-from pof.flatness.plots import STYLES, axes_or_new
+from pof.flatness import plots
+from pof.flatness._measure import (
+    Data,
+    Loss,
+    Progress,
+    Weights,
+    check_mean,
+    mean_gradient,
+    mean_loss,
+    measuring,
+    read,
+    report,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,24 +49,9 @@ class Sharpness:
     """Samples of each chunk."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the rise of each chunk and their mean.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        ax.plot(self.rises.tolist(), color=style.color, ls="", marker=style.marker, ms=3)
-        ax.axhline(self.value, color=style.color, ls=style.line, label=" ".join([label, "mean"]).strip())
-        ax.set_xlabel("chunk of the data")
-        ax.set_ylabel(rf"rise of the loss, $\rho$ = {self.rho:g}")
-        ax.legend()
-        return ax
+        """Draw the rise of each chunk and their mean; arguments as in :func:`pof.flatness.plots.values_and_mean`."""
+        labels = "chunk of the data", rf"rise of the loss, $\rho$ = {self.rho:g}"
+        return plots.values_and_mean(ax, self.rises, self.value, labels, label=label, series=series)
 
 
 def sam_sharpness(
@@ -70,14 +66,10 @@ def sam_sharpness(
 ) -> Sharpness:
     """SAM's sharpness with one perturbation for all data: L(w + rho g / ||g||) - L(w), g the gradient over the data.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards, evaluated in eval mode.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once and kept in memory.
         rho: length of the perturbation over all parameters jointly.
-        batches: at most so many batches; None for all.
-        seed: of the order a shuffling loader gives.
-        progress: called after each batch.
 
     Returns:
         The sharpness.
@@ -101,15 +93,12 @@ def m_sharpness(
 ) -> Sharpness:
     """m-sharpness: SAM's sharpness of each chunk of m samples with a perturbation of its own, averaged over samples.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards, evaluated in eval mode.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
         loader: batches; samples are cut into chunks in the loader's order, whatever its batch size.
         m: samples per chunk; the last may have fewer.
         rho: length of each perturbation.
-        batches: at most so many batches; None for all.
-        seed: of the order a shuffling loader gives.
-        progress: called after each chunk.
 
     Returns:
         The sharpness.
@@ -135,15 +124,11 @@ def adaptive_sharpness(
 ) -> Sharpness:
     """ASAM's sharpness with one perturbation for all data: eps = rho T^2 g / ||T g||, T = |w| + eta.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards, evaluated in eval mode.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once and kept in memory.
         rho: length of eps / T over all parameters jointly.
         eta: added to |w|, so that zero weights can move.
-        batches: at most so many batches; None for all.
-        seed: of the order a shuffling loader gives.
-        progress: called after each batch.
 
     Returns:
         The sharpness.
@@ -177,8 +162,8 @@ def _sharpness(
         raise ValueError(f"rho must not be negative; got {rho}")
     check_mean(loss)
     with measuring(model, seed) as device:
-        drawn = draw(loader, batches, device, "data", progress)
-        chunks = [list(drawn)] if m is None else [[chunk] for chunk in rechunk(drawn, m)]
+        data = read(loader, batches, device, "data", progress)
+        chunks = [list(data)] if m is None else [[chunk] for chunk in rechunk(data, m)]
         weights = {name: p.detach() for name, p in model.named_parameters()}
         losses, rises, shares = [], [], []
         for done, chunk in enumerate(chunks, start=1):
@@ -186,7 +171,7 @@ def _sharpness(
             moved = {name: weights[name] + rho * e for name, e in ascent(weights, gradients).items()}
             rises.append(mean_loss(model, loss, moved, chunk) - before)
             losses.append(before)
-            shares.append(sum(batch_weight(loss, batch_size(x), y) for x, y in chunk))
+            shares.append(sum(weights_of(loss, chunk)))
             report(progress, "sharpness", done, len(chunks))
     share = torch.tensor(shares, dtype=torch.float64) / sum(shares)
     found = torch.tensor(rises, dtype=torch.float64)
@@ -206,43 +191,18 @@ def _steepest(weights: Weights, gradients: Weights) -> Weights:
     return {name: g / safe for name, g in gradients.items()}
 
 
-def rechunk(data: Iterable[tuple[Inputs, Tensor]], m: int) -> Iterator[tuple[Inputs, Tensor]]:
-    """Cut batches of any sizes into chunks of m samples, in order.
-
-    Args:
-        data: batches.
-        m: samples per chunk.
-
-    Yields:
-        Chunks; the last may have fewer.
-    """
-    kept: Data = []
-    count = 0
-    for inputs, targets in data:
-        kept.append((inputs, targets))
-        count += len(targets)
-        if count < m:
-            continue
-        inputs, targets = _joined(kept)
-        whole = count - count % m
-        for i in range(0, whole, m):
-            yield _rows(inputs, slice(i, i + m)), targets[i : i + m]
-        kept, count = [(_rows(inputs, slice(whole, None)), targets[whole:])], count - whole
-    if count:
-        yield _joined(kept)
+def rechunk(data: Iterable[tuple[Inputs, Tensor]], m: int) -> Data:
+    """Cut batches of any sizes into chunks of m samples, in order; the last may have fewer."""
+    every = list(data)
+    targets = torch.cat([y for _, y in every])
+    inputs = _joined([x for x, _ in every])
+    return [(_rows(inputs, slice(i, i + m)), targets[i : i + m]) for i in range(0, len(targets), m)]
 
 
-def _joined(batches: Data) -> tuple[Inputs, Tensor]:
-    inputs = [x for x, _ in batches]
-    targets = torch.cat([y for _, y in batches])
-    mappings = [x for x in inputs if isinstance(x, Mapping)]
-    if mappings:
-        return {key: _cat([x[key] for x in mappings]) for key in mappings[0]}, targets
-    return _cat(inputs), targets
-
-
-def _cat(values: list[Any]) -> Any:
-    return torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
 
 
 def _rows(inputs: Inputs, rows: slice) -> Inputs:

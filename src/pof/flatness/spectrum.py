@@ -15,22 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.random import seeded
-from pof.flatness._lanczos import tridiagonal
-from pof.flatness._measure import Loss, Progress, measuring, report
-from pof.flatness._operator import Operator
-from pof.flatness.hessian import Parameters, hessian_operator
-from pof.flatness.plots import STYLES, axes_or_new
+from pof.flatness import plots
+from pof.flatness._measure import Estimate, Loss, Progress, mean_of, measuring, report
+from pof.flatness.hessian import Operator, Parameters, hessian_operator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over independent probes."""
-
-    value: float
-    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -49,29 +39,10 @@ class Trace:
     """N, samples in the mean."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the running mean over the probes with one standard error.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        counts = range(2, len(self.probes) + 1)
-        estimates = [mean_of(self.probes[:n]) for n in counts]
-        mean = torch.tensor([e.value for e in estimates])
-        error = torch.tensor([e.standard_error for e in estimates])
-        ax.plot(counts, mean.tolist(), color=style.color, ls=style.line, label=label or None)
-        ax.fill_between(counts, (mean - error).tolist(), (mean + error).tolist(), color=style.color, alpha=0.2, lw=0)
-        ax.set_xlabel("probes")
-        ax.set_ylabel("trace of the Hessian")
-        if label:
-            ax.legend()
-        return ax
+        """Draw the running mean over the probes; arguments as in :func:`pof.flatness.plots.running_mean`."""
+        estimates = [mean_of(self.probes[:n]) for n in range(2, len(self.probes) + 1)]
+        means, errors = [e.value for e in estimates], [e.standard_error for e in estimates]
+        return plots.running_mean(ax, means, errors, label=label, series=series)
 
 
 @dataclass(frozen=True)
@@ -105,28 +76,10 @@ class SpectralDensity:
         return mean_of((self.weights * self.nodes**order).sum(dim=1))
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the density on a logarithmic axis.
-
-        Args:
-            ax: where to; None makes a figure.
-            label: legend entry.
-            series: 0, 1, ...: a style of its own for each network on the same axes.
-
-        Returns:
-            The axes.
-        """
-        ax = axes_or_new(ax)
-        style = STYLES[series % len(STYLES)]
-        ax.plot(self.grid.tolist(), self.density.tolist(), color=style.color, ls=style.line, label=label or None)
-        ax.set_yscale("log")
+        """Draw the density on a logarithmic axis; arguments as in :func:`pof.flatness.plots.density`."""
         # Less than a hundredth of an eigenvalue per width is the Gaussians' tail, not the spectrum.
         floor = 0.01 / (self.size * self.width)
-        ax.set_ylim(floor, max(3.0 * float(self.density.max()), ax.get_ylim()[1] if len(ax.lines) > 1 else floor))
-        ax.set_xlabel("Hessian eigenvalue")
-        ax.set_ylabel("density")
-        if label:
-            ax.legend()
-        return ax
+        return plots.density(ax, self.grid, self.density, floor, label=label, series=series)
 
 
 def hessian_trace(
@@ -143,16 +96,11 @@ def hessian_trace(
 ) -> Trace:
     """Estimate the trace of the Hessian of the mean loss over the data, in eval mode.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once.
         probes: n, at least 2; one product with the Hessian each.
         parameters: "head" or "all", as in :func:`pof.flatness.top_eigenvalues`.
-        head: the head's qualified name; None finds it.
-        batches: at most so many batches; None for all.
-        seed: of the probes.
-        progress: called after each batch and each probe.
 
     Returns:
         The trace with its standard error.
@@ -184,18 +132,13 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimate the density of the eigenvalues of the Hessian of the mean loss over the data, in eval mode.
 
+    Arguments that all measurements share are described in :mod:`pof.flatness`.
+
     Args:
-        model: any module; unchanged afterwards.
-        loss: ``loss(outputs, targets)``, the mean over a batch.
-        loader: batches, drawn once.
         probes: n, at least 2.
         parameters: "head" or "all", as in :func:`pof.flatness.top_eigenvalues`.
         steps: m, Lanczos steps, one product with the Hessian each; memory is m vectors of P numbers.
         points: of the grid.
-        head: the head's qualified name; None finds it.
-        batches: at most so many batches; None for all.
-        seed: of the probes.
-        progress: called after each batch and each product.
 
     Returns:
         The density.
@@ -214,17 +157,7 @@ def spectral_density(
 
 
 def trace_of(operator: Operator, probes: int, *, seed: int, progress: Progress | None) -> Trace:
-    """Hutchinson's estimator: the mean of v^T H v over v with entries +-1.
-
-    Args:
-        operator: H.
-        probes: n.
-        seed: of the probes.
-        progress: called after each.
-
-    Returns:
-        The trace.
-    """
+    """Hutchinson's estimator: the mean of v^T H v over v with entries +-1."""
     generator = seeded(seed)
     values = []
     for done in range(1, probes + 1):
@@ -239,19 +172,7 @@ def trace_of(operator: Operator, probes: int, *, seed: int, progress: Progress |
 def density_of(
     operator: Operator, probes: int, *, steps: int, points: int, seed: int, progress: Progress | None
 ) -> SpectralDensity:
-    """Stochastic Lanczos quadrature.
-
-    Args:
-        operator: H, of size P.
-        probes: n.
-        steps: m; no more than P are taken.
-        points: of the grid.
-        seed: of the probes.
-        progress: called after each product.
-
-    Returns:
-        The density.
-    """
+    """Stochastic Lanczos quadrature with at most P of the m steps."""
     generator = seeded(seed)
     steps = min(steps, operator.size)
     nodes = torch.zeros(probes, steps, dtype=torch.float64)
@@ -270,13 +191,27 @@ def density_of(
     return SpectralDensity(grid, density, nodes, weights, width, operator.size, operator.samples)
 
 
-def mean_of(values: Tensor) -> Estimate:
-    """Mean of independent values (n,), n >= 2, and its standard error.
+def tridiagonal(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Tridiagonal form of H in the Krylov space of ``start`` (P,), with full reorthogonalisation.
 
     Returns:
-        The estimate.
+        Diagonal (m,) and off-diagonal (m - 1,), float64 on the CPU; m < ``steps`` where the space is exhausted.
     """
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
+    basis = (start / torch.linalg.vector_norm(start)).unsqueeze(0)
+    diagonal: list[float] = []
+    off: list[float] = []
+    for _ in range(steps):
+        w = operator.product(basis[-1])
+        diagonal.append(float(basis[-1] @ w))
+        for _ in range(2):  # once leaves rounding errors that grow into spurious copies of eigenvalues
+            w = w - basis.T @ (basis @ w)
+        length = float(torch.linalg.vector_norm(w))
+        scale = max(abs(d) for d in diagonal) + max(off, default=0.0)
+        if length <= 100 * torch.finfo(w.dtype).eps * scale or len(diagonal) == steps:
+            break
+        off.append(length)
+        basis = torch.cat([basis, (w / length).unsqueeze(0)])
+    return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(off, dtype=torch.float64)
 
 
 def _signs(operator: Operator, generator: torch.Generator) -> Tensor:

@@ -1,18 +1,26 @@
-"""What every regulariser is, so that one training loop drives them all.
+"""What every regulariser is, so that one training loop drives them all, and what they share.
 
 ``penalty = regularizer(features, targets, inputs)`` is added to the loss of the same forward pass, already
 multiplied by its strength; ``regularizer.update(features, targets)`` runs once after the optimizer's step, on
 the detached features of that forward pass.  Only AdaRand adapts anything there.
+
+Under several processes, rows of the global batch are ordered by rank; the processes may hold different numbers of
+them.  Nothing is communicated in a single process.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from pof._support import distributed
 from pof._support.batches import Inputs
+from pof._support.precision import at_least_float32, without_autocast
 
 
 class Regularizer(nn.Module, ABC):
@@ -21,6 +29,8 @@ class Regularizer(nn.Module, ABC):
     Under several processes a penalty is, like a mean cross-entropy, made to be averaged over the processes
     with the weights N_r / N, their shares of the global batch: then value and gradient are those of one
     process on all of it.
+
+    A custom one keeps each option of its constructor under the option's own name: :meth:`options` reads them there.
 
     Args:
         strength: weight of the penalty, finite and >= 0; fixed at construction.  At 0 the penalty is the
@@ -38,6 +48,19 @@ class Regularizer(nn.Module, ABC):
     def strength(self) -> float:
         """Weight that the penalty is already multiplied by."""
         return self._strength
+
+    def options(self) -> dict[str, Any]:
+        """What it was built with: the constructor's options that are numbers, strings (also several) or None.
+
+        Networks and tensors are not among them: tensors are in ``state_dict``.
+
+        Returns:
+            Name -> value, in the order of the constructor; several strings as one, separated by commas.
+        """
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        values = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        texts = {name: ", ".join(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        return {name: v for name, v in texts.items() if v is None or isinstance(v, bool | int | float | str)}
 
     @abstractmethod
     def forward(self, features: Tensor, targets: Tensor, inputs: Inputs | None = None) -> Tensor:
@@ -62,12 +85,43 @@ class Regularizer(nn.Module, ABC):
         """
 
     def extra_repr(self) -> str:
-        """Name the strength when the module is printed.
+        """Name the options when the module is printed.
 
         Returns:
-            ``strength=...``.
+            ``strength=...`` and the others.
         """
-        return f"strength={self._strength}"
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+
+
+class OnFeatures(Regularizer):
+    """A penalty of the features alone, or of features and targets."""
+
+    dimension: int | None = None
+    """D that the features must have; None for any."""
+
+    def forward(self, features: Tensor, targets: Tensor | None = None, inputs: Inputs | None = None) -> Tensor:
+        """Compute the penalty, outside of autocast; AdaRand and RandReg draw new references for it.
+
+        Args:
+            features: (N, D) with graph.
+            targets: (N,) class indices; read by AdaRand, and RandReg with the prior ``"class"``.
+            inputs: not read.
+
+        Returns:
+            A scalar, float32 (float64 for float64 features).
+
+        Raises:
+            ValueError: if features or targets do not fit the regulariser.
+        """
+        if self.strength == 0:
+            return zero(features)
+        check_features(features, self.dimension)
+        with without_autocast(features.device):
+            return self.penalty(at_least_float32(features), targets)
+
+    @abstractmethod
+    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+        """Penalty, strength included, of features (N, D) in float32 or float64 and targets (N,) not checked yet."""
 
 
 def nonnegative(name: str, value: float) -> float:
@@ -82,3 +136,85 @@ def nonnegative(name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be finite and >= 0; got {value!r} (0 switches the penalty off)")
     return float(value)
+
+
+def zero(features: Tensor | None) -> Tensor:
+    """Penalty of strength 0: a float32 constant without a graph, so that it adds no work to the backward pass."""
+    return torch.zeros((), device=None if features is None else features.device)
+
+
+def check_features(features: Tensor, dimension: int | None = None) -> None:
+    """Check that features are (N, D) with N >= 1.
+
+    Raises:
+        ValueError: if not, or if D differs from ``dimension``.
+    """
+    if features.ndim != 2 or features.shape[0] == 0:
+        raise ValueError(
+            f"features must be (N, D) with N >= 1, the tensor that enters the head; got {tuple(features.shape)}"
+        )
+    if dimension is not None and features.shape[1] != dimension:
+        raise ValueError(
+            f"features have dimension {features.shape[1]}, the regulariser's statistics {dimension}: "
+            "compute the statistics with the model that is fine-tuned"
+        )
+
+
+def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) -> Tensor:
+    """Check that targets are one class index per row of features.
+
+    Values are looked at on the CPU only: on an accelerator that would be a host synchronisation in every step, and
+    the cross-entropy beside it refuses them there.
+
+    Returns:
+        The targets.
+
+    Raises:
+        ValueError: if there are none, the shape or dtype is wrong, or an index is outside [0, ``num_classes``).
+    """
+    if targets is None:
+        raise ValueError("a reference for each class needs the targets: call regularizer(features, targets)")
+    if targets.shape != features.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(
+            f"targets must be class indices of shape ({features.shape[0]},), one per row of features; "
+            f"got {targets.dtype} of shape {tuple(targets.shape)} (mixed or soft targets have no single class)"
+        )
+    if targets.device.type == "cpu":
+        check_range(targets, num_classes)
+    return targets
+
+
+def check_range(targets: Tensor, num_classes: int) -> None:
+    """Check that every class index (N,) lies in [0, ``num_classes``).
+
+    Raises:
+        ValueError: if one does not.
+    """
+    low, high = (int(v) for v in torch.aminmax(targets))
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"label {wrong} is out of range for {num_classes} classes (0 to {num_classes - 1})")
+
+
+def own_rows(rows: Tensor) -> tuple[slice, int]:
+    """Place the rows (N_r, ...) of this process in the global batch: 8 N bytes, and a host synchronisation.
+
+    Returns:
+        The slice that they are, and the global batch's size N.
+    """
+    count = rows.shape[0]
+    if not distributed.active():
+        return slice(0, count), count
+    rank = distributed.rank()
+    (owners,) = distributed.gather_rows(torch.full((count,), rank, device=rows.device))
+    start = int((owners < rank).sum())
+    return slice(start, start + count), owners.shape[0]
+
+
+def gather_with_graph(rows: Tensor) -> Tensor:
+    """Rows (N, D) of all processes: this one's own (N_r, D) with their graph, those of the others as constants."""
+    if not distributed.active():
+        return rows
+    own, _ = own_rows(rows)
+    (everywhere,) = distributed.gather_rows(rows.detach())
+    return torch.cat([everywhere[: own.start], rows, everywhere[own.stop :]])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.random import mix, seeded
-from pof.regularizers._processes import own_rows
+from pof.regularizers._base import own_rows
 
 
 class Sampler(Protocol):
@@ -22,20 +22,12 @@ class Sampler(Protocol):
 
 
 def squared_distance(features: Tensor, references: Tensor) -> Tensor:
-    """Compute mean_n 1/D ||f_n - z_n||^2 for features and references (N, D).
-
-    Returns:
-        A scalar; the mean over dimensions keeps the strength comparable between networks of different width.
-    """
+    """Distance mean_n 1/D ||f_n - z_n||^2; the mean over D keeps strengths comparable between networks."""
     return (features - references).square().mean()
 
 
 def class_references(mean: Tensor, std: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
-    """Compute z_n = mean[y_n] + std[y_n] * noise_n, for mean and std (K, D), targets (N,) and noise (N, D).
-
-    Returns:
-        (N, D), in the dtype of ``noise``.
-    """
+    """References z_n = mean[y_n] + std[y_n] * noise_n (N, D), from mean and std (K, D), in the dtype of the noise."""
     centre, width = (table.index_select(0, targets).to(noise.dtype) for table in (mean, std))
     return torch.addcmul(centre, width, noise)
 
@@ -62,11 +54,7 @@ class ReferenceStream(nn.Module):
         self.draws = 0
 
     def forward(self, features: Tensor, sampler: Sampler) -> Tensor:
-        """Draw the next references, on the device and in the dtype of features (N, D).
-
-        Returns:
-            (N, D) independent numbers from ``sampler``.
-        """
+        """Draw the next references (N, D) from ``sampler``, on the device and in the dtype of features (N, D)."""
         rows, total = own_rows(features)
         generator = seeded(mix(self.seed, self.draws), features.device)
         self.draws += 1
@@ -74,11 +62,7 @@ class ReferenceStream(nn.Module):
         return drawn[rows]
 
     def get_extra_state(self) -> Tensor:
-        """Put seed and count into ``state_dict``.
-
-        Returns:
-            (2,) int64, on the CPU.
-        """
+        """Put seed and count into ``state_dict``: (2,) int64, on the CPU."""
         return torch.tensor([self.seed, self.draws], dtype=torch.int64)
 
     def set_extra_state(self, state: Tensor) -> None:

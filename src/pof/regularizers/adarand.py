@@ -16,12 +16,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs
 from pof._support.distributed import add_up
-from pof._support.precision import at_least_float32, without_autocast
-from pof.regularizers._base import Regularizer, nonnegative
+from pof._support.precision import without_autocast
+from pof.regularizers._base import OnFeatures, check_features, check_targets, nonnegative
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
-from pof.regularizers._tensors import check_features, check_targets, zero
 from pof.regularizers.statistics import check_moments, class_statistics
 
 BETAS = (0.9, 0.999)
@@ -45,11 +43,8 @@ def class_sums(features: Tensor, targets: Tensor, num_classes: int) -> tuple[Ten
 def moving_average_(mu_bar: Tensor, sums: Tensor, counts: Tensor, alpha: float) -> None:
     """Set mu_bar_k <- alpha mu_bar_k + (1 - alpha) sums_k / counts_k where class k is present, in place.
 
-    Args:
-        mu_bar: (K, D), changed.
-        sums: (K, D), changed into the batch means.
-        counts: (K,); rows with count 0 leave mu_bar bitwise identical.
-        alpha: share of the old value.
+    For mu_bar and sums (K, D) and counts (K,): sums become the batch's means; where the count is 0, mu_bar stays
+    bitwise as it is.
     """
     means = sums.div_(counts.clamp(min=1)[:, None])
     mu_bar.lerp_(means, ((1 - alpha) * (counts > 0).to(counts.dtype))[:, None])
@@ -81,15 +76,9 @@ def mean_gradient(mu: Tensor, mu_bar: Tensor) -> Tensor:
 
 
 def adam_step_(mu: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, lr: float) -> None:
-    """Make one step of Adam (betas 0.9 and 0.999, eps 1e-8, no decay), in place; the host waits for nothing.
+    """Make one step of Adam (betas 0.9 and 0.999, eps 1e-8, no decay) in place, without host synchronisation.
 
-    Args:
-        mu: (K, D), changed.
-        gradient: (K, D), overwritten.
-        first: (K, D) first moment, changed.
-        second: (K, D) second moment, changed.
-        step: () int64, the number of steps before this one; increased.
-        lr: learning rate.
+    For mu, gradient and both moments (K, D); the gradient is overwritten.  step, () int64, counts the steps before.
     """
     step += 1
     count = step.to(mu.dtype)
@@ -106,7 +95,7 @@ def _inverse_norms(rows: Tensor) -> Tensor:
     return torch.where(norms > 0, norms.reciprocal(), 0)
 
 
-class AdaRand(Regularizer):
+class AdaRand(OnFeatures):
     """strength * mean_n 1/D ||f_n - z_n||^2 with z_n ~ N(mu[y_n], diag sigma[y_n]^2); ``update`` adapts mu.
 
     All state (mu, mu_bar, sigma, both moments, the step, the random stream) is in buffers and extra state: it
@@ -148,7 +137,7 @@ class AdaRand(Regularizer):
             raise ValueError("AdaRand needs at least two classes to move apart; got mean and std of one")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1]; got {alpha!r}")
-        self.alpha = alpha
+        self.alpha, self.seed, self.dimension = alpha, seed, mean.shape[1]
         self.lr = nonnegative("lr", lr)
         self.stream = ReferenceStream(seed)
         self.register_buffer("mu", mean.detach().clone())
@@ -193,29 +182,11 @@ class AdaRand(Regularizer):
         found = class_statistics(model, loader, num_classes=num_classes)
         return cls(found.mean, found.std.bfloat16(), strength=strength, alpha=alpha, lr=lr, seed=seed)
 
-    def forward(self, features: Tensor, targets: Tensor, inputs: Inputs | None = None) -> Tensor:
-        """Draw new references and compute the penalty.
-
-        Args:
-            features: (N, D) with graph.
-            targets: (N,) class indices.
-            inputs: not read.
-
-        Returns:
-            A scalar, float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: if features or targets do not fit the statistics.
-        """
-        if self.strength == 0:
-            return zero(features)
-        check_features(features, self.mu.shape[1])
-        check_targets(targets, features, self.mu.shape[0])
-        with without_autocast(features.device):
-            computed = at_least_float32(features)
-            noise = self.stream(computed.detach(), torch.randn)
-            references = class_references(self.mu, self.sigma, targets, noise)
-            return self.strength * squared_distance(computed, references)
+    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+        """Penalty of features (N, D) with new references for targets (N,)."""
+        targets = check_targets(targets, features, self.mu.shape[0])
+        noise = self.stream(features.detach(), torch.randn)
+        return self.strength * squared_distance(features, class_references(self.mu, self.sigma, targets, noise))
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Adapt mu_bar and mu, once after the optimizer's step; a collective call under several processes.
@@ -230,7 +201,7 @@ class AdaRand(Regularizer):
         """
         if self.strength == 0:
             return
-        check_features(features, self.mu.shape[1])
+        check_features(features, self.dimension)
         check_targets(targets, features, self.mu.shape[0])
         with without_autocast(features.device):
             sums, counts = class_sums(features.detach().to(self.mu.dtype), targets, self.mu.shape[0])

@@ -8,11 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pof._support.batches import Inputs
-from pof._support.precision import at_least_float32, without_autocast
-from pof.regularizers._base import Regularizer
-from pof.regularizers._processes import gather_with_graph
-from pof.regularizers._tensors import check_features, zero
+from pof.regularizers._base import OnFeatures, gather_with_graph
 
 
 def spectral_shrinkage(features: Tensor, k: int) -> Tensor:
@@ -33,7 +29,7 @@ def spectral_shrinkage(features: Tensor, k: int) -> Tensor:
     return values[-k:].square().sum()
 
 
-class BSS(Regularizer):
+class BSS(OnFeatures):
     """strength * sum of the k smallest squared singular values of the batch's feature matrix.
 
     The matrix is that of the global batch: under several processes the features are gathered, 4 N D bytes.
@@ -52,27 +48,10 @@ class BSS(Regularizer):
             raise ValueError(f"k must be at least 1; got {k!r} (strength=0 switches the penalty off)")
         self.k = k
 
-    def forward(self, features: Tensor, targets: Tensor | None = None, inputs: Inputs | None = None) -> Tensor:
-        """Compute the penalty; ``targets`` and ``inputs`` are not read.
-
-        Args:
-            features: (N, D) with graph.
-            targets: not read.
-            inputs: not read.
-
-        Returns:
-            A scalar, float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: if ``features`` is not (N, D), or ``k`` is larger than min(N, D).
-        """
-        if self.strength == 0:
-            return zero(features)
-        check_features(features)
-        with without_autocast(features.device):
-            everywhere = gather_with_graph(at_least_float32(features))
-            penalty = self.strength * spectral_shrinkage(everywhere, self.k)
-        # The others' rows are constants here, so the average over the processes (weights N_r / N) needs N /
-        # N_r.
+    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+        """Penalty of features (N, D); k must not be larger than min(N, D)."""
+        everywhere = gather_with_graph(features)
+        penalty = self.strength * spectral_shrinkage(everywhere, self.k)
+        # The others' rows are constants here, so the average over the processes (weights N_r / N) needs N / N_r.
         weight = everywhere.shape[0] / features.shape[0]
         return penalty if weight == 1 else penalty.detach() + weight * (penalty - penalty.detach())

@@ -18,17 +18,13 @@ from torch import Tensor, nn
 from pof._support.batches import Inputs, call
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
-from pof.regularizers._base import Regularizer
-from pof.regularizers._tensors import zero
+from pof.regularizers._base import Regularizer, zero
 
 
 def map_distance(maps: Tensor, source_maps: Tensor, channel_weights: Tensor | None = None) -> Tensor:
-    """Compute 1/2 mean a_c (FM_c - FM*_c)^2, over samples, channels and positions (Li et al., section 3).
+    """Half the mean of a_c (FM_c - FM*_c)^2 over samples, channels and positions (Li et al., section 3).
 
-    Args:
-        maps: (N, C, ...), with graph.
-        source_maps: (N, C, ...), of the source network.
-        channel_weights: a, (C,); all 1 if None.
+    For maps (N, C, ...), with graph, those of the source network, and weights a (C,); all 1 if None.
 
     Returns:
         A scalar.
@@ -40,11 +36,7 @@ def map_distance(maps: Tensor, source_maps: Tensor, channel_weights: Tensor | No
 
 
 def feature_maps(model: nn.Module, layers: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
-    """Run the model on inputs (N, ...) and collect the outputs of some of its layers.
-
-    Returns:
-        Output by name, in the order in which the layers ran.
-    """
+    """Outputs of some layers by name, in the order in which they ran, from one pass of the model on inputs (N, ...)."""
     found: dict[str, Tensor] = {}
     handles = [model.get_submodule(name).register_forward_hook(partial(_keep, found, name)) for name in layers]
     try:
@@ -113,8 +105,7 @@ class _Recorder:
         return output
 
     def __reduce__(self) -> tuple[type[_Recorder], tuple[()]]:
-        # Copies and pickles of the model start empty: an activation with a graph can be neither copied nor
-        # saved.
+        # Copies and pickles of the model start empty: an activation with a graph can be neither copied nor saved.
         return _Recorder, ()
 
 
@@ -180,8 +171,7 @@ class DELTA(Regularizer):
             A scalar, float32 (float64 for float64 maps).
 
         Raises:
-            ValueError: if there are no inputs, no forward pass with gradients came before, or it had other
-                inputs.
+            ValueError: if there are no inputs, no forward pass with gradients came before, or it had other inputs.
         """
         if self.strength == 0:
             return zero(features)

@@ -7,22 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pof._support.batches import Inputs
-from pof._support.precision import at_least_float32, without_autocast
-from pof.regularizers._base import Regularizer
-from pof.regularizers._tensors import check_features, zero
+from pof.regularizers._base import OnFeatures
 
 
-def feature_norm(features: Tensor) -> Tensor:
-    """Compute mean_n 1/D ||f_n||^2 for features (N, D).
-
-    Returns:
-        A scalar.
-    """
-    return features.square().mean()
-
-
-class FNP(Regularizer):
+class FNP(OnFeatures):
     """strength * mean_n 1/D ||f_n||^2.
 
     Args:
@@ -35,22 +23,6 @@ class FNP(Regularizer):
     def __init__(self, *, strength: float = 1.0) -> None:
         super().__init__(strength)
 
-    def forward(self, features: Tensor, targets: Tensor | None = None, inputs: Inputs | None = None) -> Tensor:
-        """Compute the penalty; ``targets`` and ``inputs`` are not read.
-
-        Args:
-            features: (N, D) with graph.
-            targets: not read.
-            inputs: not read.
-
-        Returns:
-            A scalar, float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: if ``features`` is not (N, D).
-        """
-        if self.strength == 0:
-            return zero(features)
-        check_features(features)
-        with without_autocast(features.device):
-            return self.strength * feature_norm(at_least_float32(features))
+    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+        """Penalty of features (N, D)."""
+        return self.strength * features.square().mean()

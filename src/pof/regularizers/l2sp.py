@@ -18,11 +18,7 @@ from pof.regularizers._base import Regularizer, nonnegative
 
 
 def half_squared_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Compute 1/2 sum ||t||^2 over tensors of any shape.
-
-    Returns:
-        A scalar, in float32 at least.
-    """
+    """Half the squared norm, 1/2 sum ||t||^2, of tensors of any shape, in float32 at least."""
     return 0.5 * torch.stack([at_least_float32(t).square().sum() for t in tensors]).sum()
 
 
@@ -55,14 +51,14 @@ class L2SP(Regularizer):
     ) -> None:
         super().__init__(strength)
         self.head_strength = nonnegative("head_strength", head_strength)
-        prefix = (find_head(model) if head is None else head) + "."
+        self.head = find_head(model) if head is None else head
+        prefix = f"{self.head}."
         names = [name for name, _ in model.named_parameters()]
         self._head_names = [name for name in names if name.startswith(prefix)]
         self._extractor_names = [name for name in names if not name.startswith(prefix)]
         if not self._head_names or not self._extractor_names:
-            raise ValueError(f"no parameters {'under' if not self._head_names else 'outside'} the head {prefix[:-1]!r}")
-        # In a tuple, because as a submodule the model's weights would be in this module's state and
-        # parameters.
+            raise ValueError(f"no parameters {'under' if not self._head_names else 'outside'} the head {self.head!r}")
+        # In a tuple, because as a submodule the model's weights would be in this module's state and parameters.
         self._model = (model,)
         if self.strength > 0:
             for i, parameter in enumerate(self._named(self._extractor_names)):
@@ -71,16 +67,7 @@ class L2SP(Regularizer):
     def forward(
         self, features: Tensor | None = None, targets: Tensor | None = None, inputs: Inputs | None = None
     ) -> Tensor:
-        """Compute the penalty from the model's present weights; no argument is read.
-
-        Args:
-            features: not read.
-            targets: not read.
-            inputs: not read.
-
-        Returns:
-            A scalar, in float32 at least.
-        """
+        """Compute the penalty, in float32 at least, from the model's present weights; no argument is read."""
         head = self._named(self._head_names)
         penalty = torch.zeros((), device=head[0].device)
         if self.strength > 0:

@@ -12,18 +12,15 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs
-from pof._support.precision import at_least_float32, without_autocast
-from pof.regularizers._base import Regularizer
+from pof.regularizers._base import OnFeatures, check_targets
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
-from pof.regularizers._tensors import check_features, check_targets, zero
 from pof.regularizers.statistics import check_moments, class_statistics
 
 Prior = Literal["uniform", "normal", "features", "class"]
 MOMENT_DIMENSIONS = {"features": 1, "class": 2}
 
 
-class RandReg(Regularizer):
+class RandReg(OnFeatures):
     """strength * mean_n 1/D ||f_n - z_n||^2 with z_n drawn from a fixed prior.
 
     Args:
@@ -55,13 +52,14 @@ class RandReg(Regularizer):
         super().__init__(strength)
         if prior not in get_args(Prior):
             raise ValueError(f"prior must be one of {get_args(Prior)}; got {prior!r}")
-        self.prior = prior
+        self.prior, self.seed = prior, seed
         self.stream = ReferenceStream(seed)
         dimensions = MOMENT_DIMENSIONS.get(prior)
         if dimensions is not None:
             if mean is None or std is None:
                 raise ValueError(f"prior {prior!r} needs mean and std; RandReg.from_loader computes them")
             check_moments(mean, std, dimensions)
+            self.dimension = mean.shape[-1]
             self.register_buffer("mean", mean.detach().clone())
             self.register_buffer("std", std.detach().clone())
         elif mean is not None or std is not None:
@@ -104,37 +102,12 @@ class RandReg(Regularizer):
         mean, std = (found.mean, found.std) if prior == "class" else (found.marginal_mean, found.marginal_std)
         return cls(prior, mean=mean, std=std, strength=strength, seed=seed)
 
-    def forward(self, features: Tensor, targets: Tensor | None = None, inputs: Inputs | None = None) -> Tensor:
-        """Draw new references and compute the penalty.
-
-        Args:
-            features: (N, D) with graph.
-            targets: (N,) class indices; read by the prior ``"class"`` only.
-            inputs: not read.
-
-        Returns:
-            A scalar, float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: if features or targets do not fit the prior.
-        """
-        if self.strength == 0:
-            return zero(features)
-        check_features(features, self.mean.shape[-1] if self.prior in MOMENT_DIMENSIONS else None)
-        with without_autocast(features.device):
-            computed = at_least_float32(features)
-            return self.strength * squared_distance(computed, self._references(computed.detach(), targets))
-
-    def _references(self, features: Tensor, targets: Tensor | None) -> Tensor:
-        if self.prior == "uniform":
-            return self.stream(features, torch.rand)  # type: ignore[no-any-return]
-        if self.prior == "class":
-            if targets is None:
-                raise ValueError("prior 'class' needs the targets: call regularizer(features, targets)")
-            check_targets(targets, features, self.mean.shape[0])
-        noise: Tensor = self.stream(features, torch.randn)
-        if self.prior == "normal":
-            return noise
-        if self.prior == "features" or targets is None:
-            return torch.addcmul(self.mean.to(noise.dtype), self.std.to(noise.dtype), noise)
-        return class_references(self.mean, self.std, targets, noise)
+    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+        """Penalty of features (N, D) with new references; targets (N,) are read by the prior ``"class"`` only."""
+        by_class = check_targets(targets, features, self.mean.shape[0]) if self.prior == "class" else None
+        references: Tensor = self.stream(features.detach(), torch.rand if self.prior == "uniform" else torch.randn)
+        if by_class is not None:
+            references = class_references(self.mean, self.std, by_class, references)
+        elif self.prior == "features":
+            references = torch.addcmul(self.mean.to(references.dtype), self.std.to(references.dtype), references)
+        return self.strength * squared_distance(features, references)

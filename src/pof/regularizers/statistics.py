@@ -17,7 +17,7 @@ from pof._support.batches import Inputs, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
-from pof.regularizers._tensors import check_features, check_range, check_targets
+from pof.regularizers._base import check_features, check_range, check_targets
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,12 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
 
 
 def moments(total: Tensor, squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and unbiased deviation from sums and sums of squares (..., D) of ``count`` (...) samples.
+    """Mean and unbiased deviation (..., D) from sums and sums of squares (..., D) of ``count`` (...) samples.
+
+    Where there are fewer samples than the formula needs, they are finite but meaningless.
 
     Returns:
-        mean and std, (..., D); where there are fewer samples than the formula needs they are finite but
-        meaningless.
+        mean and std.
     """
     n = count.unsqueeze(-1).to(total.dtype)
     mean = total / n.clamp(min=1)

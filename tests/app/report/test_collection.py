@@ -105,6 +105,13 @@ def test_weights_that_are_not_the_runs_are_noticed(runs: Path, tmp_path: Path) -
         collect([subject_of_run(read_run(folder), "pof")], BOUNDS)
 
 
+def test_a_test_error_that_is_a_point_off_is_noticed(subject: Subject) -> None:
+    assert subject.test is not None
+    other = replace(subject, test=replace(subject.test, error=subject.test.error + 0.01))
+    with pytest.raises(RunError, match="the weights or the data have changed"):
+        collect([other], BOUNDS)
+
+
 def test_a_network_without_a_linear_head_has_the_other_figures(tmp_path: Path) -> None:
     torch.manual_seed(0)
     pof.save_model(SoftHead(), tmp_path / "soft.safetensors")

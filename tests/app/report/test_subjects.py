@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.report import check_same_data, read_run, subject_of_file, with_incoming
-from pof.app.report.subjects import short_names
+from pof.app.report import check_same_data, read_run, subject_of_file
+from pof.app.report.subjects import short_names, with_incoming
 from pof.app.run_folder import RunError
 
 

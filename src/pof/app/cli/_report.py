@@ -91,7 +91,7 @@ def print_flatness(
     """Measure networks and print the figures side by side."""
     from pof.app.cli._display import console, showing_progress
     from pof.app.report.collection import collect
-    from pof.app.report.rows import as_json
+    from pof.app.report.quantities import as_json
     from pof.app.report.subjects import check_same_data, read_run, short_names, subject_of_run
     from pof.app.run_folder import write_json
 
@@ -162,13 +162,13 @@ def _bounds(options: MeasureOptions, records: "Sequence[Record]") -> "Bounds":
 def _table(networks: "Sequence[RunFigures]") -> "Table":
     from rich.table import Table
 
-    from pof.app.report.rows import summary
+    from pof.app.report.quantities import side_by_side
 
     table = Table(title=f"{networks[0].subject.data.data}", title_justify="left")
     table.add_column("")
     for network in networks:
         table.add_column(network.subject.name, justify="right", overflow="fold")
-    for group in summary(networks):
+    for group in side_by_side(networks):
         table.add_section()
         table.add_row(f"[bold]{group.title}")
         for row, cells in group.rows:

@@ -12,7 +12,7 @@ from pof.app.experiment.plan import Plan
 from pof.app.experiment.statistics import Paired, Spread
 from pof.app.experiment.summary import LABELS, SHARES, Entry, Measure, Summary, summarise
 from pof.app.experiment.table import ResultRow, write_csv
-from pof.app.report import svg
+from pof.app.report.template import load_template
 from pof.app.run_folder import write_json
 
 NOTHING = "–"
@@ -58,17 +58,8 @@ def latex(summary: Summary) -> str:
 def html(plan: Plan, summary: Summary, commits: Sequence[str]) -> str:
     """Write the page."""
     import yaml
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    folders = [Path(__file__).parent, Path(svg.__file__).parent]
-    template = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("experiment.html")
-    return template.render(
+    return load_template("experiment.html", Path(__file__).parent).render(
         title=summary.name,
         label=_sentence(LABELS[summary.measure]),
         reading=reading(summary),

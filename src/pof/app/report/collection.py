@@ -8,37 +8,13 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn import functional as F
 
+from pof import flatness
 from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, Samples, samples_of
 from pof.app.report.subjects import Subject
 from pof.app.run_folder import RunError
 from pof.data import Data
-from pof.flatness import (
-    Calibration,
-    Eigenvalues,
-    FeatureStatistics,
-    Landscape,
-    LossPlane,
-    PrincipalComponents,
-    Progress,
-    RadiusDistribution,
-    Sharpness,
-    SpectralDensity,
-    SuggestedGamma,
-    Trace,
-    calibration,
-    feature_components,
-    feature_statistics,
-    hessian_trace,
-    landscape,
-    loss_plane,
-    radius_distribution,
-    sam_sharpness,
-    spectral_density,
-    suggested_gamma,
-    top_eigenvalues,
-)
 from pof.head.split import split
 from pof.training.evaluation import Metrics, evaluate
 
@@ -47,7 +23,7 @@ PLANE_REACH, PLANE_POINTS = 0.5, 11
 # Between the test error that a run wrote down and the one measured again: other hardware stays below it.
 ERROR_TOLERANCE = 0.005
 
-Start = Callable[[str], Progress | None]
+Start = Callable[[str], flatness.Progress | None]
 """``start(name)``: called when a network's turn comes; gives the hook that shows its progress."""
 
 
@@ -55,12 +31,12 @@ Start = Callable[[str], Progress | None]
 class Pictures:
     """What is only drawn."""
 
-    density: SpectralDensity
-    plane: LossPlane
-    landscape: Landscape | None
+    density: flatness.SpectralDensity
+    plane: flatness.LossPlane
+    landscape: flatness.Landscape | None
     """None where the head is not linear."""
-    components: PrincipalComponents | None
-    """Of test features; None likewise."""
+    components: flatness.PrincipalComponents | None
+    """Of test features; None where the head is not linear."""
 
 
 @dataclass(frozen=True)
@@ -70,41 +46,32 @@ class RunFigures:
     subject: Subject
     test: Metrics
     """From result.json where that is known."""
-    calibration: Calibration
+    calibration: flatness.Calibration
     """On test samples."""
-    eigenvalues: Eigenvalues
+    eigenvalues: flatness.Eigenvalues
     """Of the head's Hessian, training samples."""
-    trace: Trace
-    """Likewise."""
-    sharpness: Sharpness
+    trace: flatness.Trace
+    """Of the head's Hessian, training samples."""
+    sharpness: flatness.Sharpness
     """SAM's, over all parameters, training samples."""
-    radii: RadiusDistribution | None
+    radii: flatness.RadiusDistribution | None
     """None where the head is not linear."""
-    gamma: SuggestedGamma | None
+    gamma: flatness.SuggestedGamma | None
     """None without validation batches that have a radius."""
-    features: FeatureStatistics | None
+    features: flatness.FeatureStatistics | None
     """Of test samples; None where the head is not linear."""
     pictures: Pictures | None = None
+
+    @property
+    def top_eigenvalue(self) -> float:
+        """Largest eigenvalue of the head's Hessian."""
+        return float(self.eigenvalues.values[0])
 
 
 def collect(
     subjects: Sequence[Subject], bounds: Bounds, *, pictures: bool = False, start: Start = lambda name: None
 ) -> list[RunFigures]:
-    """Measure networks, one after the other.
-
-    Args:
-        subjects: the networks.
-        bounds: how much is measured.
-        pictures: measure what is only drawn, too.
-        start: gives the progress hook for each network.
-
-    Returns:
-        The figures, in the same order.
-
-    Raises:
-        ValueError: if data are missing, or a network cannot be built.
-        RunError: if a network does not give the test error that its run wrote down.
-    """
+    """Measure networks, one after the other."""
     loaded = _load(subjects)
     samples = [samples_of(data, s.data, bounds) for data, s in zip(loaded, subjects, strict=True)]
     networks = [s.network(data).to(bounds.device) for data, s in zip(loaded, subjects, strict=True)]
@@ -119,29 +86,17 @@ def collect(
     ]
 
 
-def measure(subject: Subject, network: nn.Module, samples: Samples, progress: Progress | None) -> RunFigures:
-    """Measure the numbers of a network.
-
-    Args:
-        subject: what is known of it.
-        network: it, on the device of the samples.
-        samples: the data.
-        progress: hook or None.
-
-    Returns:
-        The figures, without pictures.
-
-    Raises:
-        RunError: if the network does not give the test error that its run wrote down.
-        ValueError: if the network and the data do not fit.
-    """
+def measure(subject: Subject, network: nn.Module, samples: Samples, progress: flatness.Progress | None) -> RunFigures:
+    """Measure the numbers of a network."""
     head, most = subject.model.head, samples.batches
     linear = split(network, head).linear
-    calibrated = calibration(network, samples.calibration, validation_loader=samples.validation, progress=progress)
+    calibrated = flatness.calibration(
+        network, samples.calibration, validation_loader=samples.validation, progress=progress
+    )
     test = subject.test or evaluate(network, samples.calibration)
     _check_same(subject, test, calibrated)
     radii = (
-        radius_distribution(
+        flatness.radius_distribution(
             network, samples.drawn_train, test_loader=samples.drawn_test, batches=most, head=head, progress=progress
         )
         if linear
@@ -151,35 +106,23 @@ def measure(subject: Subject, network: nn.Module, samples: Samples, progress: Pr
         subject=subject,
         test=test,
         calibration=calibrated,
-        eigenvalues=top_eigenvalues(network, F.cross_entropy, samples.train, EIGENVALUES, head=head, progress=progress),
-        trace=hessian_trace(network, F.cross_entropy, samples.train, head=head, progress=progress),
-        sharpness=sam_sharpness(network, F.cross_entropy, samples.train, progress=progress),
+        eigenvalues=flatness.top_eigenvalues(
+            network, F.cross_entropy, samples.train, EIGENVALUES, head=head, progress=progress
+        ),
+        trace=flatness.hessian_trace(network, F.cross_entropy, samples.train, head=head, progress=progress),
+        sharpness=flatness.sam_sharpness(network, F.cross_entropy, samples.train, progress=progress),
         radii=radii,
         gamma=_gamma(network, samples, head, progress) if linear else None,
-        features=feature_statistics(network, samples.test, head=head, progress=progress) if linear else None,
+        features=flatness.feature_statistics(network, samples.test, head=head, progress=progress) if linear else None,
     )
 
 
 def measure_pictures(
-    subject: Subject, network: nn.Module, samples: Samples, reach: float | None, progress: Progress | None
+    subject: Subject, network: nn.Module, samples: Samples, reach: float | None, progress: flatness.Progress | None
 ) -> Pictures:
-    """Measure what is only drawn.
-
-    Args:
-        subject: what is known of the network.
-        network: it.
-        samples: the data.
-        reach: of the landscape along the head gradient; None: of its own.
-        progress: hook or None.
-
-    Returns:
-        The pictures' numbers.
-
-    Raises:
-        ValueError: if the network and the data do not fit.
-    """
+    """Measure what is only drawn."""
     head, linear = subject.model.head, split(network, subject.model.head).linear
-    plane = loss_plane(
+    plane = flatness.loss_plane(
         network,
         F.cross_entropy,
         samples.train,
@@ -189,24 +132,19 @@ def measure_pictures(
         progress=progress,
     )
     return Pictures(
-        density=spectral_density(network, F.cross_entropy, samples.train, head=head, progress=progress),
+        density=flatness.spectral_density(network, F.cross_entropy, samples.train, head=head, progress=progress),
         plane=plane,
-        landscape=landscape(network, samples.train, test_loader=samples.test, head=head, reach=reach, progress=progress)
+        landscape=flatness.landscape(
+            network, samples.train, test_loader=samples.test, head=head, reach=reach, progress=progress
+        )
         if linear
         else None,
-        components=feature_components(network, samples.test, head=head, progress=progress) if linear else None,
+        components=flatness.feature_components(network, samples.test, head=head, progress=progress) if linear else None,
     )
 
 
 def common_reach(figures: Sequence[RunFigures]) -> float | None:
-    """Choose how far the landscapes go, so that they can be compared.
-
-    Args:
-        figures: with radii.
-
-    Returns:
-        Twice the largest median radius; None if there is none.
-    """
+    """Choose how far the landscapes go, so that they can be compared."""
     radii = [r for f in figures if f.radii is not None for r in (f.radii.train, f.radii.test) if r is not None]
     medians = [r.median for r in radii if r.median > 0]
     return 2.0 * max(medians) if medians else None
@@ -221,19 +159,21 @@ def _load(subjects: Sequence[Subject]) -> list[Data]:
     return [next(data for options, data in kept if options == subject.data) for subject in subjects]
 
 
-def _gamma(network: nn.Module, samples: Samples, head: str | None, progress: Progress | None) -> SuggestedGamma | None:
+def _gamma(
+    network: nn.Module, samples: Samples, head: str | None, progress: flatness.Progress | None
+) -> flatness.SuggestedGamma | None:
     if samples.drawn_validation is None:
         return None
-    held = radius_distribution(
+    held = flatness.radius_distribution(
         network, samples.drawn_train, test_loader=samples.drawn_validation, batches=samples.batches, head=head
     )
     try:
-        return suggested_gamma(held)
+        return flatness.suggested_gamma(held)
     except ValueError:  # too few batches with a radius: that is the finding
         return None
 
 
-def _check_same(subject: Subject, test: Metrics, measured: Calibration) -> None:
+def _check_same(subject: Subject, test: Metrics, measured: flatness.Calibration) -> None:
     full = measured.share > 0
     error = 1.0 - float((measured.accuracy[full] * measured.share[full]).sum())
     if test.n == measured.samples and abs(error - test.error) > ERROR_TOLERANCE:

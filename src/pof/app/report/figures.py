@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from pof.app.report.collection import Pictures, RunFigures
-from pof.app.report.curves import training_panels
+from pof.app.report.subjects import Record
 from pof.app.report.svg import Panel, drawing, panel
-from pof.flatness import Landscape, LossCurve, Radii
+from pof.flatness import LossCurve, Radii
+from pof.flatness.plots import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,14 +34,7 @@ class Figure:
 
 
 def figures_of(networks: Sequence[RunFigures]) -> list[Figure]:
-    """Draw the figures.
-
-    Args:
-        networks: with pictures.
-
-    Returns:
-        Those that there are data for, in the order of the page.
-    """
+    """Draw the figures."""
     makers = (_training, _ray, _radius, _spectrum, _plane, _calibration, _features)
     return [figure for figure in (make(networks) for make in makers) if figure.panels]
 
@@ -51,13 +45,69 @@ def _training(networks: Sequence[RunFigures]) -> Figure:
         "Training",
         "One point per epoch, from metrics.jsonl. Epoch 0 is the network that came in; the star marks the epoch whose"
         " network was kept. PoF's training loss is that of the perturbed head.",
-        training_panels(networks),
+        _training_panels(networks),
     )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    key: str
+    title: str
+    label: str
+    percent: bool = False
+
+    def values(self, rows: Sequence[dict[str, Any]]) -> list[float]:
+        return [100.0 * row[self.key] if self.percent else row[self.key] for row in rows]
+
+
+_CURVES = (
+    _Curve("train_loss", "Training loss", "mean loss"),
+    _Curve("val_error", "Validation error", "error (%)", percent=True),
+    _Curve("val_nll", "Validation NLL", "NLL"),
+    _Curve("train_radius", "Radius in training", "mean radius"),
+)
+
+
+def _training_panels(networks: Sequence[RunFigures]) -> list[Panel]:
+    """Draw what metrics.jsonl holds of each epoch."""
+    runs = [(i, n.subject.name, n.subject.record) for i, n in enumerate(networks) if n.subject.record is not None]
+    return [found for curve in _CURVES if (found := _panel(curve, runs)) is not None]
+
+
+def _panel(curve: _Curve, runs: Sequence[tuple[int, str, Record]]) -> Panel | None:
+    parts, drawn = [], []
+    with drawing() as ax:
+        for series, name, record in runs:
+            rows = [row for row in record.epochs() if row.get(curve.key) is not None]
+            if rows:
+                _draw(ax, curve, rows, record.result["best_epoch"], series, name)
+                values = curve.values(rows)
+                drawn += values
+                parts.append(f"{name} from {values[0]:.4g} to {values[-1]:.4g} in {rows[-1]['epoch']} epochs")
+        if not parts:
+            return None
+        if min(drawn) > 0 and max(drawn) > 20 * min(drawn):
+            ax.set_yscale("log")
+        elif curve.percent:
+            ax.set_ylim(bottom=0.0)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(curve.label)
+        ax.legend()
+        return panel(ax, f"training-{curve.key.replace('_', '-')}", curve.title, f"{curve.title}: {'; '.join(parts)}.")
+
+
+def _draw(ax: Axes, curve: _Curve, rows: Sequence[dict[str, Any]], best: int, series: int, name: str) -> None:
+    style = style_of(series)
+    x, y = [row["epoch"] for row in rows], curve.values(rows)
+    marker = style.marker if len(rows) <= 30 else None
+    ax.plot(x, y, color=style.color, ls=style.line, marker=marker, ms=2.5, label=name)
+    if best in x:
+        ax.plot([best], [y[x.index(best)]], color=style.color, marker="*", ms=9, ls="")
 
 
 def _ray(networks: Sequence[RunFigures]) -> Figure:
     drawn = [(n, found) for n in networks if (found := _pictures(n).landscape) is not None]
-    changes = [(c.loss - c.start) for _, found in drawn for c in _curves(found).values()]
+    changes = [(c.loss - c.start) for _, found in drawn for c in found.curves.values()]
     low = min((float(change.min()) for change in changes), default=0.0)
     high = max((float(change.max()) for change in changes), default=1.0)
     panels = []
@@ -66,7 +116,7 @@ def _ray(networks: Sequence[RunFigures]) -> Figure:
             found.plot(ax)
             _legend_above(ax, 1)
             ax.set_ylim(low - 0.05 * (high - low), high)
-            parts = [f"{name} loss {c.start:.4g} at 0, {_lowest(c)}" for name, c in _curves(found).items()]
+            parts = [f"{name} loss {c.start:.4g} at 0, {_lowest(c)}" for name, c in found.curves.items()]
             text = f"Loss along the head gradient of {network.subject.name}: {'; '.join(parts)}."
             panels.append(panel(ax, f"ray-{i}", network.subject.name, text))
     return Figure(
@@ -212,11 +262,6 @@ def _pictures(network: RunFigures) -> Pictures:
     if network.pictures is None:
         raise ValueError(f"{network.subject.name} has no pictures: collect(..., pictures=True) measures them")
     return network.pictures
-
-
-def _curves(found: Landscape) -> dict[str, LossCurve]:
-    tested = {} if found.test is None else {"test": found.test}
-    return {"mini-batch": found.batch, "training": found.train, **tested}
 
 
 def _lowest(curve: LossCurve) -> str:

@@ -9,9 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pof.app.report.collection import RunFigures
-from pof.app.report.figures import Figure
-from pof.app.report.rows import summary
+from pof._support.files import replacing
+from pof.app.report.collection import RunFigures, Start, collect
+from pof.app.report.figures import Figure, figures_of
+from pof.app.report.quantities import side_by_side
+from pof.app.report.samples import Bounds
+from pof.app.report.subjects import Record, check_same_data, with_incoming
+from pof.app.report.template import load_template
 
 
 @dataclass(frozen=True)
@@ -23,34 +27,27 @@ class Settings:
     """Key, value of each run, whether they differ."""
 
 
+def write_report(
+    records: Sequence[Record], out: Path, bounds: Bounds, *, start: Start = lambda name: None
+) -> list[RunFigures]:
+    """Measure the networks of runs, and those they started from, and write the page; give the figures in its order."""
+    subjects, notes = with_incoming(records)
+    check_same_data(subjects)
+    networks = collect(subjects, bounds, pictures=True, start=start)
+    page = render(networks, figures_of(networks), notes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return networks
+
+
 def render(networks: Sequence[RunFigures], figures: Sequence[Figure], notes: Sequence[str]) -> str:
-    """Write the page.
-
-    Args:
-        networks: the columns of the summary.
-        figures: below it.
-        notes: what a reader must know beside.
-
-    Returns:
-        HTML.
-
-    Raises:
-        ImportError: if jinja2 is missing.
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("template.html")
+    """Write the page."""
     records = [(n.subject.name, n.subject.record) for n in networks if n.subject.record is not None]
-    return template.render(
+    return load_template("template.html").render(
         title=title_of(networks),
         subjects=[n.subject for n in networks],
-        groups=summary(networks),
+        groups=side_by_side(networks),
         reading=reading(networks),
         figures=figures,
         notes=notes,
@@ -63,21 +60,13 @@ def render(networks: Sequence[RunFigures], figures: Sequence[Figure], notes: Seq
 
 
 def title_of(networks: Sequence[RunFigures]) -> str:
-    """Name the report after its data and models.
-
-    Returns:
-        The title.
-    """
+    """Name the report after its data and models."""
     models = list(dict.fromkeys(n.subject.model.model for n in networks))
     return f"{' and '.join(models)} on {networks[0].subject.data.data}"
 
 
 def reading(networks: Sequence[RunFigures]) -> list[str]:
-    """Say in sentences what the table says about the test error, and how sure that is.
-
-    Returns:
-        A few sentences.
-    """
+    """Say in sentences what the table says about the test error, and how sure that is."""
     errors = ", ".join(f"{n.subject.name} {100 * n.test.error:.2f} %" for n in networks)
     test = networks[0].test
     deviation = 100 * math.sqrt(test.error * (1 - test.error) / test.n)
@@ -90,14 +79,7 @@ def reading(networks: Sequence[RunFigures]) -> list[str]:
 
 
 def settings(values: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """Set nested values side by side, a row for each key.
-
-    Args:
-        values: by run.
-
-    Returns:
-        The rows, in the order of the first run that has them.
-    """
+    """Set nested values side by side, a row for each key."""
     flat = {name: dict(_flat("", tree)) for name, tree in values.items()}
     keys = dict.fromkeys(key for tree in flat.values() for key in tree)
     rows = []

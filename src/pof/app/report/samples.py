@@ -64,19 +64,7 @@ class Samples:
 
 
 def samples_of(loaded: Data, options: DataOptions, bounds: Bounds) -> Samples:
-    """Draw the samples.
-
-    Args:
-        loaded: the data set.
-        options: how it is split.
-        bounds: how much is drawn.
-
-    Returns:
-        The loaders; going through one again gives the same batches.
-
-    Raises:
-        ValueError: if the sizes do not fit the data.
-    """
+    """Draw the samples."""
     splits = job.split(loaded, options)
     test = torch.arange(len(loaded.test_labels))
     size, most = min(bounds.batch_size, len(splits.train), len(test)), bounds.batches

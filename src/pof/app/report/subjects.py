@@ -66,17 +66,7 @@ class Subject:
     """Name of the network it started from."""
 
     def network(self, loaded: Data) -> nn.Module:
-        """Build the network with its weights.
-
-        Args:
-            loaded: its data.
-
-        Returns:
-            The network.
-
-        Raises:
-            ValueError: if it cannot be built or the weights do not fit.
-        """
+        """Build the network with its weights."""
         network = job.load_network(self.model, loaded)
         if self.file is not None:
             load_weights(network, self.file)
@@ -84,17 +74,7 @@ class Subject:
 
 
 def read_run(folder: str | Path) -> Record:
-    """Read a run folder.
-
-    Args:
-        folder: of a run that has ended.
-
-    Returns:
-        Its files.
-
-    Raises:
-        RunError: if it is not a run, or the run has not ended.
-    """
+    """Read a run folder."""
     path = Path(folder)
     config = read_config(path)
     missing = [name for name in ("result.json", "model.safetensors") if not (path / name).exists()]
@@ -105,18 +85,7 @@ def read_run(folder: str | Path) -> Record:
 
 
 def subject_of_run(record: Record, name: str) -> Subject:
-    """Describe the network that a run delivered.
-
-    Args:
-        record: the run.
-        name: what to call it.
-
-    Returns:
-        The subject, without a network before it.
-
-    Raises:
-        RunError: if the configuration is of another version.
-    """
+    """Describe the network that a run delivered."""
     training = record.config["training"]
     return Subject(
         name=name,
@@ -131,33 +100,12 @@ def subject_of_run(record: Record, name: str) -> Subject:
 
 
 def subject_of_file(file: str | Path, name: str, model: ModelOptions, data: DataOptions) -> Subject:
-    """Describe a checkpoint.
-
-    Args:
-        file: the weights.
-        name: what to call it.
-        model: how to build the network.
-        data: what to measure it on.
-
-    Returns:
-        The subject.
-    """
+    """Describe a checkpoint."""
     return Subject(name=name, detail="checkpoint", model=replace(model, weights=str(file)), data=data)
 
 
 def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
-    """Describe the networks of runs, and before them the ones that they started from.
-
-    Args:
-        records: the runs, in the order of the report.
-
-    Returns:
-        The networks, and notes about what is missing.
-
-    Raises:
-        ValueError: if a run is given twice.
-        RunError: if a configuration is of another version.
-    """
+    """Describe the networks of runs, and before them the ones that they started from."""
     names = short_names([record.folder for record in records])
     runs = {_key(r.folder / "model.safetensors"): subject_of_run(r, n) for r, n in zip(records, names, strict=True)}
     found: dict[str, Subject] = {}
@@ -183,11 +131,7 @@ def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
 
 
 def check_same_data(subjects: Sequence[Subject]) -> None:
-    """Refuse networks whose figures cannot be compared.
-
-    Raises:
-        ValueError: if they were trained or tested on different data.
-    """
+    """Refuse networks whose figures cannot be compared."""
     first = subjects[0]
     for other in subjects[1:]:
         for key, value in _data_key(other.data).items():
@@ -199,17 +143,7 @@ def check_same_data(subjects: Sequence[Subject]) -> None:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Name folders by as few of their last parts as tell them apart.
-
-    Args:
-        folders: all different.
-
-    Returns:
-        A name for each.
-
-    Raises:
-        ValueError: if one is given twice.
-    """
+    """Name folders by as few of their last parts as tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise ValueError(f"a run is given twice: {', '.join(map(str, folders))}")

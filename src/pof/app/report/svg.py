@@ -67,14 +67,7 @@ class Panel:
 
 @contextmanager
 def drawing(height: float = HEIGHT) -> Iterator[Axes]:
-    """Give axes in the look of the report, under matplotlib settings that are put back afterwards.
-
-    Args:
-        height: of the panel, in inches.
-
-    Yields:
-        The axes; :func:`panel` takes them, inside the body.
-    """
+    """Give axes in the look of the report, under matplotlib settings that are put back afterwards."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -84,20 +77,7 @@ def drawing(height: float = HEIGHT) -> Iterator[Axes]:
 
 
 def panel(ax: Axes, name: str, title: str, description: str) -> Panel:
-    """Write a figure as an element of a page.
-
-    Args:
-        ax: of :func:`drawing`.
-        name: unique in the page; of letters, digits and hyphens.
-        title: a few words, for the heading over the panel.
-        description: the alternative text.
-
-    Returns:
-        The panel.
-
-    Raises:
-        ValueError: if the axes are in no figure.
-    """
+    """Write a figure as an element of a page."""
     buffer = io.StringIO()
     figure = ax.get_figure(root=True)
     if figure is None:
@@ -107,16 +87,7 @@ def panel(ax: Axes, name: str, title: str, description: str) -> Panel:
 
 
 def inline(document: str, name: str, description: str) -> str:
-    """Make an SVG document an element of a page.
-
-    Args:
-        document: as matplotlib writes it.
-        name: unique in the page.
-        description: the alternative text.
-
-    Returns:
-        ``<svg role="img">`` with its description, scaling with its container.
-    """
+    """Make an SVG document an element of a page."""
     element = document[document.index("<svg") :].strip()
     element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
     element = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', element)

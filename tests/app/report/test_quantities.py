@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pof.app.report import Bounds, RunFigures, as_json, collect, read_run, summary, with_incoming
-from pof.app.report.rows import Cell
+from pof.app.report import Bounds, RunFigures, as_json, collect, read_run, side_by_side
+from pof.app.report.quantities import Shown
+from pof.app.report.subjects import with_incoming
 
 BOUNDS = Bounds(2, 32, torch.device("cpu"))
 
@@ -18,8 +19,8 @@ def networks(runs: Path) -> list[RunFigures]:
     return collect(with_incoming([read_run(runs / "pof")])[0], BOUNDS)
 
 
-def cells(networks: list[RunFigures]) -> dict[str, list[Cell]]:
-    return {row.key: found for group in summary(networks) for row, found in group.rows}
+def cells(networks: list[RunFigures]) -> dict[str, list[Shown]]:
+    return {row.key: found for group in side_by_side(networks) for row, found in group.rows}
 
 
 def changed(network: RunFigures, **test: float) -> RunFigures:
