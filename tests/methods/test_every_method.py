@@ -179,7 +179,7 @@ def test_averages_equal_their_definition(kind: Any) -> None:
 
 
 def test_statistics_of_an_average_weigh_samples_and_take_dict_batches() -> None:
-    from pof.methods.averaged import estimate_statistics
+    from pof.combine import estimate_statistics
 
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from pof.head.split import SplitModel
 from pof.methods import Averaged, Method
+from pof.perturbation.loss import CrossEntropy
 
 
 def inner(method: Method) -> Method:
@@ -22,7 +23,8 @@ def inner(method: Method) -> Method:
 
 def own_loss(method: Method) -> bool:
     """Tell whether the user gave the method a loss in the place of the cross-entropy."""
-    return getattr(inner(method), "loss", None) is not None
+    loss = getattr(inner(method), "loss", None)
+    return loss is not None and not isinstance(loss, CrossEntropy)
 
 
 def needs_loss(what: str) -> str:

@@ -104,7 +104,7 @@ class PostTrainer(Trainer):
             )
         if smoothing:
             reading: Any = inner(method)
-            reading.label_smoothing = smoothing
+            reading.loss.label_smoothing = smoothing
         self.method = method.to(self.args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
