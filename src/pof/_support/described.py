@@ -16,10 +16,7 @@ LEFT_OUT = {"model", "head", "seed", "mean", "std"}
 
 
 def options_of(made: object) -> dict[str, Any]:
-    """Read the options of an object's constructor from the attributes of their names, described.
-
-    An option that is kept under no such attribute is not among them.
-    """
+    """Describe the options of an object's constructor that it keeps as attributes of their names."""
     try:
         names = [name for name in inspect.signature(type(made)).parameters if name not in LEFT_OUT]
     except (TypeError, ValueError):  # some classes that are written in C

@@ -49,8 +49,8 @@ class HeadAscent(Method):
             0 is plain training with a frozen head, exactly.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
-        loss: a custom one, ``loss(logits, targets)`` -> scalar mean, for which the first radius found is taken.  None is
-            the cross-entropy.
+        loss: a custom one, ``loss(logits, targets)`` -> scalar mean, for which the first radius found is taken.  None
+            is the cross-entropy.
 
     Raises:
         ValueError: if an option is out of range, or ``model`` is in ``DistributedDataParallel`` already with a head

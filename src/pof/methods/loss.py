@@ -26,23 +26,19 @@ def chosen_loss(custom: LossFunction | None, label_smoothing: float, class_weigh
 
 
 def mean_loss(loss: LossFunction, logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of logits (N, C), also where this process has no sample in the mini-batch.
-
-    Such a process among several gets 0 with a graph of zeros, so that it takes part in what the others exchange.
-    """
+    """The loss of logits (N, C), also where this process has no sample in the mini-batch."""
+    # It gets 0 with a graph of zeros, so that it takes part in what the others exchange.
     if distributed.active() and not logits.shape[0]:
         return logits.sum()
     return loss(logits, targets)
 
 
 def features_and_logits(network: SplitModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Features and logits (N, C) from one forward, the logits in at least float32 whatever autocast made of the head.
-
-    A linear head is applied again to get these, unless it is sharded and trained: its gradient would pass FSDP2 by.
-    """
+    """Features and logits (N, C) from one forward, the logits in at least float32 whatever autocast does."""
     features, logits = network.features_and_logits(inputs)
     if logits.dtype not in {torch.float16, torch.bfloat16}:
         return features, logits
+    # A linear head is applied again, unless it is sharded and trained: its gradient would pass FSDP2 by.
     if not network.linear or any(p.requires_grad and distributed.is_sharded(p) for p in network.head.parameters()):
         return features, logits.float()
     bias = network.bias

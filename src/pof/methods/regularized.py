@@ -58,7 +58,7 @@ class Regularized(Method):
             return plain
         penalty = self.regularizer(features, targets, inputs)
         self._seen.append((features.detach(), targets))
-        # A strength of 0 must not even add a zero: training is then plain to the bit.
+        # A strength of 0 must not even add a zero: training is then bitwise identical to plain.
         loss = plain.loss + penalty if self.regularizer.strength else plain.loss
         return StepOutput(loss, plain.logits, {"penalty": penalty.detach()})
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pof.optim._perturbing import PerturbingOptimizer
-from pof.perturbation.search import Guessed, narrowed
+from pof.perturbation.search import last_near
 
 
 def rho_for_level(
@@ -59,13 +59,13 @@ def rho_for_level(
                 f"the gradient is 0 at the loss {start:.3g}, so that there is no direction to perturb along: the"
                 " network is surer of this mini-batch than its floating point can tell; give rho"
             )
-        found = narrowed(Guessed(guess), lambda rho: torch.tensor(at(float(rho))[0] < level))
-        if not found.crossed:
+        rho, crossed = last_near(lambda rho: at(rho)[0] < level, guess)
+        if not crossed:
             raise ValueError(
-                f"the loss does not cross the level {level:.3g} at any radius from {guess:.2g} to {found.farthest:.2g}"
+                f"the loss does not cross the level {level:.3g} at any radius from {guess:.2g} to {rho:.2g}"
             )
-        return found.middle
+        return rho
     finally:
-        for group, rho in zip(optimizer.param_groups, radii, strict=True):
-            group["rho"] = rho
+        for group, before in zip(optimizer.param_groups, radii, strict=True):
+            group["rho"] = before
         optimizer._ascended = ascended

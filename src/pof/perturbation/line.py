@@ -118,9 +118,11 @@ class LinearLine(HeadLine):
         return replace(self, base=logits, response=response, targets=loss.encode(targets, logits))
 
     def loss_at(self, amount: Tensor | float) -> Tensor:
+        """Compute mean CE(Z - amount * R, y)."""
         return cross_entropy(self.base - amount * self.response, self.targets)
 
     def minimise(self) -> LineSearch:
+        """Find the minimum exactly; ``bounded`` is False where the mini-batch is separable along the ray."""
         return minimum_along(self.base, self.response, self.targets)
 
     def minimise_behind(self) -> LineSearch:
@@ -128,9 +130,11 @@ class LinearLine(HeadLine):
         return minimum_along(self.base, -self.response, self.targets)
 
     def reach(self, level: float) -> LineSearch:
+        """Find the level exactly; ``bounded`` is False where the gradient is zero."""
         return level_along(self.base, self.response, self.targets, level)
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
+        """Subtract amount times the response to g_hat."""
         return logits - amount * respond(features, self.gradient.weight, self.gradient.bias)
 
 
@@ -163,6 +167,7 @@ class ModuleLine(HeadLine):
         return cls(norm, head, theta, direction, features, targets, loss)
 
     def loss_at(self, amount: Tensor | float) -> Tensor:
+        """Compute the loss there, the head in eval mode."""
         with evaluating(self.head):
             return self.loss(_call(self.head, self._moved(amount), self.features), self.targets)
 
@@ -188,8 +193,8 @@ class ModuleLine(HeadLine):
     @torch.no_grad()
     def minimise(self) -> LineSearch:
         """Find the first local minimum; ``bounded`` is False where the loss still falls at 16 times the head's norm."""
-        # A slope this much smaller than the first is rounding: far out on a separable mini-batch, of either sign.
-        flat = 8 * torch.finfo(self.norm.dtype).eps * self.norm
+        # A slope so much smaller than the first is rounding: far out on a separable mini-batch it has either sign.
+        flat = torch.finfo(self.norm.dtype).eps * self.norm
         found, bounded = self._last_of(lambda xi: self._slope(xi) <= flat)
         start, end = self.loss_at(0.0), self.loss_at(found)
         radius = torch.where(bounded & (end < start), found, torch.zeros_like(found))
@@ -204,6 +209,7 @@ class ModuleLine(HeadLine):
         return LineSearch(radius=radius, bounded=reached | (start >= level), loss=self.loss_at(-radius))
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
+        """Call the head with moved parameters, in its own mode; running statistics stay."""
         # The head's own statistics have seen this mini-batch in the forward before.
         with frozen_statistics(self.head):
             return _call(self.head, self._moved(amount), features)

@@ -73,8 +73,10 @@ def encode_targets(
 ) -> Targets:
     """Write any targets of ``F.cross_entropy``, (N,) or (N, C), as a distribution and sample weights.
 
-    Logits (N, C) say by ``like`` how many classes there are, in which dtype.  With class indices the mean is over the
-    class weights (C,) of the samples, with probabilities over N, as there.
+    With class indices the mean is over the class weights (C,) of the samples, with probabilities over N, as there.
+
+    Returns:
+        The targets, in dtype and on the device of the logits ``like`` (N, C).
 
     Raises:
         ValueError: if the shapes do not fit, a class index is out of range (checked where that needs no host
@@ -119,21 +121,16 @@ def cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
 
 
 def logit_gradient(logits: Tensor, targets: Targets) -> Tensor:
-    """Gradient (N, C) of the mean cross-entropy with respect to the logits (N, C): w_n (p_nc - P_nc).
-
-    Every row sums to zero; writing the largest target entry as minus the sum of the others keeps the digits that
-    p - 1 loses for confident samples.
-    """
+    """Gradient (N, C) of the mean cross-entropy with respect to the logits (N, C): w_n (p_nc - P_nc)."""
+    # Every row sums to zero; writing the largest target entry as minus the sum of the others keeps the digits that
+    # p - 1 loses for confident samples.
     difference = torch.softmax(logits, dim=1) - targets.distribution
     difference = difference - targets.distribution * difference.sum(dim=1, keepdim=True)
     return difference * targets.weights.unsqueeze(1)
 
 
 def respond(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a linear head (C, D), (C,) to features (N, D), outside of autocast: F W^T + b, (N, C).
-
-    With the head's parameters these are the logits, with a direction the response R of the logits to it.
-    """
+    """F W^T + b (N, C) outside of autocast: logits, or with a direction (C, D), (C,) their response to it."""
     with without_autocast(features.device):
         return F.linear(features.to(weight.dtype), weight, bias)
 

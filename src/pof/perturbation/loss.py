@@ -67,10 +67,7 @@ class CrossEntropy(nn.Module):
 
 
 def _check_probabilities(targets: Tensor) -> None:
-    """Refuse floating-point targets that are no distributions: several labels per sample would pass unnoticed.
-
-    The host waits for them; class indices are not looked at.
-    """
+    """Refuse floating-point targets that are no distributions: several labels per sample would pass unnoticed."""
     if not targets.is_floating_point() or targets.ndim != 2:
         return
     # Half precision rounds a sum of many classes by this much.

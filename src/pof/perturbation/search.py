@@ -1,8 +1,8 @@
 """The bracketed search behind every radius: the last point of a ray up to which a condition holds.
 
 One loop narrows a bracket: it asks for the condition at the candidates inside, and keeps the part between the last
-that holds and the next.  The brackets say where the candidates lie: :class:`Octaves` and :class:`Parts` evaluate many
-at once and read nothing back from the device; :class:`Guessed` takes one at a time, where each costs a whole pass.
+that holds and the next.  The brackets say where the candidates lie: many at once, and nothing is read back from the
+device (:func:`last_of`), or one after the other where each costs a whole pass of a network (:func:`last_near`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Condition = Callable[[Tensor], Tensor]
 """Increasing candidates (K,) -> (K,) bool: true up to one of them and false behind."""
 
 
-class Bracket(Protocol):
+class _Bracket(Protocol):
     """An interval that holds the point, and the candidates that cut it."""
 
     @property
@@ -33,10 +33,10 @@ class Bracket(Protocol):
         """The part behind the first ``count`` (1,) candidates, which are those that hold."""
 
 
-B = TypeVar("B", bound=Bracket)
+B = TypeVar("B", bound=_Bracket)
 
 
-def narrowed(bracket: B, holds: Condition) -> B:
+def _narrowed(bracket: B, holds: Condition) -> B:
     """Narrow a bracket until it is done."""
     while not bracket.done:
         bracket = bracket.behind(holds(bracket.inside()).sum().view(1))
@@ -44,7 +44,7 @@ def narrowed(bracket: B, holds: Condition) -> B:
 
 
 @dataclass(frozen=True)
-class Octaves:
+class _Octaves:
     """Powers of two times a unit; the lowest is taken to hold."""
 
     unit: Tensor
@@ -78,7 +78,7 @@ class Octaves:
 
 
 @dataclass(frozen=True)
-class Parts:
+class _Parts:
     """Equal parts of an interval."""
 
     lower: Tensor
@@ -102,7 +102,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Guessed:
+class _Guessed:
     """One candidate at a time: doubled or halved from a guess until it crosses, then halved as a ratio."""
 
     guess: float
@@ -115,11 +115,6 @@ class Guessed:
     def crossed(self) -> bool:
         """Whether there is a point on either side."""
         return self.lower > 0.0 and self.upper < math.inf
-
-    @property
-    def farthest(self) -> float:
-        """The last candidate of a bracket that has not crossed."""
-        return self.lower or self.upper
 
     @property
     def middle(self) -> float:
@@ -159,9 +154,19 @@ def last_of(
     lowest, highest = exponents
     octaves, inner = (torch.arange(1, n, device=unit.device) for n in parts)
     low = torch.full((1,), lowest, device=unit.device)
-    octave = narrowed(Octaves(unit, low, highest - lowest, highest, octaves), holds)
+    octave = _narrowed(_Octaves(unit, low, highest - lowest, highest, octaves), holds)
     lower = size = octave.lower
     lower = torch.where((octave.low == lowest) & ~holds(lower), torch.zeros_like(lower), lower)
-    found = narrowed(Parts(lower, size, inner.to(unit.dtype) / parts[1], rounds), holds)
+    found = _narrowed(_Parts(lower, size, inner.to(unit.dtype) / parts[1], rounds), holds)
     xi = (found.lower + 0.5 * found.size) * (found.lower > 0)
     return xi.squeeze(0), (octave.low < highest).squeeze(0)
+
+
+def last_near(holds: Callable[[float], bool], guess: float) -> tuple[float, bool]:
+    """Find the last xi > 0 up to which a condition holds, one candidate at a time from a guess outwards.
+
+    Returns:
+        xi, within 5 %, and whether it was found: if not, the last candidate, 40 doublings or halvings from the guess.
+    """
+    found = _narrowed(_Guessed(guess), lambda xi: torch.tensor(holds(float(xi))))
+    return (found.middle, True) if found.crossed else (found.lower or found.upper, False)
