@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,24 +95,36 @@ def test_a_gradient_of_zero_has_no_line() -> None:
         assert not bool(line.reach(1.0).bounded)
 
 
-def test_the_least_amount_of_a_head_with_two_valleys_is_the_first() -> None:
-    """loss(w) = cos(w) from w = 2: minima at odd multiples of pi."""
+class Scalar(nn.Module):
+    """A head that returns its only weight, 2."""
 
-    class Scalar(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.w
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.w
 
+
+def of_weight(loss: Callable[[Tensor], Tensor]) -> HeadLine:
     network = SplitModel(nn.Sequential(nn.Identity(), Scalar()), "1")
-    line = along_head_gradient(
-        network, torch.ones(1, 1, dtype=torch.float64), torch.zeros(1), lambda z, _: z.cos().sum()
-    )
+    one = torch.ones(1, 1, dtype=torch.float64)
+    return along_head_gradient(network, one, torch.zeros(1), lambda w, _: loss(w).sum())
+
+
+def test_a_loss_with_many_valleys_is_searched_to_the_first() -> None:
+    line = of_weight(torch.cos)
     found = line.minimise()
     assert float(found.radius) == pytest.approx(math.pi - 2.0, rel=1e-4)
     assert float(line.reach(0.9).radius) == pytest.approx(2.0 - math.acos(0.9), rel=1e-4)
+
+
+def test_a_valley_above_the_start_is_no_minimum() -> None:
+    """a^2 - b sin(2^10 pi a) falls at every power of two below the valley that is found, at a of about 16."""
+    line = of_weight(lambda w: (2 - w) ** 2 - 0.01 * (2**10 * math.pi * (2 - w)).sin())
+    found = line.minimise()
+    assert bool(found.bounded) and float(found.radius) == 0.0
+    assert float(found.loss) == float(line.loss_at(0.0))
 
 
 def test_nothing_of_the_head_changes_and_its_parameters_get_no_gradient() -> None:

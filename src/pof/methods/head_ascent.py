@@ -87,8 +87,8 @@ class HeadAscent(Method):
         features, logits = features_and_logits(self.network, inputs)
         perturbed, radius, norm = logits, logits.new_zeros(()), logits.new_zeros(())
         if self.training and self.level:
-            seen = distributed.gather_rows(features.detach(), targets)
-            line = along_head_gradient(self.network, *seen, self.loss)
+            seen, labels = distributed.gather_rows(features.detach(), targets)
+            line = along_head_gradient(self.network, seen, labels, self.loss)
             norm, radius = line.norm, line.reach(self.level * math.log(logits.shape[1])).radius
             perturbed = line.logits(features, logits, -radius)
         clean = mean_loss(self.loss, logits.detach(), targets)

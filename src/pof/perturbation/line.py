@@ -221,4 +221,5 @@ def _call(head: nn.Module, parameters: dict[str, Tensor], features: Tensor) -> T
 
 
 def _joint_norm(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
+    return norm

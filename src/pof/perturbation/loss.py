@@ -53,7 +53,10 @@ class CrossEntropy(nn.Module):
         """
         _check_probabilities(targets)
         with without_autocast(logits.device):
-            return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing)
+            loss: Tensor = F.cross_entropy(
+                logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing
+            )
+        return loss
 
     def encode(self, targets: Tensor, like: Tensor) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""

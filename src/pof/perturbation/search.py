@@ -131,8 +131,10 @@ class _Guessed:
         return torch.tensor([self.middle], dtype=torch.float64)
 
     def behind(self, count: Tensor) -> Self:
-        left = {"halvings": self.halvings - 1} if self.crossed else {"doublings": self.doublings - 1}
-        return replace(self, **({"lower": self.middle} if bool(count) else {"upper": self.middle}), **left)
+        lower, upper = (self.middle, self.upper) if bool(count) else (self.lower, self.middle)
+        if self.crossed:
+            return replace(self, lower=lower, upper=upper, halvings=self.halvings - 1)
+        return replace(self, lower=lower, upper=upper, doublings=self.doublings - 1)
 
 
 def last_of(
