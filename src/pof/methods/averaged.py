@@ -58,15 +58,7 @@ class Averaged(Method):
         return self.method.model
 
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
-        """Make the inner method's optimizer.
-
-        Args:
-            base: an optimizer class.
-            **options: its options.
-
-        Returns:
-            The optimizer.
-        """
+        """Make the inner method's optimizer."""
         return self.method.build_optimizer(base, **options)
 
     def forward(
@@ -91,13 +83,7 @@ class Averaged(Method):
             self.averaged.update_parameters(self.model)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
-        """Take the network of this epoch into the average, and estimate its batch-norm statistics.
-
-        Args:
-            epoch: from 0.
-            epochs: of the whole run.
-            batches: gives the inputs of the training set anew.
-        """
+        """Take the network of this epoch into the average, and estimate its batch-norm statistics."""
         self.method.after_epoch(epoch, epochs, batches)
         if self.average == "swa" and epoch >= self.start * epochs:
             self.averaged.update_parameters(self.model)
@@ -110,11 +96,7 @@ class Averaged(Method):
             estimate_statistics(self.averaged.module, batches())
 
     def candidate(self) -> nn.Module:
-        """The network that is validated and delivered.
-
-        Returns:
-            The average; the iterate as long as nothing has been averaged.
-        """
+        """The average; the iterate as long as nothing has been averaged."""
         module: nn.Module = self.averaged.module
         return module if self._has_average() else self.model
 
@@ -128,11 +110,7 @@ class Averaged(Method):
         self.averaged.n_averaged.fill_(len(self._recent))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The networks that LAWA holds.
-
-        Returns:
-            Tensors in a dict.
-        """
+        """The networks that LAWA holds."""
         return {"recent": self._recent}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

@@ -188,11 +188,7 @@ class PoF(Method):
         return self.gamma * float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Generator and previous features, so that a state dict resumes exactly.
-
-        Returns:
-            Tensors in a dict.
-        """
+        """Generator and previous features, so that a state dict resumes exactly."""
         return {"generator": self._generator.get_state(), "previous": self._previous}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

@@ -81,11 +81,7 @@ class SharpnessAware(Method):
         self._calibrated = False
 
     def settings(self) -> dict[str, Any]:
-        """The options that a run may not change when it resumes.
-
-        Returns:
-            As :meth:`Method.settings`; a radius that was calibrated is not compared.
-        """
+        """As those of any method; a radius that was calibrated is not compared."""
         ((name, own),) = super().settings().items()
         # One from the data is in the state of the optimizer, and may be computed with other last bits elsewhere.
         return {name: own | ({"rho": "from the data"} if self._calibrated else {})}
@@ -100,13 +96,12 @@ class SharpnessAware(Method):
         Returns:
             The sharpness-aware optimizer over the trainable parameters.
         """
-        if self.kind == "msam":
-            self._optimizer = MSAM(list(self.trainable_parameters()), base, self.rho, **options)
-        else:
-            self._optimizer = self._around(base, **options)
+        self._optimizer = self._around(base, **options)
         return self._optimizer
 
     def _around(self, base: Callable[..., Optimizer], **options: Any) -> PerturbingOptimizer:
+        if self.kind == "msam":
+            return MSAM(list(self.trainable_parameters()), base, self.rho, **options)
         makes: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON}
         return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 

@@ -1,16 +1,23 @@
 """The loss of a mini-batch along its own head gradient, as one object: direction, minimum, level, logits.
 
-    batch -> extractor -> features -> HeadLine -> radius -> logits of the moved head -> loss
+    mini-batch -> extractor -> features -> HeadLine -> radius -> logits of the moved head -> loss
 
 A point of the line is theta - amount * g_hat: a positive amount goes *down* the gradient g_hat = g / ||g|| of the head
-theta, as PoF does; head ascent goes up, with a negative one.  No parameter is modified.  With a linear head and the
-cross-entropy everything is exact and in closed form (:mod:`pof.perturbation.linear`); for any other head or loss each
-evaluation is a forward of the head in eval mode, and what is found is the first point of a search by doubling.
+theta, as PoF does; head ascent goes up, with a negative one.  No parameter is modified.  A ``HeadLine`` has
+
+- ``norm``: ||g||, scalar; where it is 0, so is g_hat;
+- ``loss_at(amount)``: the loss of the mini-batch there;
+- ``minimise()``: the amount >= 0 at which it is least;
+- ``reach(level)``: the distance *up* the gradient at which it has risen to a level, so that -radius is the amount;
+- ``logits(features, logits, amount)``: those of any mini-batch there.
+
+With a linear head and the cross-entropy all of it is exact and in closed form (:mod:`pof.perturbation.linear`).  For
+any other head or loss an evaluation is a forward of the head in eval mode, and the first point found by doubling is
+taken.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -38,57 +45,8 @@ from pof.perturbation.search import last_of
 _EXPONENTS, _HALVINGS = (-10, 4), 16
 
 
-class HeadLine(ABC):
-    """The loss of a mini-batch at theta - amount * g_hat; made by :func:`along_head_gradient`."""
-
-    norm: Tensor
-    """||g||, scalar; where it is 0, so is g_hat."""
-
-    @abstractmethod
-    def loss_at(self, amount: Tensor | float) -> Tensor:
-        """Compute the loss at theta - amount * g_hat."""
-
-    @abstractmethod
-    def minimise(self) -> LineSearch:
-        """Find the amount >= 0, down the gradient, at which the loss is least."""
-
-    @abstractmethod
-    def reach(self, level: float) -> LineSearch:
-        """Find the distance *up* the gradient at which the loss has risen to ``level``: its negative is the amount."""
-
-    @abstractmethod
-    def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
-        """Logits (N, C) of any mini-batch at theta - amount * g_hat.
-
-        Args:
-            features: what enters the head, first axis N, with its graph.
-            logits: (N, C), those of the head as it is, with their graph.
-            amount: scalar.
-
-        Returns:
-            (N, C); the graph reaches ``features`` and, for a linear head, ``logits``.
-        """
-
-
-def along_head_gradient(network: SplitModel, features: Tensor, targets: Tensor, loss: LossFunction) -> HeadLine:
-    """Take the line along the head gradient of a mini-batch.
-
-    Args:
-        network: the model, split; not changed.
-        features: what enters the head, first axis N; (N, D) for a linear head.
-        targets: whatever ``loss`` takes.
-        loss: a mean over the mini-batch.
-
-    Returns:
-        The line, exact where the head is linear and the loss the cross-entropy.
-    """
-    if network.linear and isinstance(loss, CrossEntropy):
-        return LinearLine.along(network, features, targets, loss)
-    return ModuleLine.along(network.head, features, targets, loss)
-
-
 @dataclass(frozen=True, eq=False)
-class LinearLine(HeadLine):
+class LinearLine:
     """For a linear head and the cross-entropy: loss(amount) = mean CE(Z - amount * R, y)."""
 
     norm: Tensor
@@ -134,12 +92,12 @@ class LinearLine(HeadLine):
         return level_along(self.base, self.response, self.targets, level)
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
-        """Subtract amount times the response to g_hat."""
+        """Logits (N, C) at theta - amount * g_hat, from features (N, D) and the logits (N, C) at theta, with graph."""
         return logits - amount * respond(features, self.gradient.weight, self.gradient.bias)
 
 
 @dataclass(frozen=True, eq=False)
-class ModuleLine(HeadLine):
+class ModuleLine:
     """For any head and any loss, by functional call; the loss is not convex here, and its minimum a local one."""
 
     norm: Tensor
@@ -209,10 +167,30 @@ class ModuleLine(HeadLine):
         return LineSearch(radius=radius, bounded=reached | (start >= level), loss=self.loss_at(-radius))
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
-        """Call the head with moved parameters, in its own mode; running statistics stay."""
+        """Logits (N, C) at theta - amount * g_hat, the head in its own mode; the graph reaches ``features`` only."""
         # The head's own statistics have seen this mini-batch in the forward before.
         with frozen_statistics(self.head):
             return _call(self.head, self._moved(amount), features)
+
+
+HeadLine = LinearLine | ModuleLine
+
+
+def along_head_gradient(network: SplitModel, features: Tensor, targets: Tensor, loss: LossFunction) -> HeadLine:
+    """Take the line along the head gradient of a mini-batch.
+
+    Args:
+        network: the model, split; not changed.
+        features: what enters the head, first axis N; (N, D) for a linear head.
+        targets: whatever ``loss`` takes.
+        loss: a mean over the mini-batch.
+
+    Returns:
+        The line, exact where the head is linear and the loss the cross-entropy.
+    """
+    if network.linear and isinstance(loss, CrossEntropy):
+        return LinearLine.along(network, features, targets, loss)
+    return ModuleLine.along(network.head, features, targets, loss)
 
 
 def _call(head: nn.Module, parameters: dict[str, Tensor], features: Tensor) -> Tensor:

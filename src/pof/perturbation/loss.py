@@ -65,7 +65,7 @@ class CrossEntropy(nn.Module):
     def excess(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss less the least that it can be, the entropy of soft or smoothed targets; arguments as of a call."""
         encoded = self.encode(targets, logits)
-        least = torch.special.entr(encoded.distribution).sum(dim=1) @ encoded.weights
+        least: Tensor = torch.special.entr(encoded.distribution).sum(dim=1) @ encoded.weights
         return cross_entropy(logits, encoded) - least
 
 
