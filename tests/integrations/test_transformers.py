@@ -111,7 +111,7 @@ def test_finetuning_with_label_smoothing_is_the_trainers_own(family: str, tmp_pa
     ours, theirs = tiny(family), tiny(family)
     mine = hugging_face_trainer(pof.Finetune, ours, tmp_path, data=examples(family), **options)
     mine.train()
-    assert mine.method.label_smoothing == 0.2
+    assert mine.method.loss.label_smoothing == 0.2
 
     class Plain(transformers.Trainer):  # type: ignore[misc, name-defined]
         def __init__(self, *args: Any, method: Any, **kwargs: Any) -> None:

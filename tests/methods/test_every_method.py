@@ -187,8 +187,36 @@ def test_averages_equal_their_definition(kind: Any) -> None:
         torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_statistics_of_an_average_weigh_samples_and_take_dict_batches() -> None:
-    from pof.methods.averaged import estimate_statistics
+class Counting(nn.Module):
+    """Keeps a buffer that is no batch-norm statistic."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.seen += len(inputs)
+        return inputs
+
+
+@pytest.mark.parametrize("kind", ["swa", "lawa", "ema"])
+def test_other_buffers_of_an_average_are_those_of_the_iterate(kind: Any) -> None:
+    method = pof.Averaged(pof.Finetune(nn.Sequential(Counting(), network())), kind)
+    pof.fit(method, data(last=5), epochs=2, optimizer=sgd, device="cpu")
+    delivered: Any = method.candidate()
+    assert delivered is not method.model
+    assert float(delivered[0].seen) == 2 * (8 + 8 + 8 + 5)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def test_statistics_of_an_average_weigh_samples_and_take_any_batches() -> None:
+    from pof.combine import estimate_statistics
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -200,9 +228,17 @@ def test_statistics_of_an_average_weigh_samples_and_take_dict_batches() -> None:
             return out
 
     model, parts = Net(), [torch.randn(10, 3), torch.randn(2, 3)]
-    estimate_statistics(model, [{"x": part} for part in parts])
-    torch.testing.assert_close(model.norm.running_mean, torch.cat(parts).mean(dim=0))
-    assert model.norm.momentum is None and model.norm.training
+    labels = torch.zeros(10, dtype=torch.long)
+    for kind in (
+        [{"x": part} for part in parts],
+        [{"x": part, "labels": labels[: len(part)]} for part in parts],
+        [(part, labels[: len(part)]) for part in parts],
+        parts,
+    ):
+        model.norm.reset_running_stats()
+        estimate_statistics(model, kind)
+        torch.testing.assert_close(model.norm.running_mean, torch.cat(parts).mean(dim=0))
+        assert model.norm.momentum is None and model.norm.training
 
 
 def test_regularizer_adapts_to_all_mini_batches_of_a_step() -> None:

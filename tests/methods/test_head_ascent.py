@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pof
-from pof.perturbation.ascent import reach
-from pof.perturbation.linear import head_gradient, respond
+from pof.perturbation.linear import head_gradient, reach, respond
 from tests.references import head_ascent
 
 

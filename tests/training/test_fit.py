@@ -257,7 +257,7 @@ def test_resume_with_another_configuration_is_refused(tmp_path: Path) -> None:
         run(epochs=3, resume=True)
     with pytest.raises(pof.CheckpointError, match=r"method was 'PoF' and is now 'Finetune'"):
         run(method=pof.Finetune, resume=True)
-    with pytest.raises(pof.CheckpointError, match=r"pof.gamma was 2.0 and is now 1.0"):
+    with pytest.raises(pof.CheckpointError, match=r"PoF.gamma was 2.0 and is now 1.0"):
         run(method=lambda m: pof.PoF(m, gamma=1.0), resume=True)
 
 

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from pof.flatness import plots
 from pof.flatness._measure import Progress, Stored, mean_of, measuring, read, store
 from pof.head.split import SplitModel, split
-from pof.perturbation.linear import HeadGradient, cross_entropy, encode_targets, head_gradient, line_search, respond
+from pof.perturbation.line import LinearLine
+from pof.perturbation.loss import CrossEntropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -145,17 +144,18 @@ def landscape(
     if points < 2 or (reach is not None and not reach > 0):
         raise ValueError(f"points must be at least 2 and reach positive; got points={points}, reach={reach}")
     parts = split(model, head)
-    options: Options = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+    loss = CrossEntropy(label_smoothing, class_weights)
     with measuring(model, seed) as device:
         train = store(parts.features_and_logits, read(loader, batches, device, "training batches", progress))
         sets = [_first(train), train]
         if test_loader is not None:
             sets.append(store(parts.features_and_logits, read(test_loader, batches, device, "test batches", progress)))
-        g = _direction(parts, sets[0], options)
-        minima = [_minimum(data, g, options) for data in sets]
+        line = LinearLine.along(parts, sets[0].features, sets[0].targets, loss)
+        lines = [_over(data, line, loss) for data in sets]
+        minima = [_minimum(line) for line in lines]
         reach = _reach(parts, minima) if reach is None else reach
         offsets = torch.linspace(-reach / 2, reach, points, dtype=torch.float64)
-        curves = [_curve(data, g, offsets, m, options) for data, m in zip(sets, minima, strict=True)]
+        curves = [_curve(line, offsets, minimum) for line, minimum in zip(lines, minima, strict=True)]
     return Landscape(offsets, curves[0], curves[1], curves[2] if len(curves) == 3 else None)
 
 
@@ -191,16 +191,15 @@ def loss_increment(
         ValueError: if the head is not linear or a loader is empty.
     """
     parts = split(model, head)
-    options: Options = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+    loss = CrossEntropy(label_smoothing, class_weights)
     found = []
     with measuring(model, seed) as device:
         test = store(parts.features_and_logits, read(test_loader, batches, device, "test batches", progress))
-        logits = test.logits.double()
-        start = float(cross_entropy(logits, encode_targets(test.targets, logits, **options)))
         for batch in read(loader, batches, device, "directions", progress):
-            g = _direction(parts, store(parts.features_and_logits, [batch]), options)
-            lowest = _minimum(test, g, options)[1]
-            found.append(float("nan") if lowest is None else start - lowest)
+            data = store(parts.features_and_logits, [batch])
+            line = _over(test, LinearLine.along(parts, data.features, data.targets, loss), loss)
+            lowest = _minimum(line)[1]
+            found.append(float("nan") if lowest is None else float(line.loss_at(0.0)) - lowest)
     increments = torch.tensor(found, dtype=torch.float64)
     mean = mean_of(increments[~increments.isnan()])
     return LossIncrement(mean.value, mean.standard_error, increments)
@@ -211,16 +210,14 @@ def _first(data: Stored) -> Stored:
     return Stored(features, logits, targets, data.sizes[:1])
 
 
-def _direction(parts: SplitModel, data: Stored, options: Options) -> HeadGradient:
-    bias = None if parts.bias is None else parts.bias.detach()
-    return head_gradient(data.features, data.targets, parts.weight.detach(), bias, **options)
+def _over(data: Stored, line: LinearLine, loss: CrossEntropy) -> LinearLine:
+    # In float64: the increment is a small difference of two losses.
+    return line.over(data.features, data.logits.double(), data.targets, loss)
 
 
-def _minimum(data: Stored, g: HeadGradient, options: Options) -> tuple[float | None, float | None]:
+def _minimum(line: LinearLine) -> tuple[float | None, float | None]:
     # Offset and loss; convex, so at most one half-line goes below the start.
-    logits, response = _ray(data, g)
-    ahead = line_search(logits, response, data.targets, **options)
-    behind = line_search(logits, -response, data.targets, **options)
+    ahead, behind = line.minimise(), line.minimise_behind()
     if not (bool(ahead.bounded) and bool(behind.bounded)):
         return None, None
     if float(behind.radius) > 0 and float(behind.loss) < float(ahead.loss):
@@ -234,15 +231,6 @@ def _reach(parts: SplitModel, minima: list[tuple[float | None, float | None]]) -
     return 3.0 * farthest if farthest > 0 else float(torch.linalg.vector_norm(torch.cat(size))) or 1.0
 
 
-def _curve(
-    data: Stored, g: HeadGradient, offsets: Tensor, minimum: tuple[float | None, float | None], options: Options
-) -> LossCurve:
-    logits, response = _ray(data, g)
-    encoded = encode_targets(data.targets, logits, **options)
-    losses = [float(cross_entropy(logits - xi * response, encoded)) for xi in offsets.tolist()]
-    return LossCurve(torch.tensor(losses, dtype=torch.float64), float(cross_entropy(logits, encoded)), *minimum)
-
-
-def _ray(data: Stored, g: HeadGradient) -> tuple[Tensor, Tensor]:
-    # In float64: the increment is a small difference of two losses.
-    return data.logits.double(), respond(data.features, g.weight, g.bias).double()
+def _curve(line: LinearLine, offsets: Tensor, minimum: tuple[float | None, float | None]) -> LossCurve:
+    losses = [float(line.loss_at(xi)) for xi in offsets.tolist()]
+    return LossCurve(torch.tensor(losses, dtype=torch.float64), float(line.loss_at(0.0)), *minimum)

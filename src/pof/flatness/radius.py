@@ -18,7 +18,9 @@ from pof._support.random import seeded
 from pof.flatness import plots
 from pof.flatness._measure import Progress, measuring, read, store
 from pof.head.split import split
-from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, line_search, respond
+from pof.perturbation.line import LinearLine
+from pof.perturbation.linear import LineSearch
+from pof.perturbation.loss import CrossEntropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,23 +125,20 @@ def radius_distribution(
     if direction not in ("own", "train"):
         raise ValueError(f"direction must be 'own' or 'train'; got {direction!r}")
     parts = split(model, head)
-    weight, bias = parts.weight.detach(), None if parts.bias is None else parts.bias.detach()
-    options: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": class_weights}
-    kept: list[HeadGradient] = []
+    loss = CrossEntropy(label_smoothing, class_weights)
+    kept: list[LinearLine] = []
 
-    def measure(source: Iterable[Any], stage: str, given: list[HeadGradient]) -> Radii:
+    def measure(source: Iterable[Any], stage: str, given: list[LinearLine]) -> Radii:
         found = []
         for i, batch in enumerate(read(source, batches, device, stage, progress)):
-            stored = store(parts.features_and_logits, [batch])
-            g = (
-                given[i % len(given)]
-                if given
-                else head_gradient(stored.features, stored.targets, weight, bias, **options)
-            )
-            response = respond(stored.features, g.weight, g.bias)
-            found.append((stored.sizes[0], g.norm, line_search(stored.logits, response, stored.targets, **options)))
+            data = store(parts.features_and_logits, [batch])
+            if given:
+                line = given[i % len(given)].over(data.features, data.logits, data.targets, loss)
+            else:
+                line = LinearLine.along(parts, data.features, data.targets, loss)
+            found.append((data.sizes[0], line.norm, line.minimise()))
             if direction == "train" and not given:
-                kept.append(g)
+                kept.append(line)
         return _radii(found)
 
     with measuring(model, seed) as device:

@@ -22,6 +22,7 @@ from pof._support.batches import Inputs, batch_size, to_device, unpack
 from pof.head.split import SplitModel
 from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
+from pof.perturbation.loss import CrossEntropy
 from pof.training.step import all_samples, weighted
 from pof.training.stream import one_pass, with_next
 
@@ -103,7 +104,7 @@ class PostTrainer(Trainer):
             )
         if smoothing:
             reading: Any = _inner(method)
-            reading.label_smoothing = smoothing
+            reading.loss.label_smoothing = smoothing
         self.method = method.to(self.args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -285,7 +286,8 @@ def _inner(method: Method) -> Method:
 
 def _own_loss(method: Method) -> bool:
     """Tell whether the user gave the method a loss in the place of the cross-entropy."""
-    return getattr(_inner(method), "loss", None) is not None
+    loss = getattr(_inner(method), "loss", None)
+    return loss is not None and not isinstance(loss, CrossEntropy)
 
 
 def _needs_loss(what: str) -> str:

@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pof._support import distributed
-from pof._support.batches import Inputs, batch_size, call
-from pof._support.modules import BATCH_NORMS, evaluating
-from pof.methods.base import Method, StepOutput
+from pof._support.batches import Inputs
+from pof.combine.statistics import estimate_statistics
+from pof.methods.base import Method, StepOutput, check_choice
 
 Average = Literal["swa", "ema", "lawa"]
 
@@ -42,8 +40,7 @@ class Averaged(Method):
         self, method: Method, average: Average, *, decay: float = 0.99, start: float = 0.0, window: int = 5
     ) -> None:
         super().__init__()
-        if average not in get_args(Average):
-            raise ValueError(f"average must be one of {', '.join(get_args(Average))}; got {average!r}")
+        check_choice("average", average, get_args(Average))
         if not 0.0 <= decay < 1.0 or not 0.0 <= start < 1.0 or window < 1:
             raise ValueError(
                 f"decay and start must be in [0, 1), window >= 1; got decay={decay}, start={start}, window={window}"
@@ -60,25 +57,8 @@ class Averaged(Method):
         """The user's model itself: the iterate, until the run ends."""
         return self.method.model
 
-    def settings(self) -> dict[str, Any]:
-        """The options that a run may not change when it resumes.
-
-        Returns:
-            Names and values, the inner method's included.
-        """
-        own = {name: getattr(self, name) for name in ("average", "decay", "start", "window")}
-        return {**self.method.settings(), **own, "averaged": type(self.method).__name__}
-
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
-        """Make the inner method's optimizer.
-
-        Args:
-            base: an optimizer class.
-            **options: its options.
-
-        Returns:
-            The optimizer.
-        """
+        """Make the inner method's optimizer."""
         return self.method.build_optimizer(base, **options)
 
     def forward(
@@ -103,13 +83,7 @@ class Averaged(Method):
             self.averaged.update_parameters(self.model)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
-        """Take the network of this epoch into the average, and estimate its batch-norm statistics.
-
-        Args:
-            epoch: from 0.
-            epochs: of the whole run.
-            batches: gives the inputs of the training set anew.
-        """
+        """Take the network of this epoch into the average, and estimate its batch-norm statistics."""
         self.method.after_epoch(epoch, epochs, batches)
         if self.average == "swa" and epoch >= self.start * epochs:
             self.averaged.update_parameters(self.model)
@@ -122,11 +96,7 @@ class Averaged(Method):
             estimate_statistics(self.averaged.module, batches())
 
     def candidate(self) -> nn.Module:
-        """The network that is validated and delivered.
-
-        Returns:
-            The average; the iterate as long as nothing has been averaged.
-        """
+        """The average; the iterate as long as nothing has been averaged."""
         module: nn.Module = self.averaged.module
         return module if self._has_average() else self.model
 
@@ -140,53 +110,13 @@ class Averaged(Method):
         self.averaged.n_averaged.fill_(len(self._recent))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The networks that LAWA holds.
-
-        Returns:
-            Tensors in a dict.
-        """
+        """The networks that LAWA holds."""
         return {"recent": self._recent}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` gave."""
         device = next(self.method.parameters()).device
         self._recent = [{name: p.to(device) for name, p in weights.items()} for weights in state["recent"]]
-
-
-@torch.no_grad()
-def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
-    """Estimate the running statistics of batch norms anew: mean over all samples, short batches by their size.
-
-    Everything but the batch norms is in eval mode meanwhile; momenta and modes are put back.
-
-    Args:
-        model: any network; without torch's batch norms (or subclasses) nothing is run.
-        batches: inputs (N, ...), or mappings passed as keywords, on the model's device.
-    """
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
-    if not norms:
-        return
-    momenta = [m.momentum for m in norms]
-    seen = 0
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-        try:
-            for inputs in batches:
-                seen += batch_size(inputs)
-                for norm in norms:
-                    norm.momentum = batch_size(inputs) / seen
-                call(model, inputs)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-    if distributed.active():
-        for norm in norms:
-            for buffer in (norm.running_mean, norm.running_var):
-                if buffer is not None:
-                    dist.all_reduce(buffer)
-                    buffer.div_(dist.get_world_size())
 
 
 @torch.no_grad()

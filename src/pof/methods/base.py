@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pof._support import distributed
 from pof._support.batches import Inputs
-from pof._support.precision import without_autocast
+from pof._support.described import described, options_of
 from pof.head.split import SplitModel
-from pof.perturbation.linear import respond
+from pof.perturbation.loss import LossFunction
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,19 @@ class StepOutput:
 
 
 class Method(nn.Module, ABC):
-    """A way to train ``model``; subclasses are final."""
+    """A way to train a model; subclasses are final.
+
+    A subclass keeps each option of its constructor as an attribute of the same name: :meth:`settings` reads them there.
+    """
 
     needs_reference = False
     """Whether ``forward`` wants a second, independent mini-batch."""
 
     remedy = "lower the learning rate"
     """What to do when a run diverges."""
+
+    network: SplitModel
+    loss: LossFunction
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,9 +74,9 @@ class Method(nn.Module, ABC):
         """
 
     @property
-    @abstractmethod
     def model(self) -> nn.Module:
         """The user's model itself."""
+        return self.network.model
 
     def candidate(self) -> nn.Module:
         """The network that is validated and delivered.
@@ -85,10 +89,14 @@ class Method(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """The options that a run may not change when it resumes.
 
+        Derived from the options of the constructor; what the state holds, such as the generator of a seed, is not
+        among them.
+
         Returns:
-            Names and values (numbers, strings, None).
+            The name of the class, and under it each option by its name: numbers, strings, None, and dicts of them.
         """
-        return {}
+        loss = {"loss": described(self.loss)} if hasattr(self, "loss") else {}
+        return {type(self).__name__: options_of(self) | loss}
 
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Make the optimizer that this method wants around a plain one.
@@ -126,6 +134,22 @@ class Method(nn.Module, ABC):
         distributed.reshard(self.model)
         yield from (p for p in self.model.parameters() if p.requires_grad)
 
+    def _freeze_head(self) -> None:
+        """Take the head out of training, for the methods that perturb it.
+
+        Raises:
+            ValueError: if it is trained and in DDP, which notes at its construction which parameters will get
+                gradients, and waits for them in every step.
+        """
+        wrapped = any(isinstance(module, DistributedDataParallel) for module in self.model.modules())
+        if wrapped and any(p.requires_grad for p in self.network.head.parameters()):
+            raise ValueError(
+                "the model is in DistributedDataParallel already, which would wait for the gradients of the head that"
+                " the method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
+            )
+        distributed.reshard(self.model)
+        self.network.head.requires_grad_(False)
+
 
 def _refuse_sharding(method: nn.Module, _: Any) -> None:
     if distributed.is_fsdp(method):
@@ -135,118 +159,7 @@ def _refuse_sharding(method: nn.Module, _: Any) -> None:
         )
 
 
-def float32_logits(network: SplitModel, features: Tensor, logits: Tensor) -> Tensor:
-    """Logits in at least float32, whatever autocast made of the head.
-
-    Args:
-        network: the model, split.
-        features: (N, D).
-        logits: (N, C), from the same forward.
-
-    Returns:
-        ``logits`` themselves unless they are half precision; a linear head is then applied again in float32, unless
-        it is sharded and trained: its gradient would pass FSDP2 by.
-    """
-    if logits.dtype not in {torch.float16, torch.bfloat16}:
-        return logits
-    if not network.linear or any(p.requires_grad and distributed.is_sharded(p) for p in network.head.parameters()):
-        return logits.float()
-    bias = network.bias
-    return respond(features, network.weight.float(), None if bias is None else bias.float())
-
-
-def cross_entropy_step(
-    network: SplitModel,
-    inputs: Inputs,
-    targets: Tensor,
-    label_smoothing: float,
-    class_weights: Tensor | None,
-) -> tuple[StepOutput, Tensor]:
-    """Compute the plain loss of a mini-batch.
-
-    Args:
-        network: the model, split.
-        inputs: (N, ...), or a mapping passed to the model as keywords.
-        targets: (N,) class indices or (N, C) probabilities.
-        label_smoothing: in [0, 1).
-        class_weights: (C,) or None.
-
-    Returns:
-        Loss and logits, and the features (N, D) with their graph.
-    """
-    features, logits = network.features_and_logits(inputs)
-    logits = float32_logits(network, features, logits)
-    return StepOutput(mean_loss(logits, targets, label_smoothing, class_weights), logits.detach()), features
-
-
-def check_loss_options(label_smoothing: float, class_weights: Tensor | None) -> None:
-    """Check the options of the cross-entropy that every method takes.
-
-    Raises:
-        ValueError: if ``label_smoothing`` is outside [0, 1) or a class weight is negative.
-    """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
-    if class_weights is not None and bool((class_weights < 0).any()):
-        raise ValueError(f"class_weights must not be negative; got {class_weights.tolist()}")
-
-
-def check_not_in_ddp(model: nn.Module, head: nn.Module) -> None:
-    """Check that a head that is to be frozen is not in DDP already.
-
-    DDP notes at its construction which parameters will get gradients, and waits for them in every step.
-
-    Raises:
-        ValueError: if it is.
-    """
-    wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
-    if wrapped and any(p.requires_grad for p in head.parameters()):
-        raise ValueError(
-            "the model is in DistributedDataParallel already, which would wait for the gradients of the head that the"
-            " method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
-        )
-
-
-def check_probabilities(targets: Tensor) -> None:
-    """Check that floating-point targets are distributions: several labels per sample would pass unnoticed.
-
-    Args:
-        targets: (N,) class indices, which are not looked at, or (N, C) probabilities; these the host waits for.
-
-    Raises:
-        ValueError: if a row does not sum to 1.
-    """
-    if not targets.is_floating_point() or targets.ndim != 2:
-        return
-    # Half precision rounds a sum of many classes by this much.
-    apart = (targets.detach().float().sum(dim=1) - 1).abs().amax()
-    if not bool(apart < 0.02):
-        raise ValueError(
-            f"rows of floating-point targets must sum to 1, as probabilities do; got a row that is {apart:.2g} off."
-            " For several labels per sample, or another loss, use pof.PoF(model, loss=...)"
-        )
-
-
-def mean_loss(logits: Tensor, targets: Tensor, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
-    """The mean cross-entropy of a mini-batch, outside of autocast.
-
-    A process among several may have no sample in a mini-batch: its loss is 0, with a graph of zeros, so that it takes
-    part in what the others exchange.
-
-    Args:
-        logits: (N, C).
-        targets: (N,) class indices or (N, C) probabilities.
-        label_smoothing: in [0, 1).
-        class_weights: (C,) or None.
-
-    Returns:
-        Scalar.
-
-    Raises:
-        ValueError: if floating-point targets are no probabilities.
-    """
-    if distributed.active() and not logits.shape[0]:
-        return logits.sum()
-    check_probabilities(targets)
-    with without_autocast(logits.device):
-        return F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing)
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse an option that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -1,17 +1,16 @@
-"""Plain training: the cross-entropy of the mini-batch, and nothing else.  The control of every comparison.
+"""Plain training: the loss of the mini-batch, and nothing else.  The control of every comparison.
 
 With the head frozen this is :class:`pof.PoF` with gamma = 0.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs
 from pof.head.split import split
-from pof.methods.base import Method, StepOutput, check_loss_options, cross_entropy_step
+from pof.methods.base import Method, StepOutput
+from pof.methods.loss import CrossEntropy, plain_step
 
 
 class Finetune(Method):
@@ -36,24 +35,8 @@ class Finetune(Method):
         class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_loss_options(label_smoothing, class_weights)
+        self.loss = CrossEntropy(label_smoothing, class_weights)
         self.network = split(model, head)
-        self.label_smoothing = label_smoothing
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.class_weights: Tensor | None
-
-    @property
-    def model(self) -> nn.Module:
-        """The user's model itself."""
-        return self.network.model
-
-    def settings(self) -> dict[str, Any]:
-        """The options that a run may not change when it resumes.
-
-        Returns:
-            Names and values.
-        """
-        return {"label_smoothing": self.label_smoothing}
 
     def forward(
         self,
@@ -63,4 +46,4 @@ class Finetune(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """Loss and logits of a mini-batch; a reference mini-batch is not used."""
-        return cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)[0]
+        return plain_step(self.network, self.loss, inputs, targets)[0]

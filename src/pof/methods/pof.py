@@ -24,9 +24,9 @@ from pof._support.modules import frozen_statistics, running_statistics
 from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
 from pof.head.split import split
-from pof.methods.base import Method, StepOutput, check_loss_options, check_not_in_ddp, float32_logits, mean_loss
-from pof.perturbation.linear import HeadGradient, LineSearch, head_gradient, line_search, respond
-from pof.perturbation.module import Loss, module_gradient, module_line_search, perturbed_call
+from pof.methods.base import Method, StepOutput, check_choice
+from pof.methods.loss import LossFunction, chosen_loss, features_and_logits, mean_loss
+from pof.perturbation.line import along_head_gradient
 
 Sampling = Literal["uniform", "fixed"]
 Features = Literal["fresh", "previous"]
@@ -70,8 +70,8 @@ class PoF(Method):
             fresh features, a quarter of them costs a quarter of the extra forward.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
-        loss: a loss of one's own, ``loss(logits, targets)`` -> scalar mean; takes the general path, where
-            the minimiser is local.  None is the cross-entropy.
+        loss: a custom one, ``loss(logits, targets)`` -> scalar mean, whose minimiser is a local one.  None is the
+            cross-entropy.
         seed: of the expansion and of the dropout in the reference pass; the global generators are left alone.
 
     Raises:
@@ -93,36 +93,24 @@ class PoF(Method):
         reference_size: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
-        loss: Loss | None = None,
+        loss: LossFunction | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_choice("sampling", sampling, get_args(Sampling))
-        _check_choice("features", features, get_args(Features))
-        _check_choice("batch_norm", batch_norm, get_args(BatchNorm))
+        check_choice("sampling", sampling, get_args(Sampling))
+        check_choice("features", features, get_args(Features))
+        check_choice("batch_norm", batch_norm, get_args(BatchNorm))
         if not 0.0 <= gamma < float("inf"):
             raise ValueError(f"gamma must be a finite number >= 0; got {gamma}")
         if reference_size is not None and reference_size < 1:
             raise ValueError(f"reference_size must be >= 1, or None for the whole mini-batch; got {reference_size}")
-        check_loss_options(label_smoothing, class_weights)
-        if loss is not None and (label_smoothing or class_weights is not None):
-            raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
+        self.loss = chosen_loss(loss, label_smoothing, class_weights)
         self.network = split(model, head)
-        check_not_in_ddp(model, self.network.head)
-        distributed.reshard(model)
-        self.network.head.requires_grad_(False)
+        self._freeze_head()
         self.gamma, self.sampling, self.features, self.batch_norm = gamma, sampling, features, batch_norm
-        self.reference_size, self.label_smoothing, self.loss = reference_size, label_smoothing, loss
-        self.needs_reference = features == "fresh"
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.class_weights: Tensor | None
+        self.reference_size, self.needs_reference = reference_size, features == "fresh"
         self._generator = seeded(seed)
         self._previous: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        """The user's model itself."""
-        return self.network.model
 
     def forward(
         self,
@@ -146,41 +134,29 @@ class PoF(Method):
             ValueError: if fresh features are asked for in training mode and no reference is given.
         """
         reference = self._reference(reference_inputs, reference_targets)
-        features, logits = self.network.features_and_logits(inputs)
-        logits = float32_logits(self.network, features, logits)
+        features, logits = features_and_logits(self.network, inputs)
         if self.features == "previous" and self.training:
             # Gathered at once: every process then holds the same state, which a checkpoint saves once.
             used = slice(self.reference_size)
             self._previous = distributed.gather_rows(features.detach()[used], targets[used])  # type: ignore[assignment]
-        if reference is None:
-            expansion, perturbed, norm = 0.0, logits, logits.new_zeros(())
-            search = LineSearch(radius=norm, bounded=torch.ones_like(norm, dtype=torch.bool), loss=norm)
-        else:
-            expansion = self._draw_expansion()
-            search, norm, perturbed = self._perturb(reference, features, logits, expansion)
+        perturbed, expansion, norm, radius = logits, 0.0, logits.new_zeros(()), logits.new_zeros(())
+        bounded = torch.ones_like(radius, dtype=torch.bool)
+        if reference is not None:
+            line = along_head_gradient(self.network, *reference, self.loss)
+            search, expansion = line.minimise(), self._draw_expansion()
+            norm, radius, bounded = line.norm, search.radius, search.bounded
+            if expansion:
+                perturbed = line.logits(features, logits, expansion * radius)
         return PoFOutput(
-            loss=self._loss(perturbed, targets),
+            loss=mean_loss(self.loss, perturbed, targets),
             logits=logits.detach(),
-            metrics={
-                "radius": search.radius,
-                "separable": 1.0 - search.bounded.to(norm.dtype),
-                "gradient_norm": norm,
-            },
-            radius=search.radius,
-            bounded=search.bounded,
+            metrics={"radius": radius, "separable": 1.0 - bounded.to(norm.dtype), "gradient_norm": norm},
+            radius=radius,
+            bounded=bounded,
             gradient_norm=norm,
             perturbed_logits=perturbed,
             expansion=expansion,
         )
-
-    def settings(self) -> dict[str, Any]:
-        """The options that a run may not change when it resumes.
-
-        Returns:
-            Names and values.
-        """
-        names = ("gamma", "sampling", "features", "batch_norm", "reference_size", "label_smoothing")
-        return {f"pof.{name}": getattr(self, name) for name in names}
 
     def _reference(self, inputs: Inputs | None, targets: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Features and targets of B over all ranks, or None where this step has no perturbation."""
@@ -212,49 +188,8 @@ class PoF(Method):
             return self.gamma
         return self.gamma * float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
-    def _perturb(
-        self, reference: tuple[Tensor, Tensor], features: Tensor, logits: Tensor, expansion: float
-    ) -> tuple[LineSearch, Tensor, Tensor]:
-        """Direction and radius from B, perturbed logits of B~: search, ||g||, (N, C)."""
-        if self.network.linear and self.loss is None:
-            gradient, search = self._linear_direction(*reference)
-            response = respond(features, gradient.weight, gradient.bias)
-            return search, gradient.norm, logits - expansion * search.radius * response
-        head = self.network.head
-        direction = module_gradient(head, *reference, self._loss)
-        search = module_line_search(head, direction.direction, *reference, self._loss)
-        with frozen_statistics(head):
-            perturbed = perturbed_call(head, direction.direction, expansion * search.radius, features)
-        return search, direction.norm, perturbed if expansion else logits
-
-    @torch.no_grad()
-    def _linear_direction(self, features: Tensor, targets: Tensor) -> tuple[HeadGradient, LineSearch]:
-        weight, bias, options = self.network.weight, self.network.bias, (self.label_smoothing,)
-        gradient = head_gradient(features, targets, weight, bias, *options, class_weights=self.class_weights)
-        search = line_search(
-            respond(
-                features,
-                weight.to(gradient.weight.dtype),
-                None if bias is None else bias.to(gradient.weight.dtype),
-            ),
-            respond(features, gradient.weight, gradient.bias),
-            targets,
-            *options,
-            class_weights=self.class_weights,
-        )
-        return gradient, search
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.loss is not None and logits.shape[0]:
-            return self.loss(logits, targets)
-        return mean_loss(logits, targets, self.label_smoothing, self.class_weights)
-
     def get_extra_state(self) -> dict[str, Any]:
-        """Generator and previous features, so that a state dict resumes exactly.
-
-        Returns:
-            Tensors in a dict.
-        """
+        """Generator and previous features, so that a state dict resumes exactly."""
         return {"generator": self._generator.get_state(), "previous": self._previous}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -263,8 +198,3 @@ class PoF(Method):
         device = next(self.network.parameters()).device
         previous = state["previous"]
         self._previous = None if previous is None else (previous[0].to(device), previous[1].to(device))
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -5,14 +5,13 @@ Drives FNP, RandReg and AdaRand (Yamaguchi et al., CVPR 2024), L2-SP, BSS and DE
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs
 from pof.head.split import split
-from pof.methods.base import Method, StepOutput, check_loss_options, cross_entropy_step
+from pof.methods.base import Method, StepOutput
+from pof.methods.loss import CrossEntropy, plain_step
 from pof.regularizers import Regularizer
 
 
@@ -42,27 +41,9 @@ class Regularized(Method):
         class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_loss_options(label_smoothing, class_weights)
-        self.network = split(model, head)
-        self.regularizer = regularizer
-        self.label_smoothing = label_smoothing
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.class_weights: Tensor | None
+        self.loss = CrossEntropy(label_smoothing, class_weights)
+        self.network, self.regularizer = split(model, head), regularizer
         self._seen: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def model(self) -> nn.Module:
-        """The user's model itself."""
-        return self.network.model
-
-    def settings(self) -> dict[str, Any]:
-        """The options that a run may not change when it resumes.
-
-        Returns:
-            Names and values.
-        """
-        kind, strength = type(self.regularizer).__name__, self.regularizer.strength
-        return {"regularizer": kind, "strength": strength, "label_smoothing": self.label_smoothing}
 
     def forward(
         self,
@@ -72,12 +53,12 @@ class Regularized(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """The loss plus the penalty, which is among the metrics, or in eval mode the plain loss; needs no reference."""
-        plain, features = cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)
+        plain, features = plain_step(self.network, self.loss, inputs, targets)
         if not self.training:
             return plain
         penalty = self.regularizer(features, targets, inputs)
         self._seen.append((features.detach(), targets))
-        # A strength of 0 must not even add a zero: training is then plain to the bit.
+        # A strength of 0 must not even add a zero: training is then bitwise identical to plain.
         loss = plain.loss + penalty if self.regularizer.strength else plain.loss
         return StepOutput(loss, plain.logits, {"penalty": penalty.detach()})
 

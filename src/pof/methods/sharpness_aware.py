@@ -24,9 +24,9 @@ from pof._support.batches import Inputs, batch_size, first_samples, to_device, u
 from pof._support.modules import frozen_statistics, in_training
 from pof._support.random import isolated
 from pof.head.split import split
-from pof.methods.base import Method, StepOutput, check_loss_options, cross_entropy_step
+from pof.methods.base import Method, StepOutput, check_choice
+from pof.methods.loss import CrossEntropy, plain_step
 from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, rho_for_level
-from pof.perturbation.linear import cross_entropy, encode_targets
 
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
@@ -66,37 +66,25 @@ class SharpnessAware(Method):
         class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}; got {kind!r}")
+        check_choice("kind", kind, get_args(Kind))
         if last_epochs is not None and last_epochs < 1:
             raise ValueError(f"last_epochs must be >= 1, or None for all; got {last_epochs}")
         if not 0.0 < ascent_share <= 1.0:
             raise ValueError(f"ascent_share is a share of the mini-batch and must be in (0, 1]; got {ascent_share}")
         if kind == "msam" and ascent_share < 1.0:
             raise ValueError(f"msam ascends along its momentum and has no pass for ascent_share {ascent_share}")
-        check_loss_options(label_smoothing, class_weights)
+        self.loss: CrossEntropy = CrossEntropy(label_smoothing, class_weights)
         self.network = split(model, head)
         self.kind, self.rho = kind, DEFAULT_RHO[kind] if rho is None else rho
-        self.last_epochs, self.ascent_share, self.label_smoothing = last_epochs, ascent_share, label_smoothing
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.class_weights: Tensor | None
+        self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
         self._calibrated = False
 
-    @property
-    def model(self) -> nn.Module:
-        """The user's model itself."""
-        return self.network.model
-
     def settings(self) -> dict[str, Any]:
-        """The options that a run may not change when it resumes.
-
-        Returns:
-            Names and values.
-        """
-        own = {name: getattr(self, name) for name in ("kind", "last_epochs", "ascent_share", "label_smoothing")}
+        """As those of any method; a radius that was calibrated is not compared."""
+        ((name, own),) = super().settings().items()
         # One from the data is in the state of the optimizer, and may be computed with other last bits elsewhere.
-        return {**own, "rho": "from the data" if self._calibrated else self.rho}
+        return {name: own | ({"rho": "from the data"} if self._calibrated else {})}
 
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Wrap a plain optimizer.
@@ -108,13 +96,12 @@ class SharpnessAware(Method):
         Returns:
             The sharpness-aware optimizer over the trainable parameters.
         """
-        if self.kind == "msam":
-            self._optimizer = MSAM(list(self.trainable_parameters()), base, self.rho, **options)
-        else:
-            self._optimizer = self._around(base, **options)
+        self._optimizer = self._around(base, **options)
         return self._optimizer
 
     def _around(self, base: Callable[..., Optimizer], **options: Any) -> PerturbingOptimizer:
+        if self.kind == "msam":
+            return MSAM(list(self.trainable_parameters()), base, self.rho, **options)
         makes: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON}
         return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 
@@ -193,7 +180,7 @@ class SharpnessAware(Method):
     def _repeatable(self, inputs: Inputs, targets: Tensor) -> StepOutput:
         """With the same dropout masks at every radius."""
         with isolated(0, next(self.model.parameters()).device):
-            return cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)[0]
+            return plain_step(self.network, self.loss, inputs, targets)[0]
 
     def _excess(self, window: list[tuple[Inputs, Tensor]]) -> float:
         """The mean loss over all processes, less the least that it can be."""
@@ -201,9 +188,7 @@ class SharpnessAware(Method):
         for inputs, targets in window:
             logits = self._repeatable(inputs, targets).logits
             if len(logits):
-                encoded = encode_targets(targets, logits, self.label_smoothing, class_weights=self.class_weights)
-                least = torch.special.entr(encoded.distribution).sum(dim=1) @ encoded.weights
-                total += len(logits) * float(cross_entropy(logits, encoded) - least)
+                total += len(logits) * float(self.loss.excess(logits, targets))
                 count += len(logits)
         device = next(self.model.parameters()).device
         mean, samples = (total / count.clamp_min(1)).to(device), count.to(device)
@@ -243,7 +228,7 @@ class SharpnessAware(Method):
         optimizer = self._optimizer
         if self.training and optimizer is not None and optimizer.will_ascend:
             inputs, targets = self._of_ascent(inputs, targets)
-        out, _ = cross_entropy_step(self.network, inputs, targets, self.label_smoothing, self.class_weights)
+        out, _ = plain_step(self.network, self.loss, inputs, targets)
         if optimizer is None:
             return out
         radius = torch.full_like(out.loss.detach(), optimizer.param_groups[0]["rho"])

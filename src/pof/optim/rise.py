@@ -1,7 +1,7 @@
 """The radius from the loss: rho such that the loss at the perturbed weights has risen to a level.
 
 A radius in the units of the weights fits one network; a rise of the loss means the same for each of them.  Head
-ascent takes its radius in this way, from the head alone (:mod:`pof.perturbation.ascent`).
+ascent takes its radius in this way, from the head alone (:func:`pof.perturbation.linear.reach`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pof.optim._perturbing import PerturbingOptimizer
-
-_DOUBLINGS, _HALVINGS = 40, 3
+from pof.perturbation.search import last_near
 
 
 def rho_for_level(
@@ -60,26 +59,13 @@ def rho_for_level(
                 f"the gradient is 0 at the loss {start:.3g}, so that there is no direction to perturb along: the"
                 " network is surer of this mini-batch than its floating point can tell; give rho"
             )
-        return _last(lambda rho: at(rho)[0] < level, guess, level)
+        rho, crossed = last_near(lambda rho: at(rho)[0] < level, guess)
+        if not crossed:
+            raise ValueError(
+                f"the loss does not cross the level {level:.3g} at any radius from {guess:.2g} to {rho:.2g}"
+            )
+        return rho
     finally:
-        for group, rho in zip(optimizer.param_groups, radii, strict=True):
-            group["rho"] = rho
+        for group, before in zip(optimizer.param_groups, radii, strict=True):
+            group["rho"] = before
         optimizer._ascended = ascended
-
-
-def _last(below: Callable[[float], bool], guess: float, level: float) -> float:
-    """The largest radius that is below: a factor of 2 around it by doubling or halving, then halved as a ratio."""
-    rising = below(guess)
-    edge = guess
-    for _ in range(_DOUBLINGS):
-        edge *= 2.0 if rising else 0.5
-        if below(edge) != rising:
-            break
-    else:
-        raise ValueError(f"the loss does not cross the level {level:.3g} at any radius from {guess:.2g} to {edge:.2g}")
-    lower = edge / 2 if rising else edge
-    upper = 2 * lower
-    for _ in range(_HALVINGS):
-        middle = math.sqrt(lower * upper)
-        lower, upper = (middle, upper) if below(middle) else (lower, middle)
-    return math.sqrt(lower * upper)

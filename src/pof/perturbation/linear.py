@@ -1,11 +1,14 @@
-"""The perturbation of PoF (Sato et al., ICML 2022): direction, radius and perturbed head, as pure functions.
+"""The perturbation of PoF (Sato et al., ICML 2022) and of head ascent for a linear head, as pure functions.
 
-For a linear head and the cross-entropy everything is exact and in closed form up to a one-dimensional convex
-search.  With logits Z = F W^T + b and the response R = F g_W^T + g_b of the logits to the direction g_hat:
+With the cross-entropy everything is exact and in closed form up to a one-dimensional convex search.  With logits
+Z = F W^T + b and the response R = F g_W^T + g_b of the logits to the direction g_hat:
 
     loss(theta - xi g_hat) = mean CE(Z - xi R, y),
 
-so that after two matrix products no evaluation sees the network again.  Nothing here waits for the device.
+so that after two matrix products no evaluation sees the network again.  PoF takes the xi >= 0 of the least loss.  The
+other way, at theta + rho g_hat, the loss is increasing, and head ascent takes the only rho at which it is at a level.
+Nothing here is read back from the device.
+
 Weighted targets are written as a distribution P (N, C) and sample weights w (N,):
 CE = sum_n w_n (logsumexp z_n - P_n . z_n), which is ``torch.nn.functional.cross_entropy`` for hard labels, label
 smoothing, class weights and soft targets alike.
@@ -14,14 +17,14 @@ smoothing, class weights and soft targets alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof._support.precision import without_autocast
+from pof._support.precision import wide_dtype, without_autocast
+from pof.perturbation.search import Condition, last_of
 
 # Elements of one round's (K, N, C) tensor: on a CPU arithmetic is what costs, on an accelerator the number of rounds.
 _CPU_ROUND, _ACCELERATOR_ROUND = 2**13, 2**22
@@ -42,12 +45,13 @@ class HeadGradient:
 
 @dataclass(frozen=True)
 class LineSearch:
-    """The minimiser of the loss along a ray."""
+    """Where the loss along a ray has its minimum, or reaches a level."""
 
     radius: Tensor
-    """xi*, scalar, in units of parameter distance; 0 where unbounded."""
+    """xi* or rho, scalar, in units of parameter distance; 0 where unbounded."""
     bounded: Tensor
-    """bool scalar: False if the batch is separable along the ray, so that no finite minimiser exists."""
+    """bool scalar: False where there is no such point: the mini-batch is separable along the ray, so that its loss has
+    no minimum; or the loss does not rise to the level."""
     loss: Tensor
     """The mean loss at ``radius``, scalar."""
 
@@ -67,21 +71,16 @@ def encode_targets(
     *,
     class_weights: Tensor | None = None,
 ) -> Targets:
-    """Write any targets of ``F.cross_entropy`` as a distribution and sample weights.
+    """Write any targets of ``F.cross_entropy``, (N,) or (N, C), as a distribution and sample weights.
 
-    Args:
-        targets: (N,) class indices, or (N, C) class probabilities.
-        like: (N, C) logits; gives C, dtype and device.
-        label_smoothing: mass moved to the uniform distribution, in [0, 1].
-        class_weights: (C,) non-negative, as in ``F.cross_entropy``; with class indices the mean is over the
-            weight of the samples, with probabilities over N.
+    With class indices the mean is over the class weights (C,) of the samples, with probabilities over N, as there.
 
     Returns:
-        The targets, in ``like``'s dtype.
+        The targets, in dtype and on the device of the logits ``like`` (N, C).
 
     Raises:
-        ValueError: if the shapes do not fit, a class index is out of range (checked where no device has to be
-            waited for), or ``label_smoothing`` is outside [0, 1].
+        ValueError: if the shapes do not fit, a class index is out of range (checked where that needs no host
+            synchronisation), or ``label_smoothing`` is outside [0, 1].
     """
     n, c = like.shape
     if not 0.0 <= label_smoothing <= 1.0:
@@ -116,48 +115,22 @@ def _check_indices(targets: Tensor, n: int, c: int) -> None:
 
 
 def cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
-    """Mean cross-entropy sum_n w_n (logsumexp z_n - P_n . z_n).
-
-    Args:
-        logits: (..., N, C).
-        targets: distribution (N, C) and weights (N,).
-
-    Returns:
-        (...): one loss per leading index.
-    """
+    """Mean cross-entropy sum_n w_n (logsumexp z_n - P_n . z_n) of logits (..., N, C): one loss per leading index."""
     centred = logits - (targets.distribution * logits).sum(dim=-1, keepdim=True)
     return torch.logsumexp(centred, dim=-1) @ targets.weights
 
 
 def logit_gradient(logits: Tensor, targets: Targets) -> Tensor:
-    """Gradient of the mean cross-entropy with respect to the logits: w_n (p_nc - P_nc).
-
-    Every row sums to zero; writing the largest target entry as minus the sum of the others keeps the digits that
-    p - 1 loses for confident samples.
-
-    Args:
-        logits: (N, C).
-        targets: distribution (N, C) and weights (N,).
-
-    Returns:
-        (N, C).
-    """
+    """Gradient (N, C) of the mean cross-entropy with respect to the logits (N, C): w_n (p_nc - P_nc)."""
+    # Every row sums to zero; writing the largest target entry as minus the sum of the others keeps the digits that
+    # p - 1 loses for confident samples.
     difference = torch.softmax(logits, dim=1) - targets.distribution
     difference = difference - targets.distribution * difference.sum(dim=1, keepdim=True)
     return difference * targets.weights.unsqueeze(1)
 
 
 def respond(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a linear head, outside of autocast: F W^T + b.
-
-    Args:
-        features: (N, D).
-        weight: (C, D).
-        bias: (C,) or None.
-
-    Returns:
-        (N, C): logits for head parameters, the response R of the logits for a direction.
-    """
+    """F W^T + b (N, C) outside of autocast: logits, or with a direction (C, D), (C,) their response to it."""
     with without_autocast(features.device):
         return F.linear(features.to(weight.dtype), weight, bias)
 
@@ -191,13 +164,19 @@ def head_gradient(
         ValueError: if the shapes do not fit or a class index is out of range.
     """
     _check_linear(features, weight, bias)
-    features, weight = _at_least_float32(features, weight)
-    bias = None if bias is None else bias.to(weight.dtype)
+    dtype = wide_dtype(features, weight)
+    features, weight = features.to(dtype), weight.to(dtype)
+    logits = respond(features, weight, None if bias is None else bias.to(weight.dtype))
+    encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
+    return gradient_of(features, logits, encoded, bias=bias is not None)
+
+
+@torch.no_grad()
+def gradient_of(features: Tensor, logits: Tensor, encoded: Targets, *, bias: bool) -> HeadGradient:
+    """As :func:`head_gradient`, from features (N, D) and logits (N, C) in one dtype."""
     with without_autocast(features.device):
-        logits = F.linear(features, weight, bias)
-        encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
         residual = logit_gradient(logits, encoded)
-        return _normalised(residual.T @ features, None if bias is None else residual.sum(dim=0))
+        return _normalised(residual.T @ features, residual.sum(dim=0) if bias else None)
 
 
 def _normalised(weight: Tensor, bias: Tensor | None) -> HeadGradient:
@@ -230,8 +209,7 @@ def line_search(
     The loss is convex in xi.  Its slope is -sum_n w_n sum_c p_nc(xi) m_nc, with the response m centred on the
     targets (sum_c P_nc m_nc = 0), and tends to sum_n w_n (-min_c m_nc) >= 0.  Where this limit is zero and the
     response is not constant, the loss falls for ever: the batch is separable along the ray.  Otherwise the root of
-    the slope is bracketed between powers of two and then cut down in equal parts, all candidates of a round in
-    one (K, N, C) tensor, to the last bits of the dtype.
+    the slope is searched to the last bits of the dtype, all candidates of a round in one (K, N, C) tensor.
 
     Args:
         logits: (N, C), Z.
@@ -241,88 +219,114 @@ def line_search(
         class_weights: (C,) or None.
 
     Returns:
-        Radius, bounded and loss, scalar tensors on the device of ``logits``; nothing waits for it.
+        Radius, bounded and loss, scalar tensors on the device of ``logits``; nothing is read back from it.
 
     Raises:
         ValueError: if the shapes do not fit or a class index is out of range.
     """
-    if logits.ndim != 2 or logits.shape != response.shape:
-        raise ValueError(
-            f"logits and response must both be (N, C); got {tuple(logits.shape)} and {tuple(response.shape)}"
-        )
-    logits, response = _at_least_float32(logits, response)
+    logits, response = _check_ray(logits, response)
+    return minimum_along(
+        logits, response, encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
+    )
+
+
+@torch.no_grad()
+def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSearch:
+    """As :func:`line_search`, in the dtype of logits and response (N, C)."""
     with without_autocast(logits.device):
-        encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
         # Samples of weight zero have no part in the loss, nor in its separability.
         response = torch.where(encoded.weights.unsqueeze(1) > 0, response, torch.zeros_like(response))
         spread = response - response.amin(dim=1, keepdim=True)
         separable = (encoded.distribution * spread).amax() == 0
         bounded = ~separable | (spread.amax() == 0)
-
-        mean = (encoded.distribution * response).sum(dim=1, keepdim=True)
-        moved = response - mean
-        scale = moved.abs().amax()
+        moved, scale = _centred(response, encoded)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        root = _root_of_slope(logits, moved / scale, encoded.weights) / scale
+        moved = moved / scale
+        weighted = (moved * encoded.weights.unsqueeze(1)).flatten()
+
+        def falls(xi: Tensor) -> Tensor:
+            p = torch.softmax(torch.addcmul(logits, xi.view(-1, 1, 1), moved, value=-1), dim=-1)
+            return p.flatten(1) @ weighted > 0
+
+        root = _last_of(falls, logits) / scale
         radius = torch.where(bounded, root, torch.zeros_like(root))
         return LineSearch(radius=radius, bounded=bounded, loss=cross_entropy(logits - radius * response, encoded))
 
 
-def _root_of_slope(logits: Tensor, moved: Tensor, weights: Tensor) -> Tensor:
-    """Find the xi >= 0 where the increasing slope changes sign; ``moved`` is scaled to max |m| = 1."""
-    weighted = (moved * weights.unsqueeze(1)).flatten()
-
-    def falls(xi: Tensor) -> Tensor:
-        p = torch.softmax(torch.addcmul(logits, xi.view(-1, 1, 1), moved, value=-1), dim=-1)
-        return p.flatten(1) @ weighted > 0
-
-    return last_of(falls, logits)
-
-
-def last_of(holds: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Find the largest xi >= 0 for which a condition holds that holds up to there and nowhere behind.
+@torch.no_grad()
+def reach(
+    logits: Tensor,
+    response: Tensor,
+    targets: Tensor,
+    level: float,
+    label_smoothing: float = 0.0,
+    *,
+    class_weights: Tensor | None = None,
+) -> LineSearch:
+    """Radius at which the loss has risen to a level: rho >= 0 with mean CE(logits + rho * response, targets) = level.
 
     Args:
-        holds: (K,) increasing candidates -> (K,) bool; evaluates (K, N, C) numbers at once.
-        logits: (N, C), for dtype, device and size.
+        logits: (N, C), Z.
+        response: (N, C), R = F g_W^T + g_b of an ascent direction.
+        targets: (N,) class indices or (N, C) probabilities.
+        level: a loss, in nats.
+        label_smoothing: in [0, 1].
+        class_weights: (C,) or None.
 
     Returns:
-        Scalar, to the last bits of the dtype; nothing waits for the device.
+        Radius (0 where the loss is at the level or above already), the loss there, and ``bounded``: False where the
+        loss does not rise along the ray (a gradient of zero), the radius then 0.  Nothing is read back from the device.
+
+    Raises:
+        ValueError: if the shapes do not fit or a class index is out of range.
     """
+    logits, response = _check_ray(logits, response)
+    encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
+    return level_along(logits, response, encoded, level)
 
-    def count(candidates: Tensor) -> Tensor:
-        return holds(candidates).sum().view(1)
 
+@torch.no_grad()
+def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float) -> LineSearch:
+    """As :func:`reach`, in the dtype of logits and response (N, C)."""
+    with without_autocast(logits.device):
+        moved, scale = _centred(response, encoded)
+        rises = scale > 0
+        scale = torch.where(rises, scale, torch.ones_like(scale))
+        moved = moved / scale
+
+        def below(rho: Tensor) -> Tensor:
+            return cross_entropy(torch.addcmul(logits, rho.view(-1, 1, 1), moved), encoded) < level
+
+        start = cross_entropy(logits, encoded)
+        needed = rises & (start < level)
+        radius = torch.where(needed, _last_of(below, logits) / scale, torch.zeros_like(start))
+        loss = torch.where(needed, cross_entropy(logits + radius * response, encoded), start)
+        return LineSearch(radius=radius, bounded=rises, loss=loss)
+
+
+def _centred(response: Tensor, encoded: Targets) -> tuple[Tensor, Tensor]:
+    """The response less its mean over the targets, which moves the loss alike; and its largest entry."""
+    moved = response - (encoded.distribution * response).sum(dim=1, keepdim=True)
+    return moved, moved.abs().amax()
+
+
+def _last_of(holds: Condition, logits: Tensor) -> Tensor:
+    """The largest xi for which a condition on (K, N, C) logits holds, to the last bits of the dtype."""
     info = torch.finfo(logits.dtype)
     elements = _CPU_ROUND if logits.device.type == "cpu" else _ACCELERATOR_ROUND
     parts = 1 + max(_MIN_CANDIDATES, min(_MAX_CANDIDATES, elements // logits.numel()))
-    inner = torch.arange(1, parts, device=logits.device)
-
-    # Exponents: the root lies in (2^low, 2^(low + 1)], or below the smallest normal number, then at 0.
-    smallest, largest = math.frexp(info.tiny)[1], math.frexp(info.max)[1] - 1
-    low = torch.tensor([smallest], device=logits.device)
-    width = largest - smallest
-    while width > 1:
-        step = -(-width // parts)
-        candidates = (low + step * inner).clamp_max(largest)
-        low = (low + step * count(torch.exp2(candidates.to(logits.dtype)))).clamp_max(largest)
-        width = step
-    lower = torch.exp2(low.to(logits.dtype))
-    lower = torch.where((low == smallest) & (count(lower) == 0), torch.zeros_like(lower), lower)
-
-    # Mantissa: each round keeps one of the equal parts.
-    size = lower.clone()
-    fraction = inner.to(logits.dtype) / parts
-    for _ in range(math.ceil(-math.log2(info.eps) / math.log2(parts))):
-        index = count(lower + size * fraction)
-        size = size / parts
-        lower = lower + size * index
-    return (lower + 0.5 * size).squeeze(0) * (lower > 0).squeeze(0)
+    normal = math.frexp(info.tiny)[1], math.frexp(info.max)[1] - 1
+    rounds = math.ceil(-math.log2(info.eps) / math.log2(parts))
+    return last_of(holds, logits.new_ones(()), normal, parts=(parts, parts), rounds=rounds)[0]
 
 
-def _at_least_float32(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
-    return first.to(dtype), second.to(dtype)
+def _check_ray(logits: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.ndim != 2 or logits.shape != response.shape:
+        raise ValueError(
+            f"logits and response must both be (N, C); got {tuple(logits.shape)} and {tuple(response.shape)}"
+        )
+    dtype = wide_dtype(logits, response)
+    return logits.to(dtype), response.to(dtype)
 
 
 def _check_linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:

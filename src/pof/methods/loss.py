@@ -1,0 +1,51 @@
+"""The loss of a mini-batch, as every method takes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pof._support import distributed
+from pof._support.batches import Inputs
+from pof.head.split import SplitModel
+from pof.methods.base import StepOutput
+from pof.perturbation.linear import respond
+from pof.perturbation.loss import CrossEntropy, LossFunction
+
+__all__ = ["CrossEntropy", "LossFunction", "chosen_loss", "features_and_logits", "mean_loss", "plain_step"]
+
+
+def chosen_loss(custom: LossFunction | None, label_smoothing: float, class_weights: Tensor | None) -> LossFunction:
+    """The cross-entropy with its options, or a custom loss, which has none of them."""
+    usual = CrossEntropy(label_smoothing, class_weights)
+    if custom is None:
+        return usual
+    if label_smoothing or class_weights is not None:
+        raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
+    return custom
+
+
+def mean_loss(loss: LossFunction, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of logits (N, C), also where this process has no sample in the mini-batch."""
+    # It gets 0 with a graph of zeros, so that it takes part in what the others exchange.
+    if distributed.active() and not logits.shape[0]:
+        return logits.sum()
+    return loss(logits, targets)
+
+
+def features_and_logits(network: SplitModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Features and logits (N, C) from one forward, the logits in at least float32 whatever autocast does."""
+    features, logits = network.features_and_logits(inputs)
+    if logits.dtype not in {torch.float16, torch.bfloat16}:
+        return features, logits
+    # A linear head is applied again, unless it is sharded and trained: its gradient would pass FSDP2 by.
+    if not network.linear or any(p.requires_grad and distributed.is_sharded(p) for p in network.head.parameters()):
+        return features, logits.float()
+    bias = network.bias
+    return features, respond(features, network.weight.float(), None if bias is None else bias.float())
+
+
+def plain_step(network: SplitModel, loss: LossFunction, inputs: Inputs, targets: Tensor) -> tuple[StepOutput, Tensor]:
+    """The plain loss and the logits of a mini-batch, and its features (N, D) with their graph."""
+    features, logits = features_and_logits(network, inputs)
+    return StepOutput(mean_loss(loss, logits, targets), logits.detach()), features

@@ -1,0 +1,62 @@
+"""The bracketed search on conditions whose end is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pof.perturbation.search import last_near, last_of
+
+
+@pytest.mark.parametrize("parts", [(4, 4), (7, 7), (29, 2), (32, 32)])
+@pytest.mark.parametrize("end", [3e-7, 0.1, 1.0, 1.5, 2.0, 777.7, 1e8])
+def test_the_last_point_is_found_to_the_last_bits(end: float, parts: tuple[int, int]) -> None:
+    rounds = math.ceil(53 / math.log2(parts[1]))
+    unit = torch.ones((), dtype=torch.float64)
+    found, fails = last_of(lambda xi: xi <= end, unit, (-30, 30), parts=parts, rounds=rounds)
+    assert float(found) == pytest.approx(end, rel=1e-14)
+    assert bool(fails)
+
+
+def test_a_condition_that_holds_nowhere_or_everywhere() -> None:
+    unit = torch.ones(())
+    found, fails = last_of(lambda xi: xi < 0, unit, (-30, 30), parts=(62, 2), rounds=20)
+    assert float(found) == 0.0 and bool(fails)
+    found, fails = last_of(lambda xi: xi > 0, unit, (-30, 30), parts=(62, 2), rounds=20)
+    assert float(found) > 2.0**30 and not bool(fails)
+
+
+def test_the_unit_scales_the_range_and_what_lies_below_it_is_found_too() -> None:
+    unit = torch.tensor(100.0, dtype=torch.float64)
+    for end in (1e-4, 50.0, 790.0):
+        found, fails = last_of(lambda xi, end=end: xi <= end, unit, (-10, 3), parts=(15, 2), rounds=30)
+        assert float(found) == pytest.approx(end, rel=1e-5) and bool(fails)
+
+
+def test_each_round_asks_for_increasing_candidates_inside_of_what_is_left() -> None:
+    asked: list[Tensor] = []
+
+    def holds(xi: Tensor) -> Tensor:
+        asked.append(xi)
+        return xi <= 0.3
+
+    last_of(holds, torch.ones((), dtype=torch.float64), (-8, 8), parts=(5, 4), rounds=6)
+    assert all((xi.diff() > 0).all() for xi in asked[2:])
+    widths = [float(xi[-1] - xi[0]) for xi in asked if len(xi) == 3]
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("guess", [1e-6, 0.2, 5.0, 1e6])
+def test_from_a_guess_one_candidate_at_a_time(guess: float) -> None:
+    asked: list[float] = []
+    found, crossed = last_near(lambda xi: not asked.append(xi) and xi < 1.3, guess)  # type: ignore[func-returns-value]
+    assert crossed and found == pytest.approx(1.3, rel=0.05)
+    assert len(asked) <= 5 + abs(math.log2(guess / 1.3))
+
+
+@pytest.mark.parametrize(("holds", "last"), [(True, 0.1 * 2.0**40), (False, 0.1 * 0.5**40)])
+def test_a_guess_that_never_crosses_gives_up_after_forty_steps(holds: bool, last: float) -> None:
+    assert last_near(lambda xi: holds, 0.1) == (last, False)
