@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 
-from pof._support.random import capture, draw_seed, isolated, restore, seeded
+from pof._support.random import capture, draw_seed, isolated, preserved, restore, seeded
 
 
 def draws() -> list[float]:
@@ -78,6 +78,18 @@ def test_isolated_pass_is_reproducible_and_moves_no_stream(raises: bool) -> None
                 raise ZeroDivisionError
     assert torch.equal(*inside)
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_preserved_puts_every_generator_back(raises: bool) -> None:
+    state = capture()
+    expected = draws()
+    restore(state)
+    with suppress(ZeroDivisionError), preserved():
+        draws()
+        if raises:
+            raise ZeroDivisionError
+    assert draws() == expected
 
 
 def test_isolated_seeds_give_unrelated_streams() -> None:

@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 from pof.data.augment import Augmentation
 from pof.data.builtin import cifar10, cifar100, digits, svhn, svhn_extra
 from pof.data.checks import DataError
+from pof.data.custom import factory_data
 from pof.data.description import Data, ImageData
 from pof.data.fashion import fashion_mnist
 from pof.data.folder import IMAGE_SIZE, MEAN, STD, folder_data
-from pof.data.foreign import factory_data
 
 Augment = Literal["default", "cutout", "none"]
 CUTOUT_SIZE = 16

@@ -6,11 +6,8 @@ without computing the earlier ones.
 
 from __future__ import annotations
 
-import random
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pof._support.batches import unpack
-from pof._support.random import derive_seed, seeded
+from pof._support.random import derive_seed, isolated, seeded
 from pof.data.augment import Augmentation, augment, draw, normalise
 from pof.data.checks import DataError, check_batch, check_statistics
 from pof.data.plan import BatchPlan
@@ -253,7 +250,8 @@ class _SeededItems(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         index, seed = key
-        with _global_generators_seeded(seed):
+        # Custom data sets draw from the global generators of torch, Python and NumPy.
+        with isolated(seed, torch.device("cpu")):
             try:
                 return self.dataset[index]
             except DataError as error:
@@ -277,21 +275,3 @@ class _CheckedCollate:
         except DataError as error:
             return error
         return batch
-
-
-@contextmanager
-def _global_generators_seeded(seed: int) -> Iterator[None]:
-    # Datasets of other people draw from the global generators of torch, Python and NumPy.
-    numpy: Any = sys.modules.get("numpy")
-    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    if numpy:
-        numpy.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        if numpy:
-            numpy.random.set_state(before[2])
