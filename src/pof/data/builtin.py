@@ -17,7 +17,7 @@ from pof.data.augment import Augmentation
 from pof.data.checks import DataError
 from pof.data.description import ImageData
 from pof.data.files import not_found, root_folder, torchvision_datasets
-from pof.data.splits import split_validation
+from pof.data.stratified import split_validation
 
 # Widely used public CIFAR checkpoints expect these; CIFAR's own differ by less than 0.06.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

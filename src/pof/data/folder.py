@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from pof.data.checks import DataError
 from pof.data.description import LazyData
 from pof.data.files import torchvision_datasets
-from pof.data.splits import split_validation
+from pof.data.stratified import split_validation
 
 # Those of ImageNet, which nearly every model that takes photographs was trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -19,7 +19,7 @@ from pof._support.batches import unpack
 from pof._support.random import derive_seed, isolated, seeded
 from pof.data.augment import Augmentation, augment, draw, normalise
 from pof.data.checks import DataError, check_batch, check_statistics
-from pof.data.plan import BatchPlan
+from pof.data.batch_sampler import StatelessBatchSampler
 
 
 class EpochLoader(ABC):
@@ -28,8 +28,8 @@ class EpochLoader(ABC):
     Plain iteration counts the epochs itself, so that a loop without ``set_epoch`` sees a new order each time.
     """
 
-    def __init__(self, plan: BatchPlan) -> None:
-        self.plan = plan
+    def __init__(self, batch_sampler: StatelessBatchSampler) -> None:
+        self.batch_sampler = batch_sampler
         self.epoch = 0
 
     @abstractmethod
@@ -45,7 +45,7 @@ class EpochLoader(ABC):
         return self.iterate(epoch)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.batch_sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next plain iteration."""
@@ -57,7 +57,7 @@ class EpochLoader(ABC):
         Returns:
             Their number.
         """
-        return self.plan.global_size(index)
+        return self.batch_sampler.global_size(index)
 
 
 class TensorLoader(EpochLoader):
@@ -104,7 +104,7 @@ class TensorLoader(EpochLoader):
             raise DataError(f"{len(images)} images need as many labels; got {tuple(labels.shape)}")
         check_statistics(tuple(mean), tuple(std), channels=images.shape[1])
         super().__init__(
-            BatchPlan(
+            StatelessBatchSampler(
                 size=len(images),
                 batch_size=batch_size,
                 shuffle=shuffle,
@@ -130,7 +130,7 @@ class TensorLoader(EpochLoader):
         Yields:
             Images, (N, K, H, W) float32, and labels, (N,) int64.
         """
-        order = self.plan.order(epoch)
+        order = self.batch_sampler.order(epoch)
         for index in range(start, len(self)):
             yield self._make(order, epoch, index)
 
@@ -149,17 +149,17 @@ class TensorLoader(EpochLoader):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        return self._make(self.plan.order(epoch), epoch, index)
+        return self._make(self.batch_sampler.order(epoch), epoch, index)
 
     def _make(self, order: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        rows = self.plan.rows(order, index).to(self.device)
+        rows = self.batch_sampler.rows(order, index).to(self.device)
         images, labels = self.images[rows], self.labels[rows]
         if self.augmentation is None:
             return normalise(images, self._mean, self._std), labels
         # Drawn for the global batch: several processes see together what one would see.
-        shape = torch.Size([self.plan.global_size(index), *images.shape[1:]])
-        generator = seeded(derive_seed(self.plan.seed, "augment", epoch, index))
-        draws = draw(self.augmentation, shape, generator).part(self.plan.share(index), self.device)
+        shape = torch.Size([self.batch_sampler.global_size(index), *images.shape[1:]])
+        generator = seeded(derive_seed(self.batch_sampler.seed, "augment", epoch, index))
+        draws = draw(self.augmentation, shape, generator).part(self.batch_sampler.share(index), self.device)
         return augment(images, draws, self.augmentation, mean=self._mean, std=self._std), labels
 
 
@@ -198,7 +198,7 @@ class DatasetLoader(EpochLoader):
         world_size: int = 1,
     ) -> None:
         super().__init__(
-            BatchPlan(
+            StatelessBatchSampler(
                 size=len(cast(Sized, dataset)),
                 batch_size=batch_size,
                 shuffle=shuffle,
@@ -225,16 +225,16 @@ class DatasetLoader(EpochLoader):
         Raises:
             DataError: if a file cannot be read, an input is not finite, or a label is out of range.
         """
-        order = self.plan.order(epoch)
-        rows = [self.plan.rows(order, index).tolist() for index in range(start, len(self))]
-        keyed = [[(row, derive_seed(self.plan.seed, "item", epoch, row)) for row in batch] for batch in rows]
+        order = self.batch_sampler.order(epoch)
+        rows = [self.batch_sampler.rows(order, index).tolist() for index in range(start, len(self))]
+        keyed = [[(row, derive_seed(self.batch_sampler.seed, "item", epoch, row)) for row in batch] for batch in rows]
         loader = DataLoader(
             _SeededItems(self.dataset),
             batch_sampler=keyed,
             num_workers=self.workers,
             collate_fn=_CheckedCollate(self.num_classes),
             pin_memory=torch.cuda.is_available(),
-            generator=seeded(derive_seed(self.plan.seed, "workers", epoch)),
+            generator=seeded(derive_seed(self.batch_sampler.seed, "workers", epoch)),
         )
         for batch in loader:
             if isinstance(batch, DataError):

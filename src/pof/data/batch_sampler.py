@@ -16,7 +16,7 @@ from pof.data.checks import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchPlan:
+class StatelessBatchSampler:
     """Batches of ``batch_size`` out of ``size`` samples, shared by ``world_size`` processes."""
 
     size: int
