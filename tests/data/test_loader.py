@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from pof._support.random import capture, derive_seed
 from pof.data import Augmentation, DataError, DatasetLoader, TensorLoader
-from pof.data.loader import EpochLoader
 from pof.data.batch_sampler import StatelessBatchSampler
+from pof.data.loader import EpochLoader
 
 N, BATCH = 23, 5
 IMAGES = torch.randint(256, (N, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

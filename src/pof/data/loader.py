@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pof._support.batches import unpack
 from pof._support.random import derive_seed, isolated, seeded
-from pof.data.augment import Augmentation, augment, draw, normalise
-from pof.data.checks import DataError, check_batch, check_statistics
+from pof.data.augment import Augmentation, augment, draw_augmentation, normalise
 from pof.data.batch_sampler import StatelessBatchSampler
+from pof.data.checks import DataError, check_batch, check_statistics
 
 
 class EpochLoader(ABC):
@@ -34,11 +34,7 @@ class EpochLoader(ABC):
 
     @abstractmethod
     def iterate(self, epoch: int, start: int = 0) -> Generator[Any, None, None]:
-        """Iterate over the batches of ``epoch`` from number ``start`` on.
-
-        Returns:
-            The iterator.
-        """
+        """Iterate over the batches of ``epoch`` from number ``start`` on."""
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
@@ -52,11 +48,7 @@ class EpochLoader(ABC):
         self.epoch = epoch
 
     def global_size(self, index: int) -> int:
-        """Count the samples of batch ``index`` over all processes.
-
-        Returns:
-            Their number.
-        """
+        """Number of samples in batch ``index`` over all processes."""
         return self.batch_sampler.global_size(index)
 
 
@@ -152,14 +144,15 @@ class TensorLoader(EpochLoader):
         return self._make(self.batch_sampler.order(epoch), epoch, index)
 
     def _make(self, order: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        rows = self.batch_sampler.rows(order, index).to(self.device)
+        sampler = self.batch_sampler
+        rows = sampler.rows(order, index).to(self.device)
         images, labels = self.images[rows], self.labels[rows]
         if self.augmentation is None:
             return normalise(images, self._mean, self._std), labels
         # Drawn for the global batch: several processes see together what one would see.
-        shape = torch.Size([self.batch_sampler.global_size(index), *images.shape[1:]])
-        generator = seeded(derive_seed(self.batch_sampler.seed, "augment", epoch, index))
-        draws = draw(self.augmentation, shape, generator).part(self.batch_sampler.share(index), self.device)
+        shape = torch.Size([sampler.global_size(index), *images.shape[1:]])
+        generator = seeded(derive_seed(sampler.seed, "augment", epoch, index))
+        draws = draw_augmentation(self.augmentation, shape, generator).part(sampler.share(index), self.device)
         return augment(images, draws, self.augmentation, mean=self._mean, std=self._std), labels
 
 
