@@ -57,8 +57,8 @@ def call_factory(name: str, *, offered: dict[str, Any], wanted: tuple[str, ...] 
     Raises:
         ValueError: if it cannot be imported, cannot be called so, or raises something else than the following.
         ImportError: if the factory raises it.
-        OSError: if the factory raises it.
-        RuntimeError: if the factory raises it.
+        OSError: likewise.
+        RuntimeError: likewise.
     """
     factory = import_factory(name)
     try:

@@ -212,8 +212,8 @@ def _loader(
     if indices is not None:
         images, labels = images[indices], labels[indices]
     augment = data.augmentation if training else None
-    normalisation = {"mean": data.mean, "std": data.std}
-    return TensorLoader(images, labels, shuffle=training, augment=augment, device=device, **normalisation, **batching)
+    options = {"shuffle": training, "augment": augment, "device": device, **batching}
+    return TensorLoader(images, labels, mean=data.mean, std=data.std, **options)
 
 
 def summary(data: Data) -> dict[str, str]:
