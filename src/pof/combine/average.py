@@ -18,8 +18,6 @@ def average(models: Sequence[nn.Module], weights: Sequence[float]) -> nn.Module:
     _check(models)
     used = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight]
     result = _copy(used[0][0])
-    if len(used) == 1:
-        return result
     others = [dict(model.named_parameters()) for model, _ in used[1:]]
     # Tied parameters come once here, and the copy keeps them tied.
     for name, parameter in result.named_parameters():
@@ -51,9 +49,7 @@ def _shapes(model: nn.Module, index: int) -> dict[str, tuple[int, ...]]:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy without gradients."""
+    """A deep copy; a parameter's gradient is not copied."""
     # Tensors that hooks compute (torch's older weight norm, pruning) have a graph, with which they cannot be copied.
     computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
-    result = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
-    result.zero_grad(set_to_none=True)
-    return result
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
