@@ -1,9 +1,13 @@
+from pof import combine as combine
 from pof import data as data
 from pof import flatness as flatness
 from pof import methods as methods
 from pof import models as models
 from pof import optim as optim
 from pof import regularizers as regularizers
+from pof.combine import estimate_statistics as estimate_statistics
+from pof.combine import interpolate as interpolate
+from pof.combine import soup as soup
 from pof.flatness import landscape as landscape
 from pof.flatness import radius_distribution as radius_distribution
 from pof.flatness import top_eigenvalues as top_eigenvalues

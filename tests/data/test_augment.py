@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pof.data import Augmentation, DataError, cutout, horizontal_flip, normalise, pad_crop
-from pof.data.augment import augment, draw
+from pof.data.augment import augment, draw_augmentation
 
 SHAPES = [(5, 3, 8, 8), (4, 1, 6, 9), (1, 2, 1, 1)]
 
@@ -88,7 +88,7 @@ ALL_ON = Augmentation(pad=2, flip=True, cutout=3)
 
 def test_order_of_operations():
     images, (mean, std) = some_images((6, 3, 8, 8)), (torch.full((3,), 0.4), torch.full((3,), 0.2))
-    draws = draw(ALL_ON, images.shape, torch.Generator().manual_seed(3))
+    draws = draw_augmentation(ALL_ON, images.shape, torch.Generator().manual_seed(3))
     cropped = slow_pad_crop(images, draws.offsets, 2)
     flipped = torch.stack([i.flip(2) if f else i for i, f in zip(cropped, draws.flips.tolist(), strict=True)])
     # Cutout last: its zero is the mean; the zeros of the padding are black.
@@ -98,7 +98,7 @@ def test_order_of_operations():
 
 def test_each_operation_can_be_off():
     images, (mean, std) = some_images((6, 3, 8, 8)), (torch.zeros(3), torch.ones(3))
-    draws = draw(ALL_ON, images.shape, torch.Generator().manual_seed(3))
+    draws = draw_augmentation(ALL_ON, images.shape, torch.Generator().manual_seed(3))
     nothing = augment(images, draws, Augmentation(pad=0, flip=False, cutout=0), mean=mean, std=std)
     assert torch.equal(nothing, normalise(images, mean, std))
 
@@ -106,9 +106,9 @@ def test_each_operation_can_be_off():
 def test_draws_are_uniform_and_reproducible():
     shape = torch.Size([20_000, 1, 8, 6])
     state = torch.get_rng_state()
-    draws = draw(ALL_ON, shape, torch.Generator().manual_seed(0))
+    draws = draw_augmentation(ALL_ON, shape, torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), state)
-    again = draw(ALL_ON, shape, torch.Generator().manual_seed(0))
+    again = draw_augmentation(ALL_ON, shape, torch.Generator().manual_seed(0))
     assert torch.equal(draws.offsets, again.offsets)
     assert torch.equal(draws.flips, again.flips)
     for values, length in (

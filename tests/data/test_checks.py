@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pof.data import DataError, ImageData, check_batch, check_labels, eval_loader, summary, train_loader
+from pof.data import Augmentation, DataError, ImageData, check_batch, check_labels, eval_loader, summary, train_loader
 
 
 def image_data(**changes) -> ImageData:
@@ -79,6 +79,15 @@ def test_loaders_of_parts():
         eval_loader(data, "validation", batch_size=2)
     with pytest.raises(DataError, match="larger than the data"):
         train_loader(data, batch_size=7, seed=0)
+
+
+def test_evaluation_is_not_augmented():
+    data = image_data(augmentation=Augmentation(pad=1))
+    (plain, labels), *_ = eval_loader(data, "train", batch_size=6)
+    torch.testing.assert_close(plain, (data.train_images / 255 - 0.5) / 0.5)
+    assert labels.tolist() == data.train_labels.tolist()
+    augmented = torch.cat([x for x, _ in train_loader(data, batch_size=6, seed=0)])
+    assert not torch.equal(augmented.sort(0).values, plain.sort(0).values)
 
 
 def test_summary():

@@ -23,7 +23,7 @@ from pof.app import job
 from pof.app.methods import Context, PoFOptions, build_method
 from pof.app.options import TrainOptions
 from pof.app.run_folder import read_rows
-from pof.data.plan import BatchPlan
+from pof.data.batch_sampler import StatelessBatchSampler
 from pof.methods import Method
 from pof.weights import read_weights
 from tests.cases import batch, mlp
@@ -140,7 +140,7 @@ class ShareLoader:
 
     def __init__(self, rank: int, world_size: int) -> None:
         # The plan itself refuses mini-batches of which a process would get nothing.
-        self.plan, self.place = BatchPlan(size=43, batch_size=8, shuffle=True, seed=3), (rank, world_size)
+        self.plan, self.place = StatelessBatchSampler(size=43, batch_size=8, shuffle=True, seed=3), (rank, world_size)
         self.inputs, self.targets = batch(43, seed=9)
 
     def __len__(self) -> int:

@@ -1,5 +1,8 @@
-"""Networks put together after training: for now their batch-norm statistics, estimated anew."""
+"""Networks put together after training: interpolation, soups, batch-norm statistics anew, and the temperature."""
 
+from pof.combine.interpolation import interpolate
+from pof.combine.soups import GreedySoup, greedy_soup, soup
 from pof.combine.statistics import estimate_statistics
+from pof.combine.temperature import scaled_nll
 
-__all__ = ["estimate_statistics"]
+__all__ = ["GreedySoup", "estimate_statistics", "greedy_soup", "interpolate", "scaled_nll", "soup"]

@@ -43,27 +43,13 @@ class Draws:
     """(N, 2) int64: row and column of the middle of the cutout square."""
 
     def part(self, rows: slice, device: torch.device) -> Draws:
-        """Take the choices for some of the images.
-
-        Returns:
-            The same choices on ``device``.
-        """
+        """The choices for some of the images, on ``device``."""
         return Draws(*(t[rows].to(device) for t in (self.offsets, self.flips, self.centers)))
 
 
-def draw(augmentation: Augmentation, shape: torch.Size, generator: torch.Generator) -> Draws:
-    """Draw the choices for images of ``shape`` (N, K, H, W).
-
-    The three kinds are always drawn, so that switching one off leaves the others as they were.
-
-    Args:
-        augmentation: gives the range of the offsets.
-        shape: of the batch.
-        generator: on the CPU.
-
-    Returns:
-        The choices, on the CPU.
-    """
+def draw_augmentation(augmentation: Augmentation, shape: torch.Size, generator: torch.Generator) -> Draws:
+    """Draw the choices for images of ``shape`` (N, K, H, W), on the CPU."""
+    # All kinds are always drawn, so that switching one off leaves the others as they were.
     count, _, height, width = shape
     offsets = torch.randint(2 * augmentation.pad + 1, (count, 2), generator=generator)
     flips = torch.rand(count, generator=generator) < 0.5
@@ -73,18 +59,7 @@ def draw(augmentation: Augmentation, shape: torch.Size, generator: torch.Generat
 
 
 def augment(images: Tensor, draws: Draws, augmentation: Augmentation, *, mean: Tensor, std: Tensor) -> Tensor:
-    """Crop, flip, normalise and cut out.
-
-    Args:
-        images: (N, K, H, W) uint8.
-        draws: the choices for these N images.
-        augmentation: which operations apply.
-        mean: (K,), in units of the full intensity.
-        std: (K,), in the same units.
-
-    Returns:
-        (N, K, H, W) float32.
-    """
+    """Crop, flip, normalise and cut out: (N, K, H, W) uint8 to float32, by mean and std (K,)."""
     if augmentation.pad:
         images = pad_crop(images, draws.offsets, padding=augmentation.pad)
     if augmentation.flip:

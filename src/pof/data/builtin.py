@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,28 +17,19 @@ from pof.data.augment import Augmentation
 from pof.data.checks import DataError
 from pof.data.description import ImageData
 from pof.data.files import not_found, root_folder, torchvision_datasets
-from pof.data.splits import split_validation
+from pof.data.stratified import split_validation
 
-# Widely used public CIFAR checkpoints expect these; CIFAR's own differ by less than 0.06.
+# Nearly every model of photographs was trained with these, and widely used public CIFAR checkpoints expect them;
+# CIFAR's own differ by less than 0.06.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
-
+DIGITS = tuple("0123456789")
 DIGITS_TEST_SIZE = 797
 SPLIT_SEED = 0
 
 
 def digits(data_root: Path | None) -> ImageData:
-    """Load the 1,797 8x8 digits of scikit-learn; 797 of them, always the same, are the test set.
-
-    Args:
-        data_root: must be None: the images are part of scikit-learn.
-
-    Returns:
-        The data set; without augmentation.
-
-    Raises:
-        DataError: if a ``data_root`` is given, or scikit-learn is missing.
-    """
+    """The 1,797 8x8 digits of scikit-learn, not augmented; 797 of them, always the same, are the test set."""
     if data_root is not None:
         raise DataError(f"digits are part of scikit-learn: leave out data_root (got {data_root})")
     try:
@@ -57,7 +48,7 @@ def digits(data_root: Path | None) -> ImageData:
         train_labels=labels[train],
         test_images=images[test],
         test_labels=labels[test],
-        classes=tuple("0123456789"),
+        classes=DIGITS,
         mean=(float(scaled.mean()),),
         std=(float(scaled.std()),),
         augmentation=None,
@@ -65,68 +56,9 @@ def digits(data_root: Path | None) -> ImageData:
     )
 
 
-def cifar10(data_root: Path | None) -> ImageData:
-    """Load CIFAR-10, normalised by ImageNet's mean and deviation.
-
-    Args:
-        data_root: folder with ``cifar-10-batches-py``.
-
-    Returns:
-        The data set; pad-crop by 4 and flip.
-
-    Raises:
-        DataError: if the files are not there, or damaged.
-    """
-    return _cifar("cifar10", "CIFAR10", data_root)
-
-
-def cifar100(data_root: Path | None) -> ImageData:
-    """Load CIFAR-100, normalised by ImageNet's mean and deviation.
-
-    Args:
-        data_root: folder with ``cifar-100-python``.
-
-    Returns:
-        The data set; pad-crop by 4 and flip.
-
-    Raises:
-        DataError: if the files are not there, or damaged.
-    """
-    return _cifar("cifar100", "CIFAR100", data_root)
-
-
-def svhn(data_root: Path | None) -> ImageData:
-    """Load SVHN: 73,257 training images.
-
-    Args:
-        data_root: folder with ``train_32x32.mat`` and ``test_32x32.mat``.
-
-    Returns:
-        The data set; pad-crop by 4, no flip: a mirrored digit is another sign.
-
-    Raises:
-        DataError: if the files are not there, or damaged.
-    """
-    return _svhn("svhn", ("train",), data_root)
-
-
-def svhn_extra(data_root: Path | None) -> ImageData:
-    """Load SVHN with its extra training images, 604,388 in all (1.9 GB in memory).
-
-    Args:
-        data_root: folder with ``train_32x32.mat``, ``extra_32x32.mat`` and ``test_32x32.mat``.
-
-    Returns:
-        The data set; pad-crop by 4, no flip.
-
-    Raises:
-        DataError: if the files are not there, or damaged.
-    """
-    return _svhn("svhn-extra", ("train", "extra"), data_root)
-
-
-def _cifar(name: str, class_name: str, data_root: Path | None) -> ImageData:
-    kind = getattr(torchvision_datasets(), class_name)
+def cifar(classes: Literal[10, 100], data_root: Path | None) -> ImageData:
+    """CIFAR-10 or -100, normalised by ImageNet's mean and deviation; pad-crop by 4 and flip."""
+    name, kind = f"cifar{classes}", getattr(torchvision_datasets(), f"CIFAR{classes}")
     if data_root is not None and data_root.name == kind.base_folder:
         data_root = data_root.parent
     members = [member for member, _ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]
@@ -146,10 +78,11 @@ def _cifar(name: str, class_name: str, data_root: Path | None) -> ImageData:
     )
 
 
-def _svhn(name: str, parts: Sequence[str], data_root: Path | None) -> ImageData:
-    kind = torchvision_datasets().SVHN
+def svhn(extra: bool, data_root: Path | None) -> ImageData:
+    """SVHN's 73,257 training images, or 604,388 with its extra ones (1.9 GB in memory); pad-crop by 4."""
+    name, kind = "svhn-extra" if extra else "svhn", torchvision_datasets().SVHN
     loaded = []
-    for part in (*parts, "test"):
+    for part in ("train", "extra", "test") if extra else ("train", "test"):
         url, file, _ = kind.split_list[part]
         loaded.append(_read(name, kind, {"split": part}, data_root, [file], f"copy {url}"))
     images = [torch.from_numpy(part.data) for part in loaded]
@@ -160,10 +93,10 @@ def _svhn(name: str, parts: Sequence[str], data_root: Path | None) -> ImageData:
         train_labels=torch.cat(labels[:-1]),
         test_images=images[-1].contiguous(),
         test_labels=labels[-1],
-        classes=tuple("0123456789"),
+        classes=DIGITS,
         mean=SVHN_MEAN,
         std=SVHN_STD,
-        augmentation=Augmentation(flip=False),
+        augmentation=Augmentation(flip=False),  # a mirrored digit is another sign
         source=str(loaded[0].root),
     )
 

@@ -34,29 +34,21 @@ def check_labels(labels: Tensor, *, num_classes: int, name: str) -> None:
         )
 
 
-def check_training_labels(labels: Tensor, *, num_classes: int, name: str) -> None:
-    """Check that labels can train a classifier: some samples, of at least two classes, all in range.
-
-    Args:
-        labels: (N,) integers.
-        num_classes: number of classes C.
-        name: what the labels belong to, for the message.
-
-    Raises:
-        DataError: if not.
-    """
-    if not len(labels):
-        raise DataError(f"{name}: no samples")
-    check_labels(labels, num_classes=num_classes, name=name)
-    if bool((labels == labels[0]).all()):
+def check_splits(name: str, train_labels: Tensor, test_labels: Tensor, *, num_classes: int) -> None:
+    """Check that all labels are in range, and that training has some samples, of at least two classes."""
+    if not len(train_labels):
+        raise DataError(f"{name} (train): no samples")
+    check_labels(train_labels, num_classes=num_classes, name=f"{name} (train)")
+    if bool((train_labels == train_labels[0]).all()):
         raise DataError(
-            f"{name}: all {len(labels)} samples are of one class ({int(labels[0])}); "
+            f"{name} (train): all {len(train_labels)} samples are of one class ({int(train_labels[0])}); "
             "a classifier needs at least two classes"
         )
+    check_labels(test_labels, num_classes=num_classes, name=f"{name} (test)")
 
 
 def check_batch(inputs: Inputs, targets: Tensor, *, num_classes: int | None = None) -> None:
-    """Check a batch of somebody's own data set.
+    """Check a batch of a custom data set.
 
     Args:
         inputs: (N, ...) or a mapping of such tensors.
@@ -82,16 +74,7 @@ def check_batch(inputs: Inputs, targets: Tensor, *, num_classes: int | None = No
 
 
 def check_statistics(mean: tuple[float, ...], std: tuple[float, ...], *, channels: int) -> None:
-    """Check the normalisation: one mean and one positive deviation per channel.
-
-    Args:
-        mean: in units of the full intensity, so usually in [0, 1].
-        std: in the same units.
-        channels: of the images.
-
-    Raises:
-        DataError: if not.
-    """
+    """Check the normalisation: one mean and one positive deviation per channel."""
     if len(mean) != channels or len(std) != channels:
         raise DataError(
             f"images of {channels} channels need {channels} values each for mean and std; "

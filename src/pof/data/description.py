@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from pof.data.augment import Augmentation
-from pof.data.checks import DataError, check_labels, check_statistics, check_training_labels
+from pof.data.checks import DataError, check_splits, check_statistics
 from pof.data.loader import DatasetLoader, TensorLoader
 
-Split = Literal["train", "test"]
+DataSplit = Literal["train", "test"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,8 +42,7 @@ class ImageData:
     """Where the files are."""
 
     def __post_init__(self) -> None:
-        check_training_labels(self.train_labels, num_classes=self.num_classes, name=f"{self.name} (train)")
-        check_labels(self.test_labels, num_classes=self.num_classes, name=f"{self.name} (test)")
+        check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
         check_statistics(self.mean, self.std, channels=self.in_channels)
 
     @property
@@ -62,20 +61,13 @@ class ImageData:
         return tuple(self.train_images.shape[1:])
 
     def subset(self, indices: Tensor) -> ImageData:
-        """Keep some of the training images; the test set stays.
-
-        Args:
-            indices: of training images, int64.
-
-        Returns:
-            The smaller data set.
-        """
+        """The data set with some of the training images only, by their indices (int64); the test set stays."""
         return replace(self, train_images=self.train_images[indices], train_labels=self.train_labels[indices])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LazyData:
-    """Datasets that are read item by item: image folders, and those of other people."""
+    """Datasets that are read item by item: image folders, and custom ones."""
 
     name: str
     train_set: Dataset[Any]
@@ -95,13 +87,12 @@ class LazyData:
     mean: tuple[float, ...] | None
     """Per channel; None if the Datasets normalise, or do not, on their own."""
     std: tuple[float, ...] | None
-    """Per channel; None likewise."""
+    """Per channel; None if the Datasets normalise, or do not, on their own."""
     source: str
     """Where the items come from."""
 
     def __post_init__(self) -> None:
-        check_training_labels(self.train_labels, num_classes=self.num_classes, name=f"{self.name} (train)")
-        check_labels(self.test_labels, num_classes=self.num_classes, name=f"{self.name} (test)")
+        check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -114,14 +105,7 @@ class LazyData:
         return self.image_shape[0]
 
     def subset(self, indices: Tensor) -> LazyData:
-        """Keep some of the training items; the test set stays.
-
-        Args:
-            indices: of training items, int64.
-
-        Returns:
-            The smaller data set.
-        """
+        """The data set with some of the training items only, by their indices (int64); the test set stays."""
         return replace(
             self,
             train_set=Subset(self.train_set, indices.tolist()),
@@ -165,37 +149,13 @@ def train_loader(
         DataError: if the batch does not fit the data or the processes.
     """
     part = data if indices is None else data.subset(indices)
-    if isinstance(part, LazyData):
-        return DatasetLoader(
-            part.train_set,
-            batch_size=batch_size,
-            shuffle=True,
-            seed=seed,
-            num_classes=data.num_classes,
-            workers=workers,
-            drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
-        )
-    return TensorLoader(
-        part.train_images,
-        part.train_labels,
-        batch_size=batch_size,
-        mean=part.mean,
-        std=part.std,
-        shuffle=True,
-        seed=seed,
-        augment=part.augmentation,
-        drop_last=drop_last,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-    )
+    batching = {"batch_size": batch_size, "seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
+    return _loader(part, "train", None, training=True, workers=workers, device=device, **batching)
 
 
 def eval_loader(
     data: Data,
-    split: Split,
+    split: DataSplit,
     *,
     batch_size: int,
     indices: Tensor | None = None,
@@ -222,36 +182,38 @@ def eval_loader(
     Raises:
         DataError: if the split is unknown, or a batch has fewer samples than there are processes.
     """
-    if split not in get_args(Split):
-        raise DataError(f"split is one of {get_args(Split)}; got {split!r}")
-    labels = data.train_labels if split == "train" else data.test_labels
-    rows = torch.arange(len(labels)) if indices is None else indices
-    batch_size = min(batch_size, len(rows))
+    if split not in get_args(DataSplit):
+        raise DataError(f"split is one of {get_args(DataSplit)}; got {split!r}")
+    available = data.train_labels if split == "train" else data.test_labels
+    size = min(batch_size, len(available if indices is None else indices))
+    batching = {"batch_size": size, "seed": 0, "rank": rank, "world_size": world_size}
+    return _loader(data, split, indices, training=False, workers=workers, device=device, **batching)
+
+
+def _loader(
+    data: Data,
+    split: DataSplit,
+    indices: Tensor | None,
+    *,
+    training: bool,
+    workers: int,
+    device: torch.device | str,
+    **batching: Any,
+) -> TensorLoader | DatasetLoader:
+    """The loader of (some samples of) a split: shuffled and augmented for training, in order and plain otherwise."""
     if isinstance(data, LazyData):
-        dataset = data.plain_train_set if split == "train" else data.test_set
-        return DatasetLoader(
-            dataset if indices is None else Subset(dataset, rows.tolist()),
-            batch_size=batch_size,
-            shuffle=False,
-            seed=0,
-            num_classes=data.num_classes,
-            workers=workers,
-            rank=rank,
-            world_size=world_size,
-        )
-    images = data.train_images if split == "train" else data.test_images
-    return TensorLoader(
-        images if indices is None else images[rows],
-        labels if indices is None else labels[rows],
-        batch_size=batch_size,
-        mean=data.mean,
-        std=data.std,
-        shuffle=False,
-        seed=0,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-    )
+        train_set = data.train_set if training else data.plain_train_set
+        dataset = train_set if split == "train" else data.test_set
+        part = dataset if indices is None else Subset(dataset, indices.tolist())
+        return DatasetLoader(part, shuffle=training, num_classes=data.num_classes, workers=workers, **batching)
+    images, labels = data.test_images, data.test_labels
+    if split == "train":
+        images, labels = data.train_images, data.train_labels
+    if indices is not None:
+        images, labels = images[indices], labels[indices]
+    augment = data.augmentation if training else None
+    options = {"shuffle": training, "augment": augment, "device": device, **batching}
+    return TensorLoader(images, labels, mean=data.mean, std=data.std, **options)
 
 
 def summary(data: Data) -> dict[str, str]:

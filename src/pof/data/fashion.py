@@ -15,39 +15,14 @@ from pof.data.files import not_found, root_folder, torchvision_datasets
 from pof.data.idx import read_idx
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-PARTS = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+PARTS = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+NAMES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+CLASSES = tuple(NAMES.split(", "))
 MEAN, STD = (0.2860,), (0.3530,)
 
 
 def fashion_mnist(data_root: Path | None) -> ImageData:
-    """Load Fashion-MNIST; without ``data_root`` Debian's package of it is found by itself.
-
-    Args:
-        data_root: folder with the four IDX files (``.gz`` or not), or with ``FashionMNIST/raw``.
-
-    Returns:
-        The data set; pad-crop by 4 and flip.
-
-    Raises:
-        DataError: if the files are not there, or damaged.
-    """
+    """The four IDX files, in a folder or in ``FashionMNIST/raw`` below it, ``.gz`` or not; pad-crop by 4 and flip."""
     folder = _folder(data_root)
     train_images, train_labels, test_images, test_labels = (read_idx(_file(folder, part)) for part in PARTS)
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):

@@ -11,26 +11,12 @@ from pof.data.checks import DataError
 
 
 def cache_folder() -> Path:
-    """Find the folder that data sets are downloaded to.
-
-    Returns:
-        ``$XDG_CACHE_HOME/pof``, by default ``~/.cache/pof``.
-    """
+    """The folder that data sets are downloaded to: ``$XDG_CACHE_HOME/pof``, by default ``~/.cache/pof``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pof"
 
 
 def root_folder(data_root: Path | None) -> Path:
-    """Find the folder to read from: the one that was given, or the cache.
-
-    Args:
-        data_root: as the user gave it.
-
-    Returns:
-        An existing folder, or the cache, which may not exist yet.
-
-    Raises:
-        DataError: if the given folder does not exist.
-    """
+    """The folder to read from: the one that the user gave, or the cache, which may not exist yet."""
     if data_root is None:
         return cache_folder()
     if not data_root.is_dir():
@@ -39,14 +25,7 @@ def root_folder(data_root: Path | None) -> Path:
 
 
 def torchvision_datasets() -> Any:
-    """Import ``torchvision.datasets``.
-
-    Returns:
-        The module.
-
-    Raises:
-        DataError: if torchvision is not installed.
-    """
+    """The module ``torchvision.datasets``; a DataError where torchvision is not installed."""
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -57,18 +36,7 @@ def torchvision_datasets() -> Any:
 def not_found(
     name: str, files: Sequence[str], *, data_root: Path | None, remedy: str, error: Exception | None
 ) -> DataError:
-    """Say which files are expected where, and how to get them.
-
-    Args:
-        name: of the data set.
-        files: all its files, relative to the root.
-        data_root: as the user gave it; None: a download has failed.
-        remedy: how to get the files by hand.
-        error: what was raised on the way.
-
-    Returns:
-        The error to raise.
-    """
+    """The error to raise: which files are expected in ``data_root`` (None: a download has failed), and a remedy."""
     cause = " ".join(str(error).split())
     if data_root is None:
         return DataError(

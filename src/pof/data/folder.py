@@ -1,5 +1,7 @@
 """Image folders: one subfolder per class, read from disk by the loader's workers (torchvision's conventions).
 
+``train/`` and ``test/`` (or, without one, ``val/``) below it are used if they are there.  Otherwise a fifth of the
+images, always the same and stratified, is the test set.
 Training images: random resized crop and flip; evaluation: resize to 8/7 of the size, centre crop.
 """
 
@@ -13,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD
 from pof.data.checks import DataError
 from pof.data.description import LazyData
 from pof.data.files import torchvision_datasets
-from pof.data.splits import split_validation
+from pof.data.stratified import split_validation
 
-# Those of ImageNet, which nearly every model that takes photographs was trained with.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_SIZE = 224
 TEST_FOLDERS = ("test", "val")
 TEST_SHARE = 0.2
@@ -28,12 +29,7 @@ Sample = tuple[str, int]
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Image files with their labels.
-
-    Args:
-        samples: path and label of each image.
-        transform: from an RGB image to a tensor.
-    """
+    """Image files with their labels; ``transform`` makes a tensor of an RGB image."""
 
     def __init__(self, samples: list[Sample], transform: Callable[[Any], Tensor]) -> None:
         self.samples = samples
@@ -57,28 +53,11 @@ def folder_data(
     root: Path,
     *,
     image_size: int = IMAGE_SIZE,
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     augment: Literal["default", "none"] = "default",
 ) -> LazyData:
-    """Describe an image folder.
-
-    ``train/`` and ``test/`` (or, without one, ``val/``) below it are used if they are there.  Otherwise a fifth of
-    the images, always the same and stratified, is the test set.
-
-    Args:
-        root: folder with one subfolder per class, or with ``train/`` and ``test/`` or ``val/`` of that kind.
-        image_size: side of the square that a model sees, in pixels.
-        mean: per channel, in units of the full intensity.
-        std: per channel, in the same units.
-        augment: ``"none"`` treats training images like the others.
-
-    Returns:
-        The data set; nothing but the names of the files is read.
-
-    Raises:
-        DataError: if there is no such folder, it has no classes, a class has no images, or there is one class only.
-    """
+    """Describe an image folder by the names of its files; ``augment="none"`` treats training images like the others."""
     if image_size < 1:
         raise DataError(f"image_size is a number of pixels; got {image_size}")
     if not root.is_dir():

@@ -16,17 +16,7 @@ UNSIGNED_BYTE = 8
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an IDX file of unsigned bytes, gzipped or not.
-
-    Args:
-        path: ending in ``.gz`` if it is gzipped.
-
-    Returns:
-        uint8, in the shape that the header says.
-
-    Raises:
-        DataError: if the file is damaged or of another kind.
-    """
+    """Read an IDX file of unsigned bytes, gzipped if its name ends in ``.gz``, in the shape that the header says."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

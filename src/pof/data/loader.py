@@ -6,11 +6,8 @@ without computing the earlier ones.
 
 from __future__ import annotations
 
-import random
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pof._support.batches import unpack
-from pof._support.random import derive_seed, seeded
-from pof.data.augment import Augmentation, augment, draw, normalise
+from pof._support.random import derive_seed, isolated, seeded
+from pof.data.augment import Augmentation, augment, draw_augmentation, normalise
+from pof.data.batch_sampler import StatelessBatchSampler
 from pof.data.checks import DataError, check_batch, check_statistics
-from pof.data.plan import BatchPlan
 
 
 class EpochLoader(ABC):
@@ -31,36 +28,28 @@ class EpochLoader(ABC):
     Plain iteration counts the epochs itself, so that a loop without ``set_epoch`` sees a new order each time.
     """
 
-    def __init__(self, plan: BatchPlan) -> None:
-        self.plan = plan
+    def __init__(self, batch_sampler: StatelessBatchSampler) -> None:
+        self.batch_sampler = batch_sampler
         self.epoch = 0
 
     @abstractmethod
     def iterate(self, epoch: int, start: int = 0) -> Generator[Any, None, None]:
-        """Iterate over the batches of ``epoch`` from number ``start`` on.
-
-        Returns:
-            The iterator.
-        """
+        """Iterate over the batches of ``epoch`` from number ``start`` on."""
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return self.iterate(epoch)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.batch_sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next plain iteration."""
         self.epoch = epoch
 
     def global_size(self, index: int) -> int:
-        """Count the samples of batch ``index`` over all processes.
-
-        Returns:
-            Their number.
-        """
-        return self.plan.global_size(index)
+        """Number of samples in batch ``index`` over all processes."""
+        return self.batch_sampler.global_size(index)
 
 
 class TensorLoader(EpochLoader):
@@ -107,7 +96,7 @@ class TensorLoader(EpochLoader):
             raise DataError(f"{len(images)} images need as many labels; got {tuple(labels.shape)}")
         check_statistics(tuple(mean), tuple(std), channels=images.shape[1])
         super().__init__(
-            BatchPlan(
+            StatelessBatchSampler(
                 size=len(images),
                 batch_size=batch_size,
                 shuffle=shuffle,
@@ -133,7 +122,7 @@ class TensorLoader(EpochLoader):
         Yields:
             Images, (N, K, H, W) float32, and labels, (N,) int64.
         """
-        order = self.plan.order(epoch)
+        order = self.batch_sampler.order(epoch)
         for index in range(start, len(self)):
             yield self._make(order, epoch, index)
 
@@ -152,17 +141,18 @@ class TensorLoader(EpochLoader):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        return self._make(self.plan.order(epoch), epoch, index)
+        return self._make(self.batch_sampler.order(epoch), epoch, index)
 
     def _make(self, order: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        rows = self.plan.rows(order, index).to(self.device)
+        sampler = self.batch_sampler
+        rows = sampler.rows(order, index).to(self.device)
         images, labels = self.images[rows], self.labels[rows]
         if self.augmentation is None:
             return normalise(images, self._mean, self._std), labels
         # Drawn for the global batch: several processes see together what one would see.
-        shape = torch.Size([self.plan.global_size(index), *images.shape[1:]])
-        generator = seeded(derive_seed(self.plan.seed, "augment", epoch, index))
-        draws = draw(self.augmentation, shape, generator).part(self.plan.share(index), self.device)
+        shape = torch.Size([sampler.global_size(index), *images.shape[1:]])
+        generator = seeded(derive_seed(sampler.seed, "augment", epoch, index))
+        draws = draw_augmentation(self.augmentation, shape, generator).part(sampler.share(index), self.device)
         return augment(images, draws, self.augmentation, mean=self._mean, std=self._std), labels
 
 
@@ -201,7 +191,7 @@ class DatasetLoader(EpochLoader):
         world_size: int = 1,
     ) -> None:
         super().__init__(
-            BatchPlan(
+            StatelessBatchSampler(
                 size=len(cast(Sized, dataset)),
                 batch_size=batch_size,
                 shuffle=shuffle,
@@ -228,16 +218,16 @@ class DatasetLoader(EpochLoader):
         Raises:
             DataError: if a file cannot be read, an input is not finite, or a label is out of range.
         """
-        order = self.plan.order(epoch)
-        rows = [self.plan.rows(order, index).tolist() for index in range(start, len(self))]
-        keyed = [[(row, derive_seed(self.plan.seed, "item", epoch, row)) for row in batch] for batch in rows]
+        order = self.batch_sampler.order(epoch)
+        rows = [self.batch_sampler.rows(order, index).tolist() for index in range(start, len(self))]
+        keyed = [[(row, derive_seed(self.batch_sampler.seed, "item", epoch, row)) for row in batch] for batch in rows]
         loader = DataLoader(
             _SeededItems(self.dataset),
             batch_sampler=keyed,
             num_workers=self.workers,
             collate_fn=_CheckedCollate(self.num_classes),
             pin_memory=torch.cuda.is_available(),
-            generator=seeded(derive_seed(self.plan.seed, "workers", epoch)),
+            generator=seeded(derive_seed(self.batch_sampler.seed, "workers", epoch)),
         )
         for batch in loader:
             if isinstance(batch, DataError):
@@ -253,7 +243,8 @@ class _SeededItems(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         index, seed = key
-        with _global_generators_seeded(seed):
+        # Custom data sets draw from the global generators of torch, Python and NumPy.
+        with isolated(seed, torch.device("cpu")):
             try:
                 return self.dataset[index]
             except DataError as error:
@@ -277,21 +268,3 @@ class _CheckedCollate:
         except DataError as error:
             return error
         return batch
-
-
-@contextmanager
-def _global_generators_seeded(seed: int) -> Iterator[None]:
-    # Datasets of other people draw from the global generators of torch, Python and NumPy.
-    numpy: Any = sys.modules.get("numpy")
-    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    if numpy:
-        numpy.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        if numpy:
-            numpy.random.set_state(before[2])

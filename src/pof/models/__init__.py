@@ -28,15 +28,7 @@ __all__ = [
     "replace_head",
 ]
 
-OWN_NAMES = (
-    "wrn-28-10",
-    "wrn-16-4",
-    "resnet20",
-    "resnet56",
-    "resnet20x2",
-    "resnet20-projection",
-    "small-cnn",
-)
+OWN_NAMES = ("wrn-28-10", "wrn-16-4", "resnet20", "resnet56", "resnet20x2", "resnet20-projection", "small-cnn")
 PRETRAINED = "pretrained"
 
 

@@ -60,14 +60,7 @@ class CifarResNet(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits.
-
-        Args:
-            images: (N, in_channels, H, W).
-
-        Returns:
-            Logits, (N, C).
-        """
+        """Logits (N, C) of images (N, in_channels, H, W)."""
         maps = relu(self.bn1(self.conv1(images)))
         maps = self.layer3(self.layer2(self.layer1(maps)))
         logits: Tensor = self.linear(self.avgpool(maps).flatten(1))
@@ -86,14 +79,7 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(in_channels, channels, stride, shortcut)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Compute the block.
-
-        Args:
-            maps: (N, in_channels, H, W).
-
-        Returns:
-            Feature maps, (N, channels, H / stride, W / stride).
-        """
+        """Feature maps (N, channels, H / stride, W / stride) of maps (N, in_channels, H, W)."""
         residual = self.bn2(self.conv2(relu(self.bn1(self.conv1(maps)))))
         return relu(residual + self.shortcut(maps))
 
@@ -108,14 +94,7 @@ class PadShortcut(nn.Module):
         self.after = new_channels - self.before
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Compute the shortcut.
-
-        Args:
-            maps: (N, in_channels, H, W).
-
-        Returns:
-            (N, in_channels + new_channels, H / stride, W / stride).
-        """
+        """(N, in_channels + new_channels, H / stride, W / stride) of maps (N, in_channels, H, W)."""
         return pad(maps[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 

@@ -28,14 +28,7 @@ class SmallCNN(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits.
-
-        Args:
-            images: (N, in_channels, H, W).
-
-        Returns:
-            Logits, (N, C).
-        """
+        """Logits (N, C) of images (N, in_channels, H, W)."""
         maps = max_pool2d(relu(self.bn1(self.conv1(images))), 2)
         maps = relu(self.bn2(self.conv2(maps)))
         logits: Tensor = self.fc(self.avgpool(maps).flatten(1))

@@ -44,14 +44,7 @@ class WideResNet(nn.Module):
         _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits.
-
-        Args:
-            images: (N, in_channels, H, W).
-
-        Returns:
-            Logits, (N, C).
-        """
+        """Logits (N, C) of images (N, in_channels, H, W)."""
         maps = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         logits: Tensor = self.fc(self.avgpool(relu(self.bn1(maps))).flatten(1))
         return logits
@@ -71,14 +64,7 @@ class WideBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False) if changed else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Compute the block.
-
-        Args:
-            maps: (N, in_channels, H, W).
-
-        Returns:
-            Feature maps, (N, channels, H / stride, W / stride).
-        """
+        """Feature maps (N, channels, H / stride, W / stride) of maps (N, in_channels, H, W)."""
         active = relu(self.bn1(maps))
         skip = maps if self.shortcut is None else self.shortcut(active)
         residual: Tensor = self.conv2(self.dropout(relu(self.bn2(self.conv1(active)))))

@@ -18,7 +18,7 @@ from pof._support.random import seeded
 from pof.app import job
 from pof.app.options import DataOptions
 from pof.data import Data, DatasetLoader, TensorLoader, eval_loader, train_loader
-from pof.data.description import Split
+from pof.data.description import DataSplit
 
 Loader = TensorLoader | DatasetLoader
 
@@ -70,7 +70,7 @@ def samples_of(loaded: Data, options: DataOptions, bounds: Bounds) -> Samples:
     size, most = min(bounds.batch_size, len(splits.train), len(test)), bounds.batches
     workers, device = options.workers, bounds.device
 
-    def plain(split: Split, indices: Tensor, batch_size: int) -> Loader:
+    def plain(split: DataSplit, indices: Tensor, batch_size: int) -> Loader:
         return eval_loader(loaded, split, batch_size=batch_size, indices=indices, workers=workers, device=device)
 
     drawn = train_loader(

@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pof.data.augment import Augmentation
-from pof.data.builtin import cifar10, cifar100, digits, svhn, svhn_extra
+from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD, cifar, digits, svhn
 from pof.data.checks import DataError
+from pof.data.custom import factory_data
 from pof.data.description import Data, ImageData
 from pof.data.fashion import fashion_mnist
-from pof.data.folder import IMAGE_SIZE, MEAN, STD, folder_data
-from pof.data.foreign import factory_data
+from pof.data.folder import IMAGE_SIZE, folder_data
 
+KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": partial(cifar, 10),
+    "cifar100": partial(cifar, 100),
+    "svhn": partial(svhn, False),
+    "svhn-extra": partial(svhn, True),
+}
 Augment = Literal["default", "cutout", "none"]
 CUTOUT_SIZE = 16
 FOLDER = "folder"
@@ -41,7 +50,7 @@ def load_data(
         augment: ``"default"``: what is usual for the data set; ``"cutout"``: that and a square of 16 pixels cut
             out (images in memory only); ``"none"``.
         mean: per channel, in units of the full intensity; None: the data set's (for CIFAR ImageNet's).
-        std: per channel, likewise.
+        std: per channel, in the same units; None: the data set's.
         image_size: side of the images of a folder in pixels, by default 224.
 
     Returns:
@@ -50,20 +59,12 @@ def load_data(
     Raises:
         DataError: if the name is unknown, files are missing or damaged, or an option does not apply.
     """
-    known: dict[str, Callable[[Path | None], ImageData]] = {
-        "digits": digits,
-        "fashion-mnist": fashion_mnist,
-        "cifar10": cifar10,
-        "cifar100": cifar100,
-        "svhn": svhn,
-        "svhn-extra": svhn_extra,
-    }
     if augment not in get_args(Augment):
         raise DataError(f"augment is one of {', '.join(get_args(Augment))}; got {augment!r}")
     root = None if data_root is None else Path(data_root)
-    if name in known:
+    if name in KNOWN:
         _refuse(name, {"image_size": image_size})
-        data = known[name](root)
+        data = KNOWN[name](root)
         return replace(
             data,
             augmentation=_chosen(data.augmentation, augment),
@@ -79,23 +80,23 @@ def load_data(
             folder,
             augment="none" if augment == "none" else "default",
             image_size=IMAGE_SIZE if image_size is None else image_size,
-            mean=MEAN if mean is None else tuple(mean),
-            std=STD if std is None else tuple(std),
+            mean=IMAGENET_MEAN if mean is None else tuple(mean),
+            std=IMAGENET_STD if std is None else tuple(std),
         )
     if ":" in name:
         changed = None if augment == "default" else augment
         _refuse(name, {"augment": changed, "image_size": image_size, "mean": mean, "std": std})
         return factory_data(name, root)
     raise DataError(
-        f"unknown data set {name!r}, and no such folder: {folder}; known are {', '.join(known)}, "
+        f"unknown data set {name!r}, and no such folder: {folder}; known are {', '.join(KNOWN)}, "
         "image folders, and package.module:factory"
     )
 
 
 def _refuse(name: str, options: dict[str, Any]) -> None:
-    given = {key: value for key, value in options.items() if value is not None}
-    for key, value in given.items():
-        raise DataError(f"{key}={value} does not apply to the data set {name!r}; leave it out")
+    for key, value in options.items():
+        if value is not None:
+            raise DataError(f"{key}={value} does not apply to the data set {name!r}; leave it out")
 
 
 def _chosen(usual: Augmentation | None, augment: Augment) -> Augmentation | None:

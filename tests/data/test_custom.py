@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import random
 import sys
 
+import numpy
 import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
 from pof.data import DataError, eval_loader, load_data, summary, train_loader
-from pof.data.foreign import labels_of
+from pof.data.custom import labels_of
 
 FACTORIES = """
 import random
+import numpy
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
@@ -37,6 +40,19 @@ class Items(Dataset):
 
 def items():
     return Items(), Items()
+
+class Raising(Items):
+    def __init__(self, first):
+        self.first = first
+
+    def __getitem__(self, index):
+        torch.rand(1), random.random(), numpy.random.rand()
+        if index >= self.first:
+            raise KeyError("no such label")
+        return torch.ones(1, 2, 2), index % 2
+
+def raising_at_once(): return Raising(0), Items()
+def raising_later(): return Raising(3), Items()
 
 def rooted(data_root=None):
     assert data_root is not None
@@ -85,6 +101,16 @@ def test_labels_are_read_from_items_that_have_no_list(name):
     assert torch.equal(torch.get_rng_state(), state)
     assert data.train_labels.tolist() == [0, 1] * 3
     assert data.classes == ("cat", "dog", "fish", "bird")
+
+
+@pytest.mark.parametrize("factory", ["raising_at_once", "raising_later"])
+def test_a_dataset_that_raises_leaves_the_global_generators_where_they_were(name, factory):
+    states = [torch.get_rng_state(), random.getstate(), numpy.random.get_state()[2]]
+    with pytest.raises(KeyError, match="no such label"):
+        load_data(f"{name}:{factory}")
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert numpy.random.get_state()[2] == states[2]
 
 
 def test_data_root_is_passed_on(name, tmp_path):

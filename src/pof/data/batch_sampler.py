@@ -16,23 +16,16 @@ from pof.data.checks import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchPlan:
+class StatelessBatchSampler:
     """Batches of ``batch_size`` out of ``size`` samples, shared by ``world_size`` processes."""
 
     size: int
-    """Number of samples N."""
     batch_size: int
-    """Samples per global batch."""
     shuffle: bool
-    """A new order in every epoch; otherwise the order of the data."""
     seed: int
-    """Of the order."""
     drop_last: bool = False
-    """Leave out the last batch if it is smaller."""
     rank: int = 0
-    """Which process this is."""
     world_size: int = 1
-    """How many processes share each batch."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -52,49 +45,25 @@ class BatchPlan:
             )
 
     def __len__(self) -> int:
-        """Count the batches of an epoch.
-
-        Returns:
-            Their number.
-        """
+        """Number of batches in an epoch."""
         return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
 
     def global_size(self, index: int) -> int:
-        """Count the samples of batch ``index`` over all processes.
-
-        Returns:
-            ``batch_size``, or less for the last batch.
-        """
+        """Samples of batch ``index`` over all processes: ``batch_size``, or less for the last batch."""
         return min(self.batch_size, self.size - index * self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
-        """Order the samples for an epoch.
-
-        Returns:
-            Indices, (N,) int64.
-        """
+        """Indices of all samples in the order of an epoch, (N,) int64."""
         if not self.shuffle:
             return torch.arange(self.size)
         return torch.randperm(self.size, generator=seeded(derive_seed(self.seed, "order", epoch)))
 
     def share(self, index: int) -> slice:
-        """Find the part of batch ``index`` that this process takes; sizes differ by at most one between processes.
-
-        Returns:
-            Positions in the batch.
-        """
+        """Positions in batch ``index`` that this process takes; sizes differ by at most one between processes."""
         count = self.global_size(index)
         return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
     def rows(self, order: Tensor, index: int) -> Tensor:
-        """Find the samples that this process takes from batch ``index``.
-
-        Args:
-            order: of the epoch, from :meth:`order`.
-            index: number of the batch, from 0.
-
-        Returns:
-            Indices of samples, int64.
-        """
+        """Samples that this process takes from batch ``index``, int64; ``order`` is the epoch's."""
         first = index * self.batch_size
         return order[first : first + self.global_size(index)][self.share(index)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -61,28 +59,33 @@ def _count(size: float, available: int, name: str) -> int:
 
 
 def _choose(labels: Tensor, total: int, *, at_least: int, leave: int, seed: int) -> Tensor:
-    classes, counts = torch.unique(labels, return_counts=True)
-    quotas = _quotas(counts.tolist(), total, at_least=at_least, leave=leave)
+    """Ascending indices of ``total`` random samples; all classes at once, there may be many thousands."""
+    _, members, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    quotas = _quotas(counts, total, at_least=at_least, leave=leave)
     order = torch.randperm(len(labels), generator=seeded(seed))
-    chosen = [order[labels[order] == label][:quota] for label, quota in zip(classes.tolist(), quotas, strict=True)]
-    return torch.cat(chosen).sort().values
+    by_class = order[members[order].argsort(stable=True)]
+    rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return by_class[rank_in_class < quotas.repeat_interleave(counts)].sort().values
 
 
-def _quotas(counts: list[int], total: int, *, at_least: int, leave: int) -> list[int]:
-    # Largest remainders: whole parts first, the rest to the classes that lost most by rounding down.
-    low = [min(at_least, count) for count in counts]
-    high = [count - leave for count in counts]
-    if not sum(low) <= total <= sum(high):
+def _quotas(counts: Tensor, total: int, *, at_least: int, leave: int) -> Tensor:
+    """Samples to take of each class, (C,), by largest remainders; ``at_least`` of each are taken, ``leave`` are not."""
+    low, high, size = counts.clamp(max=at_least), counts - leave, int(counts.sum())
+    if not int(low.sum()) <= total <= int(high.sum()):
         raise DataError(
-            f"cannot take {total} of {sum(counts)} samples of {len(counts)} classes: between {sum(low)} and "
-            f"{sum(high)} can be taken, so that each class is on the training side"
+            f"cannot take {total} of {size} samples of {len(counts)} classes: between {int(low.sum())} and "
+            f"{int(high.sum())} can be taken, so that each class is on the training side"
         )
-    shares = [total * count / sum(counts) for count in counts]
-    quotas = [min(max(math.floor(s), a), b) for s, a, b in zip(shares, low, high, strict=True)]
-    while (missing := total - sum(quotas)) != 0:
+    shares = (total * counts).double() / size
+    quotas = shares.floor().long().clamp(low, high)
+    # The rest goes to the classes that lost most by rounding, one sample each, in turns until nothing is missing.
+    while missing := total - int(quotas.sum()):
         step = 1 if missing > 0 else -1
-        movable = [k for k, q in enumerate(quotas) if low[k] <= q + step <= high[k]]
-        movable.sort(key=lambda k: step * (quotas[k] - shares[k]))
-        for k in movable[: abs(missing)]:
-            quotas[k] += step
+        room = high - quotas if missing > 0 else quotas - low
+        movable = room.nonzero().flatten()
+        turns = min(abs(missing) // len(movable), int(room[movable].min()))
+        if not turns:
+            lost = step * (quotas - shares)[movable]
+            movable = movable[lost.argsort(stable=True)[: abs(missing)]]
+        quotas[movable] += step * max(turns, 1)
     return quotas

@@ -1,4 +1,4 @@
-"""Data sets of other people: ``package.module:factory`` returns a training and a test Dataset."""
+"""Custom data sets: ``package.module:factory`` returns a training and a test Dataset."""
 
 from __future__ import annotations
 
@@ -12,42 +12,26 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from pof._support.batches import unpack
 from pof._support.factory import call_factory
-from pof._support.random import capture, restore
+from pof._support.random import preserved
 from pof.data.checks import DataError
 from pof.data.description import LazyData
 
 
 def factory_data(name: str, data_root: Path | None) -> LazyData:
-    """Call a factory and describe what it returns.
-
-    Augmentation and normalisation are the Datasets' own; a validation set is therefore read with the augmentation
-    of the training Dataset.
-
-    Args:
-        name: ``package.module:factory``; returns (training Dataset, test Dataset) of (input tensor, label) and is
-            called with ``data_root`` if it takes that.
-        data_root: passed on.
-
-    Returns:
-        The data set.  The classes are the training Dataset's ``classes`` if it has them, otherwise as many as the
-        largest label says.
-
-    Raises:
-        DataError: if it returns something else.
-        ValueError: if the factory cannot be imported or called.
-    """
-    offered = {} if data_root is None else {"data_root": data_root}
-    made = call_factory(name, offered=offered)
+    """Call the factory ``name``, with ``data_root`` if it takes that, and describe the two Datasets it returns."""
+    made = call_factory(name, offered={} if data_root is None else {"data_root": data_root})
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise DataError(f"{name!r} must return (training Dataset, test Dataset); got a {type(made).__name__}")
     train, test = made
-    shape = _check_dataset(train, f"{name} (train)")
-    _check_dataset(test, f"{name} (test)")
+    shape = _input_shape(train, f"{name} (train)")
+    _input_shape(test, f"{name} (test)")
     train_labels, test_labels = labels_of(train), labels_of(test)
+    # Without names there are as many classes as the largest label says.
     classes = getattr(train, "classes", None) or range(int(train_labels.max()) + 1)
     return LazyData(
         name=name,
         train_set=train,
+        # Augmentation is the Dataset's own: a validation set is read with that of the training set.
         plain_train_set=train,
         test_set=test,
         train_labels=train_labels,
@@ -61,14 +45,7 @@ def factory_data(name: str, data_root: Path | None) -> LazyData:
 
 
 def labels_of(dataset: Dataset[Any]) -> Tensor:
-    """Find the labels of a Dataset: its ``targets`` or ``labels``; without them every item is read once.
-
-    Args:
-        dataset: map-style, items (input, label) or dicts.
-
-    Returns:
-        (N,) int64.
-    """
+    """Labels of a map-style Dataset, (N,) int64: its ``targets`` or ``labels``; without them every item is read."""
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
     if isinstance(dataset, TensorDataset):
@@ -80,20 +57,18 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
             stored = getattr(dataset, attribute, None)
             if isinstance(stored, Sized) and len(stored) == size:
                 return torch.as_tensor(stored).long()
-    before = capture()
-    labels = torch.tensor([int(unpack(dataset[i])[1]) for i in range(size)], dtype=torch.int64)
-    restore(before)
-    return labels
+    with preserved():
+        return torch.tensor([int(unpack(dataset[i])[1]) for i in range(size)], dtype=torch.int64)
 
 
-def _check_dataset(dataset: Any, name: str) -> tuple[int, ...]:
+def _input_shape(dataset: Any, name: str) -> tuple[int, ...]:
+    """Shape of the first input, after checks of the Dataset."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise DataError(f"{name}: needs a Dataset with a length and items by number; got {type(dataset).__name__}")
     if not len(dataset):
         raise DataError(f"{name}: no samples")
-    before = capture()
-    inputs, _ = unpack(dataset[0])
-    restore(before)
+    with preserved():
+        inputs, _ = unpack(dataset[0])
     if not isinstance(inputs, Tensor):
         raise DataError(
             f"{name}: items must be (tensor, label); the input of item 0 is a {type(inputs).__name__} "
