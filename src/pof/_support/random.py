@@ -118,16 +118,6 @@ def restore(state: dict[str, Any]) -> None:
         numpy.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
 
 
-@contextmanager
-def preserved() -> Iterator[None]:
-    """Put every global generator back to where it was, also where the body raises."""
-    state = capture()
-    try:
-        yield
-    finally:
-        restore(state)
-
-
 def _as_bytes(state: Tensor) -> Tensor:
     return state.cpu().to(torch.uint8)
 
