@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import pof
-from pof.app.job import leaves_a_scrap
+from pof.app.job import drops_last
 from pof.training import checkpoint
 from tests.cases import batch, batches, mlp
 
@@ -316,7 +316,7 @@ def test_a_small_last_mini_batch_under_batch_norm_is_warned_of(norm: bool, last:
     [(5000, 128, True), (160, 128, False), (159, 128, True), (8, 128, False), (256, 128, False)],
 )
 def test_jobs_leave_out_a_last_mini_batch_under_a_quarter(samples: int, batch_size: int, dropped: bool) -> None:
-    assert leaves_a_scrap(samples, batch_size) is dropped
+    assert drops_last(samples, batch_size) is dropped
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:

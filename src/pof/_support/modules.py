@@ -24,8 +24,15 @@ def in_training(module: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    with modes_kept(module):
+        module.train(training)
+        yield
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Whatever the body does, each submodule has its own train or eval mode again afterwards."""
     modes = [(m, m.training) for m in module.modules()]
-    module.train(training)
     try:
         yield
     finally:

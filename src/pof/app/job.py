@@ -17,7 +17,16 @@ from torch.optim import Optimizer
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 from pof.app.run_folder import Run, RunError, read_config
-from pof.data import Data, eval_loader, load_data, split_validation, stratified_fraction, train_loader
+from pof.data import (
+    Data,
+    DatasetLoader,
+    TensorLoader,
+    eval_loader,
+    load_data,
+    split_validation,
+    stratified_fraction,
+    train_loader,
+)
 from pof.head.split import split as split_at_head
 from pof.methods import Method
 from pof.models import PRETRAINED, build_model, replace_head
@@ -64,17 +73,7 @@ def train(
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     loaded = load(data)
     splits = split(loaded, data)
-    batches = train_loader(
-        loaded,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        indices=splits.train,
-        workers=data.workers,
-        device=device,
-        drop_last=leaves_a_scrap(len(splits.train), training.batch_size),
-        rank=rank,
-        world_size=world,
-    )
+    batches = _training_batches(loaded, splits, data, training, device, (rank, world))
     torch.manual_seed(training.seed + rank)
     network = load_network(model, loaded)
     if training.freeze_head:
@@ -88,13 +87,10 @@ def train(
             log(row)
 
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
-    statistics = evaluating("train", indices=splits.train)
     with closing(batches.iterate(0)) as first_epoch:
-        context = Context(
-            network.to(device), model.head, training, loaded.num_classes, statistics, first_epoch, not model.is_trained
-        )
-        method = build_method(context)
-    method.to(device)
+        statistics = evaluating("train", indices=splits.train)
+        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained)
+        method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating("train", indices=splits.validation)
     result = fit(
         method,
@@ -122,8 +118,30 @@ def train(
     return JobResult(Path(run.out), result, before, after)
 
 
-def leaves_a_scrap(samples: int, batch_size: int) -> bool:
-    """Whether an epoch's last mini-batch should be left out: there are others, and it is under a quarter of them.
+def _training_batches(
+    loaded: Data,
+    splits: Splits,
+    data: DataOptions,
+    training: TrainOptions,
+    device: torch.device,
+    place: tuple[int, int],
+) -> TensorLoader | DatasetLoader:
+    """The mini-batches that this process (rank, number of processes) trains with."""
+    return train_loader(
+        loaded,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        indices=splits.train,
+        workers=data.workers,
+        device=device,
+        drop_last=drops_last(len(splits.train), training.batch_size),
+        rank=place[0],
+        world_size=place[1],
+    )
+
+
+def drops_last(samples: int, batch_size: int) -> bool:
+    """Whether an epoch's last incomplete batch is left out: there are others, and it is under a quarter of them.
 
     Its step would count as much as every other, on batch statistics of a few samples: 8 of 128 were seen to undo a
     fitted ResNet-20 at lr 0.05 (docs/log.md).  Another order leaves out other samples in each epoch.

@@ -114,11 +114,7 @@ class RunOptions:
 
 
 def plain(value: Any) -> Any:
-    """Turn a configuration into what YAML and JSON hold.
-
-    Returns:
-        Dicts, lists, numbers, strings, None.
-    """
+    """Turn a configuration into what YAML and JSON hold."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -87,10 +87,8 @@ def load_data(
         changed = None if augment == "default" else augment
         _refuse(name, {"augment": changed, "image_size": image_size, "mean": mean, "std": std})
         return factory_data(name, root)
-    raise DataError(
-        f"unknown data set {name!r}, and no such folder: {folder}; known are {', '.join(KNOWN)}, "
-        "image folders, and package.module:factory"
-    )
+    known = f"{', '.join(KNOWN)}, image folders, and package.module:factory"
+    raise DataError(f"unknown data set {name!r}, and no such folder: {folder}; known are {known}")
 
 
 def _refuse(name: str, options: dict[str, Any]) -> None:

@@ -37,14 +37,7 @@ Data = list[tuple[Inputs, Tensor]]
 
 @contextmanager
 def measuring(model: nn.Module, seed: int) -> Iterator[torch.device]:
-    """Run the body in eval mode, without autocast, on global generators of its own (a shuffling loader uses them).
-
-    Yields:
-        The device of the model's parameters.
-
-    Raises:
-        ValueError: if the model has no parameters, or they lie on several devices.
-    """
+    """Run the body in eval mode, without autocast, on global generators of its own (a shuffling loader uses them)."""
     devices = {p.device for p in model.parameters()}
     if len(devices) != 1:
         raise ValueError(f"the model's parameters must lie on one device; found {sorted(map(str, devices))}")
@@ -56,14 +49,7 @@ def measuring(model: nn.Module, seed: int) -> Iterator[torch.device]:
 def read(
     loader: Iterable[Any], batches: int | None, device: torch.device, stage: str, progress: Progress | None
 ) -> Iterator[tuple[Inputs, Tensor]]:
-    """Go through the first ``batches`` batches of a loader once (None: all), each on ``device``.
-
-    Yields:
-        ``(inputs, targets)``.
-
-    Raises:
-        ValueError: if ``batches`` is not positive or the loader gives nothing.
-    """
+    """Go through the first ``batches`` batches of a loader once (None: all), each on ``device``."""
     if batches is not None and batches < 1:
         raise ValueError(f"batches must be at least 1, or None for the whole loader; got {batches}")
     total = len(loader) if isinstance(loader, Sized) else batches
@@ -84,11 +70,7 @@ def report(progress: Progress | None, stage: str, done: int, total: int | None) 
 
 
 def check_mean(loss: Loss) -> None:
-    """Refuse a loss whose ``reduction`` says that it is not a mean.
-
-    Raises:
-        ValueError: if ``loss.reduction`` is there and is not ``"mean"``.
-    """
+    """Refuse a loss whose ``reduction`` says that it is not a mean."""
     reduction = getattr(loss, "reduction", "mean")
     if reduction != "mean":
         raise ValueError(f"loss must be the mean over the batch (reduction='mean'); got reduction={reduction!r}")
@@ -98,9 +80,6 @@ def batch_weight(loss: Loss, samples: int, targets: Tensor) -> float:
     """Weight of a batch in the mean over the data: its number of samples, not normalised.
 
     ``nn.CrossEntropyLoss`` divides by the class weights of the targets that count; so does its weight here.
-
-    Returns:
-        The weight.
     """
     if isinstance(loss, nn.CrossEntropyLoss) and not targets.is_floating_point():
         counted = targets[targets != loss.ignore_index]
@@ -114,11 +93,7 @@ def weights_of(loss: Loss, data: Data) -> list[float]:
 
 
 def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None] | None:
-    """Recognise the cross-entropy, for which a linear head has closed forms.
-
-    Returns:
-        ``(label_smoothing, class_weights)``, or None if ``loss`` is anything else.
-    """
+    """Recognise the cross-entropy, for which a linear head has closed forms."""
     if loss is F.cross_entropy:
         return 0.0, None
     if type(loss) is nn.CrossEntropyLoss:
@@ -173,11 +148,7 @@ class Stored:
     """Samples per batch, in order."""
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Cut the samples into the loader's batches again.
-
-        Yields:
-            Features (B, D), logits (B, C) and targets of each batch.
-        """
+        """Cut the samples into the loader's batches again."""
         parts = [torch.split(t, list(self.sizes)) for t in (self.features, self.logits, self.targets)]
         yield from zip(*parts, strict=True)
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pof._support import distributed
+from pof._support.modules import modes_kept
 from pof._support.precision import AUTOCAST, Precision
 from pof.methods import Method
 from pof.training.interrupt import Interrupts
@@ -55,18 +56,18 @@ def fit(
 ) -> FitResult:
     """Train with a method.
 
-    Several processes (``torchrun``) are found and used; the loader then gives each process its share, as
-    :class:`pof.data.TensorLoader`, :class:`pof.data.DatasetLoader` and a ``DistributedSampler`` do.
+    Several processes (``torchrun``) are found and used; the loader then gives each its share, as a
+    ``DistributedSampler`` and the loaders of :mod:`pof.data` do.  Train and eval modes are put back at the end.
 
     Args:
         method: such as :class:`pof.PoF` around a model.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
-        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them.  By default the method
-            makes its own (:meth:`pof.Method.build_optimizer`) around SGD.
+        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them; by default SGD in what
+            the method wraps around it.
         schedule: of the learning rate, over all steps.
-        val_loader: data for the selection and for noticing a collapse; never the test set.  Without it
-            the last network is handed back, and only non-finite losses are noticed.
+        val_loader: for the selection, and to notice a collapse; never the test set.  Without it the last network is
+            handed back, and only non-finite losses are noticed.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
@@ -80,44 +81,45 @@ def fit(
         What happened; ``method.model`` holds the selected weights.
 
     Raises:
-        ValueError: if an argument is out of range, or the loader is empty or has no length.
-        TypeError: if ``schedule`` is no :class:`pof.Schedule`.
+        ValueError: if an argument is out of range (TypeError for a schedule), or the loader empty or without a length.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
+    _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
+    _check_choices(precision, schedule, resume, checkpoint_dir)
+    method.to(find_device(device))
+    _check_not_sharded(method)
+    _check_shared(train_loader)
+    stepper = Stepper(method, _made(method, optimizer), precision, clip_norm)
+    batches = micro_batches(train_loader, method.needs_reference, stepper.device)
+    steps = math.ceil(_length(train_loader) / accumulation)
+    timetable = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    loop = Loop(method, stepper, batches, timetable, val_loader, folder, log or (lambda row: None))
+    with modes_kept(method), Interrupts() as interrupts:
+        return loop.run(resume, interrupts)
+
+
+def _check_numbers(epochs: int, accumulation: int, checkpoint_every: int | None, clip_norm: float | None) -> None:
     if epochs < 1 or accumulation < 1 or (checkpoint_every is not None and checkpoint_every < 1):
         raise ValueError(
             f"epochs, accumulation and checkpoint_every must be >= 1; got {epochs}, {accumulation}, {checkpoint_every}"
         )
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be > 0 or None; got {clip_norm}")
+
+
+def _check_choices(precision: str, schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
     if precision not in AUTOCAST:
         raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}; got {precision!r}")
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs checkpoint_dir: the folder that the interrupted run wrote to")
-    method.to(find_device(device))
-    _check_not_sharded(method)
-    _check_shared(train_loader)
-    made = optimizer if isinstance(optimizer, Optimizer) else _made(method, optimizer)
-    loop = Loop(
-        method,
-        Stepper(method, made, precision, clip_norm),
-        micro_batches(train_loader, method.needs_reference, next(method.parameters()).device),
-        Timetable(epochs, math.ceil(_length(train_loader) / accumulation), accumulation, checkpoint_every, schedule),
-        val_loader,
-        None if checkpoint_dir is None else Path(checkpoint_dir),
-        log or (lambda row: None),
-    )
-    was_training = method.training
-    try:
-        with Interrupts() as interrupts:
-            return loop.run(resume, interrupts)
-    finally:
-        method.train(was_training)
 
 
-def _made(method: Method, make: MakeOptimizer) -> Optimizer:
+def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
+    if isinstance(make, Optimizer):
+        return make
     if make is default_optimizer:
         return method.build_optimizer(make)
     return make(method.trainable_parameters())
