@@ -66,3 +66,10 @@ def test_bad_data_is_named() -> None:
         evaluate(model, [])
     with pytest.raises(ValueError, match="class indices"):
         evaluate(model, [(torch.randn(2, 4), torch.rand(2, 3))])
+
+
+def test_bins_of_the_calibration_error_are_closed_on_the_right() -> None:
+    """With two bins 0.5 is in the first one: |0 - 0.5| and |1 - 0.9|; in one bin they would cancel in part."""
+    confidence, correct = torch.tensor([0.5, 0.9]), torch.tensor([False, True])
+    assert float(expected_calibration_error(confidence, correct, bins=2)) == pytest.approx(0.3)
+    assert float(expected_calibration_error(torch.ones(3), torch.ones(3, dtype=torch.bool))) == 0

@@ -171,6 +171,13 @@ def test_non_finite_loss_stops_at_its_step_and_puts_the_last_good_epoch_back() -
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_afterwards_is_the_one_before(training: bool) -> None:
+    method = pof.Finetune(mlp(norm=True, dropout=0.1)).train(training)
+    pof.fit(method, batches(2), epochs=1, val_loader=batches(1), device="cpu")
+    assert {module.training for module in method.modules()} == {training}
+
+
 METHODS = {
     "finetune": pof.Finetune,
     "pof fresh": pof.PoF,
