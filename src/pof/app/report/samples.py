@@ -50,7 +50,7 @@ class Samples:
     drawn_test: Loader
     """Mini-batches of the same size."""
     drawn_validation: Loader | None
-    """Likewise; None if there are too few validation samples for one."""
+    """Mini-batches of validation samples; None if there are too few for one."""
     calibration: Loader
     """Of the test set, large batches."""
     validation: Loader | None
