@@ -43,7 +43,16 @@ LITERAL = re.compile(r"::\n\n(?P<code>(?:(?: {4,}[^\n]*)?\n)+)")
 SHELL = {"bash", "sh", "shell", "console"}
 # What cannot run in one process on a CPU: few, each with its reason.
 MOST_NOT_EXECUTED = 6
-PUBLIC = ("pof", "pof.flatness", "pof.optim", "pof.regularizers", "pof.methods", "pof.data", "pof.models")
+PUBLIC = (
+    "pof",
+    "pof.combine",
+    "pof.flatness",
+    "pof.optim",
+    "pof.regularizers",
+    "pof.methods",
+    "pof.data",
+    "pof.models",
+)
 
 
 @dataclass(frozen=True)
