@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,66 +13,78 @@ from torch import Tensor
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator of its own for ``seed``.
-
-    Returns:
-        A ``torch.Generator`` on ``device``; the global generator is left alone.
-    """
+    """Make a generator of its own for ``seed``; the global ones are left alone."""
     return torch.Generator(device).manual_seed(seed)
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """Draw a seed in [0, 2**62) for a dependent stream.
-
-    Returns:
-        The seed, as a Python integer (the generator lives on the CPU: no device is waited for).
-    """
+    """Draw a seed in [0, 2**62) for a dependent stream, from a generator on the CPU (no host synchronisation)."""
     return int(torch.randint(2**62, (), generator=generator))
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Mix numbers and names into a seed; different parts give unrelated seeds.
-
-    Args:
-        *parts: for example the run's seed, a purpose, an epoch.
-
-    Returns:
-        A number in [0, 2**63).
-    """
+    """Mix numbers and names (a run's seed, a purpose, an epoch) into a seed in [0, 2**63), unrelated to others."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
+def mix(seed: int, step: int) -> int:
+    """Hash (seed, step) to 64 bits (the finaliser of splitmix64): neighbouring steps get unrelated streams.
+
+    For streams that a saved state continues by these two numbers; elsewhere :func:`derive_seed`.
+    """
+    mask = 2**64 - 1
+    x = (seed + (step + 1) * 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
 @contextmanager
-def isolated(seed: int, device: torch.device) -> Iterator[None]:
+def preserved(*, cuda: bool = True) -> Iterator[None]:
+    """The global generators are afterwards where they were before, also where the body raises.
+
+    For bodies that draw as they like, such as a custom loader or data set; without ``cuda`` those of the CPU alone.
+    """
+    numpy = _numpy_random()
+    before: list[tuple[Callable[[Any], None], Any]] = [
+        (random.setstate, random.getstate()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
+    if numpy is not None:
+        before.append((numpy.set_state, numpy.get_state()))
+    if cuda and torch.cuda.is_available():
+        before.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    try:
+        yield
+    finally:
+        for put_back, state in before:
+            put_back(state)
+
+
+@contextmanager
+def isolated(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run the body on global generators seeded with ``seed``; afterwards they are where they were.
 
     Dropout and stochastic depth draw from the global generators, some from those of Python and NumPy; a pass that
     must not move the training's own stream runs inside this.
     """
-    devices = [device] if device.type == "cuda" else []
+    cuda = torch.device(device).type == "cuda"
     numpy = _numpy_random()
-    before = random.getstate(), None if numpy is None else numpy.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            if numpy is not None:
-                numpy.seed(seed % 2**32)
-            if devices:
-                torch.cuda.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(before[0])
+    with preserved(cuda=cuda):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
         if numpy is not None:
-            numpy.set_state(before[1])
+            numpy.seed(seed % 2**32)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def capture() -> dict[str, Any]:
     """Take the state of every global generator: Python, NumPy if it is installed, torch CPU and all CUDA devices.
 
-    Returns:
-        A dict of tensors and plain values that ``torch.save`` writes and ``torch.load(weights_only=True)`` reads.
+    ``torch.save`` writes it and ``torch.load(weights_only=True)`` reads it.
     """
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -104,16 +116,6 @@ def restore(state: dict[str, Any]) -> None:
     if numpy is not None and "numpy" in state:
         name, keys, position, has_gauss, cached = state["numpy"]
         numpy.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
-
-
-@contextmanager
-def preserved() -> Iterator[None]:
-    """Put every global generator back to where it was, also where the body raises."""
-    state = capture()
-    try:
-        yield
-    finally:
-        restore(state)
 
 
 def _as_bytes(state: Tensor) -> Tensor:
