@@ -351,8 +351,8 @@ def counting(method: Method) -> Iterator[tuple[DistributedDataParallel, dict[str
 
     module.register_comm_hook(None, hook)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "all_gather", counted_gather)
-        patch.setattr(distributed, "all_reduce", counted_reduce)
+        patch.setattr(dist, "all_gather", counted_gather)
+        patch.setattr(dist, "all_reduce", counted_reduce)
         yield module, sent
 
 
@@ -371,7 +371,7 @@ def bytes_of_a_rank(rank: int) -> list[dict[str, int]]:
 
 
 def test_bytes_of_a_step_are_those_of_the_documentation(tmp_path: Path) -> None:
-    """docs/trainers/dist.md; float64 here, b = 8.  Of 13 and of 9 rows the second process has 7 and 5."""
+    """docs/trainers/distributed.md; float64 here, b = 8.  Of 13 and of 9 rows the second process has 7 and 5."""
     b, features, classes, head, extractor = 8, 6, 4, 4 * 6 + 4, 6 * 5 + 6
     for found in ranks(bytes_of_a_rank, 2, tmp_path):
         fresh, previous, finetune, adarand = found
