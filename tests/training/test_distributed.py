@@ -351,8 +351,8 @@ def counting(method: Method) -> Iterator[tuple[DistributedDataParallel, dict[str
 
     module.register_comm_hook(None, hook)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "all_gather", counted_gather)
-        patch.setattr(distributed, "all_reduce", counted_reduce)
+        patch.setattr(dist, "all_gather", counted_gather)
+        patch.setattr(dist, "all_reduce", counted_reduce)
         yield module, sent
 
 
