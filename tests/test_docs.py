@@ -316,7 +316,9 @@ def test_api_reference_has_every_public_name(site: Path) -> None:
 
 def test_api_start_page_links_every_name_of_the_door() -> None:
     text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"\[(\w+)\]\(\w+\.md#", text)) == sorted(pof.__all__)
+    # Those of pof.methods are on one page, named as a whole: a new method need not be listed.
+    assert "[pof.methods](methods.md)" in text
+    assert set(re.findall(r"\[(\w+)\]\(\w+\.md#", text)) == set(pof.__all__) - set(pof.methods.__all__)
 
 
 def test_docstrings_show_no_raw_references(site: Path) -> None:
