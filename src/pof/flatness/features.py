@@ -88,7 +88,7 @@ def feature_statistics(
 ) -> FeatureStatistics:
     """Measure the features of a data set, in eval mode.  The entropies take N^2 D operations: bound ``batches``.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         label_smoothing: of the cross-entropy whose gradient is measured.
@@ -213,7 +213,7 @@ def feature_components(
 ) -> PrincipalComponents:
     """Find the principal components of the features of a data set, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         components: k, at least 2.

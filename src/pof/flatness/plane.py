@@ -52,7 +52,7 @@ def loss_plane(
 
     Batch norms use the network's own running statistics at every point.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         reach: the grid goes from -reach to reach in both directions.

@@ -65,7 +65,7 @@ def calibration(
 ) -> Calibration:
     """Measure the calibration of a classifier, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         model: gives logits (N, C), also inside an object with ``.logits``; unchanged afterwards.

@@ -96,7 +96,7 @@ def hessian_trace(
 ) -> Trace:
     """Estimate the trace of the Hessian of the mean loss over the data, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         probes: n, at least 2; one product with the Hessian each.
@@ -132,7 +132,7 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimate the density of the eigenvalues of the Hessian of the mean loss over the data, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         probes: n, at least 2.

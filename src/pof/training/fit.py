@@ -57,7 +57,7 @@ def fit(
     """Train with a method.
 
     Several processes (``torchrun``) are found and used; the loader then gives each its share, as a
-    ``DistributedSampler`` and the loaders of :mod:`pof.data` do.  Train and eval modes are put back at the end.
+    ``DistributedSampler`` and the loaders of ``pof.data`` do.  Train and eval modes are put back at the end.
 
     Args:
         method: such as :class:`pof.PoF` around a model.
