@@ -51,7 +51,7 @@ class FeatureStatistics:
         return float(self.margins.quantile(0.5))
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0, bins: int = 40) -> Axes:
-        """Draw the histogram of the margins; arguments as in :func:`pof.flatness.plots.margins`."""
+        """Draw the histogram of the margins; arguments as in ``pof.flatness.plots.margins``."""
         return plots.margins(ax, self.margins, bins, label=label, series=series)
 
 
@@ -71,7 +71,7 @@ class PrincipalComponents:
     """(N,) int64."""
 
     def plot(self, ax: Axes | None = None, *, samples: int = 2000) -> Axes:
-        """Draw the first two components; arguments as in :func:`pof.flatness.plots.components`."""
+        """Draw the first two components; arguments as in ``pof.flatness.plots.components``."""
         return plots.components(ax, self.projection, self.explained, self.labels, samples=samples)
 
 

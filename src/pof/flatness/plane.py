@@ -33,7 +33,7 @@ class LossPlane:
     """N, samples in the mean."""
 
     def plot(self, ax: Axes | None = None, *, levels: int = 10) -> Axes:
-        """Draw labelled contours of the loss; arguments as in :func:`pof.flatness.plots.contours`."""
+        """Draw labelled contours of the loss; arguments as in ``pof.flatness.plots.contours``."""
         return plots.contours(ax, self.offsets, self.loss, levels=levels)
 
 

@@ -49,7 +49,7 @@ class Sharpness:
     """Samples of each chunk."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the rise of each chunk and their mean; arguments as in :func:`pof.flatness.plots.values_and_mean`."""
+        """Draw the rise of each chunk and their mean; arguments as in ``pof.flatness.plots.values_and_mean``."""
         labels = "chunk of the data", rf"rise of the loss, $\rho$ = {self.rho:g}"
         return plots.values_and_mean(ax, self.rises, self.value, labels, label=label, series=series)
 
