@@ -81,7 +81,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
 def test_environment_says_where_a_figure_comes_from(tmp_path: Path) -> None:
     run = opened(tmp_path, rows(1), saved=False)
     written = json.loads((run.folder / "environment.json").read_text())
-    assert written.keys() == environment().keys()
+    assert written.keys() == {*environment(), "precision"}
     assert written["packages"].keys() == {"pof", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy"}
     assert torch.__version__.startswith(written["packages"]["torch"])
     assert written["threads"] == torch.get_num_threads()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pof._support.precision import find_precision, float32_products
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 from pof.app.run_folder import Run, RunError, read_config
@@ -68,8 +69,21 @@ def train(
     The test set is used once, at the end.  Under several processes the first one writes.
     """
     device = find_device(training.device)
+    with float32_products(device, "high"):
+        return _train(model, data, training, run, log, device)
+
+
+def _train(
+    model: ModelOptions,
+    data: DataOptions,
+    training: TrainOptions,
+    run: RunOptions,
+    log: Callable[[Mapping[str, Any]], None],
+    device: torch.device,
+) -> JobResult:
     rank, world = _processes()
-    training = replace(training, lr=find_learning_rate(model, training))
+    precision = find_precision(training.precision, device)
+    training = replace(training, lr=find_learning_rate(model, training), precision=precision)
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     loaded = load(data)
     splits = split(loaded, data)
@@ -186,8 +200,18 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
     if options.source_classes is not None:
         replace_head(network, loaded.num_classes, options.head)
-    # Nothing changes but the order in memory; convolutions are faster, in bf16 on a CPU by a factor of two.
-    return network.to(memory_format=torch.channels_last)
+    return convolutions_channels_last(network)
+
+
+def convolutions_channels_last(network: nn.Module) -> nn.Module:
+    """Change the order of convolutions' weights in memory, in place: they are faster, in bf16 on a CPU by two times.
+
+    Other tensors of four dimensions stay as they are: somebody may ``view`` them.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
+    return network
 
 
 def freeze_head(network: nn.Module, options: ModelOptions) -> None:

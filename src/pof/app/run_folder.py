@@ -110,7 +110,8 @@ class Run:
         if not config.exists():
             _write_yaml(config, self._config)
         if not surroundings.exists():
-            write_json(surroundings, environment())
+            precision = self._config.get("training", {}).get("precision")
+            write_json(surroundings, {**environment(), "precision": precision})
         resumed = (self.state / STATE_FILE).exists()
         self._rewind(start, read_rows(self.folder) if resumed else [])
         from torch.utils.tensorboard import SummaryWriter

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from torch import nn
 
+from pof._support import precision
 from pof.app.cli import parse
 from pof.app.cli._experiment import ExperimentOptions
 from pof.app.experiment.plan import GROUPS, Plan, make_plan, shard
@@ -188,6 +189,18 @@ def test_what_determines_a_stage_is_in_its_name(parts: dict[str, Any]) -> None:
     assert (before.pretrain == after.pretrain) == (
         "data" not in parts and "model" not in parts and "pretrain" not in parts
     )
+
+
+def test_the_precision_that_is_found_is_in_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the word auto: what was computed in fp32 stays what it was, and other hardware is another stage."""
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    plans = [plan_of(train=SOURCE["train"] | {"precision": name}) for name in ("auto", "fp32", "bf16")]
+    assert plan_of().stages.keys() == plans[0].stages.keys() == plans[1].stages.keys() != plans[2].stages.keys()
+    assert {stage.training.precision for stage in plans[0].stages.values()} == {"fp32"}
+    # As named before the option auto was there.
+    assert next(iter(plans[0].stages)) == "pretrain-1f82636a9a8b"
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    assert {stage.training.precision for stage in plan_of().stages.values()} == {"bf16"}
 
 
 def test_threads_and_the_content_of_weights_are_in_the_name(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pof._support.precision import find_precision
 from pof.app.experiment.recipe import Recipe, RecipeError, Setting
 from pof.app.methods import GROUPS, entry_of, with_own_group_only
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain
@@ -131,7 +132,11 @@ def _stage(
     if parent is not None:
         model, origin = replace(model, weights=None, source_classes=None), parent.name
     own = entry_of(training.method).group
+    # Found here, not in the worker: the name says what was computed, and an explicit fp32 is the same stage.
     training = with_own_group_only(training)
+    if training.precision == "auto":
+        found = find_precision("auto", torch.device(training.device or _device()))
+        training = replace(training, precision=found)
     content = {
         "model": plain({**vars(model), "weights": origin}),
         "data": plain(vars(data)),
