@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
+from pof.app.documents import read_yaml
 from pof.training.checkpoint import STATE_FILE, check_same
 from pof.weights import save_model
 
@@ -187,8 +188,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{folder} is not a run: it has no config.yaml")
     try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        config: Any = read_yaml(path.read_text(encoding="utf-8"), path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is damaged ({error}); take up the run from a copy, or start another") from error
     if not isinstance(config, dict):
         raise RunError(f"{path} is damaged (no settings in it); take up the run from a copy, or start another")
