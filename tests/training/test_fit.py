@@ -331,7 +331,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     for options, message in (
         ({"epochs": 0}, "epochs, accumulation and checkpoint_every must be >= 1; got 0, 1, None"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0 or None; got 0.0"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16; got 'fp8'"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16; got 'fp8'"),
         ({"resume": True}, "resume=True needs checkpoint_dir"),
     ):
         with pytest.raises(ValueError, match=message):
