@@ -66,6 +66,14 @@ def test_check_labels_names_the_first():
         check_labels(torch.tensor([1, 10, 11]), num_classes=10, name="x")
 
 
+def test_labels_in_memory_may_be_of_any_integer_kind():
+    for labels in (image_data().train_labels.byte(), image_data().train_labels.int()[:, None]):
+        data = image_data(train_labels=labels)
+        (_, found), *_ = eval_loader(data, "train", batch_size=6)
+        assert found.dtype == data.train_labels.dtype == torch.int64
+        assert found.tolist() == [0, 1, 2, 0, 1, 2]
+
+
 def test_loaders_of_parts():
     data = image_data()
     chosen = torch.tensor([1, 2, 5])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from pof._support.batches import class_targets
 from pof.data.augment import Augmentation
 from pof.data.checks import DataError, check_splits, check_statistics
 from pof.data.loader import DatasetLoader, TensorLoader
@@ -42,6 +43,8 @@ class ImageData:
     """Where the files are."""
 
     def __post_init__(self) -> None:
+        for labels in ("train_labels", "test_labels"):
+            object.__setattr__(self, labels, class_targets(getattr(self, labels)))
         check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
         check_statistics(self.mean, self.std, channels=self.in_channels)
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pof._support.batches import class_targets
 from pof._support.precision import wide_dtype, without_autocast
 from pof.perturbation.search import Condition, last_of
 
@@ -87,13 +88,14 @@ def encode_targets(
         raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
     if n == 0:
         raise ValueError("the mini-batch is empty: give it at least one sample")
+    targets = class_targets(targets, c)
     if targets.is_floating_point():
         if targets.shape != like.shape:
             raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
         mass, total = targets.to(like.dtype), like.new_tensor(float(n))
     else:
         _check_indices(targets, n, c)
-        mass = F.one_hot(targets.long(), c).to(like.dtype)
+        mass = F.one_hot(targets, c).to(like.dtype)
         total = like.new_tensor(float(n)) if class_weights is None else class_weights.to(like)[targets].sum()
     if label_smoothing:
         mass = mass * (1.0 - label_smoothing) + label_smoothing / c

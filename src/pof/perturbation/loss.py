@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pof._support.batches import class_targets
 from pof._support.precision import without_autocast
 from pof.perturbation.linear import Targets, cross_entropy, encode_targets
 
@@ -51,6 +52,7 @@ class CrossEntropy(nn.Module):
         Raises:
             ValueError: if floating-point targets are no probabilities.
         """
+        targets = class_targets(targets, logits.shape[1])
         _check_probabilities(targets)
         with without_autocast(logits.device):
             loss: Tensor = F.cross_entropy(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, logits_of, to_device, unpack
+from pof._support.batches import call, class_targets, logits_of, to_device, unpack
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, autocast
@@ -57,6 +57,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype 
             inputs, targets = unpack(to_device(batch, device))
             with autocast(device, precision):
                 logits = at_least_float32(logits_of(call(model, inputs)))
+            targets = class_targets(targets, logits.shape[1])
             _check(logits, targets)
             losses.append(F.cross_entropy(logits, targets, reduction="none").double())
             confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
