@@ -116,7 +116,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"methods": METHODS | {"new": {"method": "pof", "label_smoothing": 2.0}}}, "methods.new: label_smoothing"),
     ({"methods": METHODS | {"new": {"method": "adarand", "regularizer": {"lr": -1.0}}}}, "methods.new: lr"),
     ({"methods": METHODS | {"new": {"method": "pof", "device": "nope"}}}, "methods.new: .*nope"),
-    ({"pretrain": {"method": "sam", "sam": {"rho": "auto"}}}, "pretrain: sam.rho auto is for a network that is trained"),
+    ({"pretrain": {"method": "sam", "sam": {"rho": "auto"}}}, "pretrain: sam.rho auto is for a network that is"),
 ]
 
 

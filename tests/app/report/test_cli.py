@@ -43,7 +43,7 @@ def test_flatness_of_a_checkpoint_file(runs: Path, capsys: pytest.CaptureFixture
 
 def test_report_is_in_the_last_runs_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(runs / "sam", tmp_path / "sam")
-    assert main(["report", "--runs+", str(runs / "pof"), "--runs+", str(folder), *FEW]) == 0
+    assert main(["report", "--runs", str(runs / "pof"), "--runs", str(folder), *FEW]) == 0
     assert (folder / "report.html").exists()
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
