@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from pof._support.files import PARTIAL, append, naming, replacing
-from pof.training.checkpoint import STATE_FILE, check_same
+from pof.training.checkpoint import check_same, has_state
 from pof.weights import save_model
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Run:
             _write_yaml(config, self._config)
         if not surroundings.exists():
             write_json(surroundings, environment())
-        resumed = (self.state / STATE_FILE).exists()
+        resumed = has_state(self.state)
         self._rewind(start, read_rows(self.folder) if resumed else [])
         from torch.utils.tensorboard import SummaryWriter
 
