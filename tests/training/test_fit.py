@@ -60,7 +60,7 @@ def test_accumulated_short_batch_counts_by_its_samples() -> None:
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 3])
 def test_figures_of_an_epoch_are_means_over_samples(accumulation: int) -> None:
     model, data = mlp(), batches(3, last=2)
     method = pof.PoF(model, sampling="fixed")

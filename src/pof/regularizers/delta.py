@@ -7,7 +7,6 @@ The paper weighs channels by a supervised attention; here the weights are 1 unle
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -86,12 +85,6 @@ def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, out
     found[name] = output
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-    handles.clear()
-
-
 class _Recorder:
     """Forward hook that keeps a layer's output of the latest pass with gradients, until it is taken."""
 
@@ -122,8 +115,7 @@ class DELTA(Regularizer):
     Hooks on the model keep the maps of its latest forward pass with gradients, so the training step needs no
     second one; the source network runs without gradients, in eval mode.  The source is a copy made at
     construction; it is in neither ``parameters()`` nor ``state_dict``, so build DELTA before loading the
-    state of a resumed run.  :meth:`close` takes the hooks off, as :func:`pof.fit` does at its end; they also go
-    with the regulariser.
+    state of a resumed run.  :meth:`close` takes the hooks off, as :func:`pof.fit` does at its end.
 
     Args:
         model: the model that is fine-tuned, with its start weights.
@@ -164,8 +156,6 @@ class DELTA(Regularizer):
             self._source = (copied(model).eval().requires_grad_(False),)
             self._watched = tuple(model.get_submodule(name) for name in self.layers)
             self.open()
-            # A model outlives its regularisers: each takes its hooks with it.
-            weakref.finalize(self, _remove, self._handles).atexit = False
 
     def forward(
         self, features: Tensor | None = None, targets: Tensor | None = None, inputs: Inputs | None = None
@@ -212,7 +202,9 @@ class DELTA(Regularizer):
 
     def close(self) -> None:
         """Take the hooks off the model, after training."""
-        _remove(self._handles)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _distance(self, index: int, maps: Tensor, source_maps: Tensor) -> Tensor:
         if maps.shape != source_maps.shape:

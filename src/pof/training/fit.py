@@ -61,7 +61,7 @@ def fit(
     """Train with a method.
 
     Several processes (``torchrun``) are found and used; the loader then gives each its share, as a
-    ``DistributedSampler`` and the loaders of :mod:`pof.data` do.  At the end modes, hooks and ``requires_grad`` are as
+    ``DistributedSampler`` and the loaders of ``pof.data`` do.  At the end modes, hooks and ``requires_grad`` are as
     they were before the method was made; batch norms in eval mode inside of a model in training mode stay frozen.
 
     Args:
