@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, unpack
+from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
 from pof.methods import Method
 from pof.optim import MSAM, PerturbingOptimizer
@@ -98,7 +99,7 @@ class PostTraining(LightningModule):
                 " pof.with_reference(loader) yourself"
             )
         self._loader, self._held, self._pass, self._begun = None, [], 1, None
-        self.method.train()
+        train(self.method, frozen_norms(self.method.model))
         strategy: Any = self.trainer.strategy
         before = type(strategy).process_dataloader
 

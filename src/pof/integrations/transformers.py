@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, to_device, unpack
+from pof._support.modules import frozen_norms, train
 from pof.head.split import SplitModel
 from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
@@ -74,6 +75,7 @@ class PostTrainer(Trainer):
         # The epoch's first mini-batch is the reference of its last one, also where a resumed run begins later.
         self._first: Any = None
         self._resumed_first: Any = None
+        self._frozen: list[nn.Module] = []
         self._window: deque[tuple[Any, Any]] = deque()
         self._deferred: list[tuple[Any, Any]] = []
         self._total, self._processes = torch.zeros((), dtype=torch.float64, device=self.args.device), 1
@@ -111,6 +113,8 @@ class PostTrainer(Trainer):
         last: Callable[[str], str | None] = get_last_checkpoint
         found = last(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         self._resume_from, self._resumed_first = found or None, None
+        plain: Any = self.model
+        self._frozen = [] if plain is None else frozen_norms(plain)  # model_init makes it later, nothing frozen
         return super().train(found or resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -153,7 +157,7 @@ class PostTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward on a mini-batch, and give its share in the mean loss of the step."""
         model.train()
-        self.method.train()
+        train(self.method, self._frozen)
         pair = to_device(self._window.popleft(), self.args.device)
         with self._through(model):
             if not isinstance(self._wrapped, PerturbingOptimizer):
