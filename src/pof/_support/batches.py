@@ -88,17 +88,11 @@ def logits_of(output: Any) -> Tensor:
     raise ValueError(f"no logits in the model's output of type {type(output).__name__}")
 
 
-def batch_size(inputs: Inputs) -> int:
-    """Count the samples N of inputs (N, ...)."""
-    tensor = next(v for v in inputs.values() if isinstance(v, Tensor)) if isinstance(inputs, Mapping) else inputs
-    return int(tensor.shape[0])
-
-
 def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
     """View the first ``count`` samples of a mini-batch of N; of a mapping, those of every tensor with N rows."""
     if isinstance(inputs, Tensor):
         return inputs[:count], targets[:count]
-    samples = batch_size(inputs)
+    samples = len(targets)
     rows = {key: isinstance(value, Tensor) and value.shape[:1] == (samples,) for key, value in inputs.items()}
     return {key: value[:count] if rows[key] else value for key, value in inputs.items()}, targets[:count]
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
 from pof.app.documents import read_yaml
-from pof.training.checkpoint import STATE_FILE, check_same
+from pof.training.checkpoint import check_same, has_state
 from pof.weights import save_model
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Run:
         if not surroundings.exists():
             precision = self._config.get("training", {}).get("precision")
             write_json(surroundings, {**environment(), "precision": precision})
-        resumed = (self.state / STATE_FILE).exists()
+        resumed = has_state(self.state)
         self._rewind(start, read_rows(self.folder) if resumed else [])
         from torch.utils.tensorboard import SummaryWriter
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, batch_size, call, logits_of, to_device, unpack
+from pof._support.batches import Inputs, call, logits_of, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
+from pof.perturbation.loss import weight_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)`` -> scalar: the mean over the samples of a batch, as ``nn.CrossEntropyLoss()``."""
@@ -76,20 +77,9 @@ def check_mean(loss: Loss) -> None:
         raise ValueError(f"loss must be the mean over the batch (reduction='mean'); got reduction={reduction!r}")
 
 
-def batch_weight(loss: Loss, samples: int, targets: Tensor) -> float:
-    """Weight of a batch in the mean over the data: its number of samples, not normalised.
-
-    ``nn.CrossEntropyLoss`` divides by the class weights of the targets that count; so does its weight here.
-    """
-    if isinstance(loss, nn.CrossEntropyLoss) and not targets.is_floating_point():
-        counted = targets[targets != loss.ignore_index]
-        return float(counted.numel() if loss.weight is None else loss.weight[counted.to(loss.weight.device)].sum())
-    return float(samples)
-
-
 def weights_of(loss: Loss, data: Data) -> list[float]:
-    """Weight of each batch in the mean over the data."""
-    return [batch_weight(loss, batch_size(inputs), targets) for inputs, targets in data]
+    """Weight of each batch in the mean over the data, not normalised."""
+    return [float(weight_of(loss, targets)) for _, targets in data]
 
 
 def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None] | None:
@@ -162,7 +152,7 @@ def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tup
         features.append(at_least_float32(f))
         logits.append(at_least_float32(z))
         targets.append(wanted)
-        sizes.append(batch_size(inputs))
+        sizes.append(len(wanted))
     return Stored(torch.cat(features), torch.cat(logits), torch.cat(targets), tuple(sizes))
 
 

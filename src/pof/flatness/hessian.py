@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pof._support.batches import Inputs, batch_size
+from pof._support.batches import Inputs
 from pof._support.precision import at_least_float32
 from pof._support.random import isolated
 from pof.flatness._measure import (
     Data,
     Loss,
     Progress,
-    batch_weight,
     check_mean,
     cross_entropy_options,
     outputs_of,
@@ -36,6 +35,7 @@ from pof.flatness._measure import (
 )
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import encode_targets, respond
+from pof.perturbation.loss import weight_of
 
 Parameters = Literal["head", "all"]
 
@@ -143,7 +143,7 @@ def network_operator(
             from curvlinops import HessianLinearOperator
     except ImportError as error:
         raise ImportError("the Hessian of a whole network needs curvlinops: pip install 'pof[app]'") from error
-    samples = sum(batch_size(inputs) for inputs, _ in data)
+    samples = sum(len(targets) for _, targets in data)
     first = next(iter(parameters.values()))
     share = _Share(loss, sum(weights_of(loss, data)))
     hessian = HessianLinearOperator(
@@ -153,7 +153,7 @@ def network_operator(
         data,
         check_deterministic=False,
         num_data=samples,
-        batch_size_fn=batch_size,
+        batch_size_fn=len,  # asked for, but without part in a sum
     )
     forward_mode = True
 
@@ -263,7 +263,7 @@ class _Share(nn.Module):
         self.total = total
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(outputs, targets) * (batch_weight(self.loss, outputs.shape[0], targets) / self.total)
+        return self.loss(outputs, targets) * (float(weight_of(self.loss, targets)) / self.total)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from pof._support.batches import call, class_targets, logits_of, to_device, unpa
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, autocast
+from pof.perturbation.linear import IGNORED
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype 
 
     Args:
         model: any classifier; gives logits (N, C), also inside an object with ``.logits``.
-        loader: yields ``(inputs, targets)`` or dicts with ``labels``; targets are (N,) class indices.
+        loader: yields ``(inputs, targets)`` or dicts with ``labels``; targets are (N,) class indices, -100 to be left out.
         precision: dtype of autocast, or None for none.
 
     Returns:
@@ -58,7 +59,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype 
             with autocast(device, precision):
                 logits = at_least_float32(logits_of(call(model, inputs)))
             targets = class_targets(targets, logits.shape[1])
-            _check(logits, targets)
+            logits, targets = _counted(logits, targets)
             losses.append(F.cross_entropy(logits, targets, reduction="none").double())
             confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
             confidences.append(confidence.double())
@@ -75,15 +76,19 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype 
     )
 
 
-def _check(logits: Tensor, targets: Tensor) -> None:
+def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Those that count: not to be ignored."""
     if logits.ndim != 2 or targets.is_floating_point() or targets.shape != logits.shape[:1]:
         raise ValueError(
             f"evaluate needs logits (N, C) and class indices (N,); got {tuple(logits.shape)} and"
             f" {tuple(targets.shape)} of {targets.dtype}"
         )
-    low, high = int(targets.min()), int(targets.max())
+    counted = targets != IGNORED
+    logits, targets = logits[counted], targets[counted]
+    low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(
             f"labels must be in [0, {logits.shape[1] - 1}] for this model's {logits.shape[1]} classes;"
             f" got values from {low} to {high}"
         )
+    return logits, targets

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from pof._support.batches import Inputs, batch_size, to_device, unpack
+from pof._support.batches import Inputs, to_device, unpack
 from pof._support.random import capture, restore
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Micro:
 
     @property
     def size(self) -> int:
-        return batch_size(self.inputs)
+        return len(self.targets)
 
 
 def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T, T]]:
