@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, samples_of
 from pof.data import DataError, eval_loader, load_data, summary, train_loader, walk
+from pof.data.folder import SPLITS
 
 DTD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dtd10"
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -96,6 +98,19 @@ def test_a_job_validates_on_the_data_for_it(tmp_path):
     assert samples_of(data, options, Bounds(1, 4, torch.device("cpu"))).validation.dataset.dataset is data.val_set
 
 
+def test_the_page_says_what_is_known():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    names = [name for known in SPLITS.values() for name in known]
+    assert set(names) <= {
+        re.sub(r"[-_ ]?(set|data|images)$", "", name.lower()) for name in (*TRAIN, *VALIDATION, *TEST)
+    }
+    for word in (*names, *(walk.IGNORED - {"System Volume Information"}), ".jpg", ".jfif"):
+        assert f"`{word}`" in page
+    assert all(name in page for name in ("PNG", "BMP", "GIF", "PPM", "TIFF", "WebP", "AVIF"))
+    assert f"{walk.MAX_OTHERS:,}" in page
+    assert f"{Image.MAX_IMAGE_PIXELS:,}" in page
+
+
 LITTER = (".ipynb_checkpoints", "__MACOSX", ".hidden", "@eaDir")
 
 
@@ -146,8 +161,26 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path):
     (tmp_path / "set" / "green" / "self").symlink_to("self")
     with pytest.warns(UserWarning, match="1 without an ending"):
         data = load_data(str(tmp_path / "set"))
-    # By the way of "again", the images of red are below green too, each of them once.
-    assert len(data.train_labels) + len(data.test_labels) == 15
+    assert len(data.train_labels) + len(data.test_labels) == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_may_not_be_listed(tmp_path):
+    write_images(tmp_path, {"red": 5, "green": 5})
+    (tmp_path / "red").chmod(0)
+    with pytest.raises(DataError, match=r"red: cannot be listed \(Permission denied\)"):
+        load_data("folder", data_root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fifo", "looped", "device", "absent", "x" * 5000, "a\0b"])
+def test_what_is_no_folder(tmp_path, name):
+    for make in (fifo, looped, device):
+        make(tmp_path / make.__name__)
+    with pytest.raises(DataError, match=r"unknown data set .*, and no such folder"):
+        load_data(name, data_root=tmp_path)
+    for kind in ("folder", "cifar10"):
+        with pytest.raises(DataError, match="no such folder"):
+            load_data(kind, data_root=tmp_path / name)
 
 
 def fifo(file: Path) -> None:

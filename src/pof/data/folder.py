@@ -66,7 +66,7 @@ def folder_data(
     """Describe an image folder by the names of its files; ``augment="none"`` treats training images like the others."""
     if image_size < 1:
         raise DataError(f"image_size is a number of pixels; got {image_size}")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"no such folder: {root}")
     if root.resolve() == Path(root.resolve().anchor):
         raise DataError(f"{root}: the root of the file system; give the folder that holds the class folders")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pof.data.checks import DataError
 
@@ -18,15 +20,27 @@ MAX_OTHERS, OTHERS_PER_IMAGE = 100_000, 10
 
 def listed(folder: str | os.PathLike[str]) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
     """Folders and other entries of a folder, each by name; without what is hidden."""
-    try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in IGNORED]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+    with _naming(folder), os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in IGNORED]
     folders, files = [], []
     for entry in sorted(visible, key=lambda entry: entry.name):
         (folders if _is(entry.is_dir) else files).append(entry)
     return folders, files
+
+
+@contextmanager
+def _naming(folder: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """What a folder has in common with every link to it."""
+    with _naming(folder):
+        status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _is(kind: Callable[[], bool]) -> bool:
@@ -51,13 +65,19 @@ class Walk:
     def images_below(self, folder: str) -> list[str]:
         """Paths of the images in a folder and those below it, in the order of the folders' paths, then of the names."""
         found: dict[str, list[str]] = {}
-        waiting, seen = [folder], set()
+        # A link to a folder that this one lies in would lead to the other classes.
+        seen = {
+            _identity(above)
+            for path in (os.path.abspath(folder), os.path.realpath(folder))
+            for above in Path(path).parents
+        }
+        waiting = [folder]
         while waiting:
             place = waiting.pop()
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:  # another way to the same folder, perhaps from inside it
+            identity = _identity(place)
+            if identity in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             folders, files = listed(place)
             waiting += [entry.path for entry in folders]
             found[place] = [entry.path for entry in files if self._takes(entry)]
