@@ -1,11 +1,14 @@
-"""The learning rate of ``--lr auto``."""
+"""The learning rate of ``--lr auto``, and the order of weights in memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from pof.app.job import convolutions_channels_last
 from pof.app.job import find_learning_rate as learning_rate
 from pof.app.options import ModelOptions, TrainOptions
 
@@ -33,3 +36,16 @@ def test_it_says_what_it_cannot_know(tmp_path: Path) -> None:
         learning_rate(folder(tmp_path / "a", "{lr: 0.1, optimizer: adamw}"), TrainOptions("pof", lr="auto"))
     with pytest.raises(ValueError, match=r"lr None"):
         learning_rate(folder(tmp_path / "b", "{}"), TrainOptions("pof", lr="auto"))
+
+
+def test_only_weights_of_images_convolutions_change_their_order() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(1, 2, 3, 4))
+
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv3d(2, 4, 3), nn.Conv1d(2, 4, 3), nn.Linear(4, 2), Table())
+    convolutions_channels_last(network)
+    last = [p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters()]
+    assert last == [True, *[False] * 8]
+    assert all(p.is_contiguous() for p in list(network.parameters())[1:])

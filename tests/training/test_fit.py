@@ -60,7 +60,7 @@ def test_accumulated_short_batch_counts_by_its_samples() -> None:
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 3])
 def test_figures_of_an_epoch_are_means_over_samples(accumulation: int) -> None:
     model, data = mlp(), batches(3, last=2)
     method = pof.PoF(model, sampling="fixed")
@@ -331,7 +331,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     for options, message in (
         ({"epochs": 0}, "epochs, accumulation and checkpoint_every must be >= 1; got 0, 1, None"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0 or None; got 0.0"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16; got 'fp8'"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16; got 'fp8'"),
         ({"resume": True}, "resume=True needs checkpoint_dir"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -84,7 +84,7 @@ class TrainOptions(MethodOptions):
         schedule: of the learning rate.
         clip_norm: bound on the gradient norm; none if not given.
         freeze_head: train the feature extractor only; pof and head-ascent always do.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, bf16 or fp16; auto: bf16 where the hardware computes in it, else fp32.
         device: cpu, cuda, ...; found by itself if not given.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
     """
@@ -96,7 +96,7 @@ class TrainOptions(MethodOptions):
     schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float | None = None
     freeze_head: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str | None = None
     checkpoint_every: int | None = None
 

@@ -245,7 +245,7 @@ class _SeededItems(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         index, seed = key
         # Custom data sets draw from the global generators of torch, Python and NumPy.
-        with isolated(seed, torch.device("cpu")):
+        with isolated(seed):
             try:
                 return self.dataset[index]
             except DataError as error:

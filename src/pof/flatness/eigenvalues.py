@@ -44,7 +44,7 @@ class Eigenvalues:
     """Products with the Hessian that were needed."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the values over their rank; arguments as in :func:`pof.flatness.plots.eigenvalues`."""
+        """Draw the values over their rank; arguments as in ``pof.flatness.plots.eigenvalues``."""
         return plots.eigenvalues(ax, self.values, label=label, series=series)
 
 

@@ -15,7 +15,7 @@ FEW = ["--batches", "2", "--device", "cpu"]
 
 def test_flatness_prints_and_writes_the_figures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figures"
-    assert main(["flatness", "--runs", f"[{runs / 'train'}, {runs / 'pof'}]", "--out", str(out), *FEW]) == 0
+    assert main(["flatness", "--runs", str(runs / "train"), str(runs / "pof"), "--out", str(out), *FEW]) == 0
     values = json.loads((out / "flatness.json").read_text())
     assert [n["name"] for n in values["networks"]] == ["train", "pof"]
     assert values["batch_size"] == 32
@@ -43,7 +43,7 @@ def test_flatness_of_a_checkpoint_file(runs: Path, capsys: pytest.CaptureFixture
 
 def test_report_is_in_the_last_runs_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(runs / "sam", tmp_path / "sam")
-    assert main(["report", "--runs+", str(runs / "pof"), "--runs+", str(folder), *FEW]) == 0
+    assert main(["report", "--runs", str(runs / "pof"), "--runs", str(folder), *FEW]) == 0
     assert (folder / "report.html").exists()
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
@@ -78,9 +78,7 @@ def test_bad_input_is_one_line(
 
 def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report"]) == 2
-    assert "--runs" in capsys.readouterr().err
-    assert main(["report", "--runs", "[]"]) == 2
-    assert "at least one run" in capsys.readouterr().err
+    assert "give at least one run: --runs FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["flatness", "report"])

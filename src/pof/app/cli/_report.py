@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pof.app.report.subjects import Record, Subject
 
 CHECKPOINT_BATCH = 128
+GENERATOR = '<meta name="generator" content="pof">'
 
 
 @dataclass
@@ -93,7 +94,7 @@ def print_flatness(
     from pof.app.report.collection import collect
     from pof.app.report.quantities import as_json
     from pof.app.report.subjects import check_same_data, read_run, short_names, subject_of_run
-    from pof.app.run_folder import write_json
+    from pof.app.run_folder import check_replaceable, write_json
 
     paths = _paths(options.runs)
     records = {path: read_run(path) for path in paths if path.is_dir() or not path.exists()}
@@ -103,12 +104,14 @@ def print_flatness(
         for path in paths
     ]
     check_same_data(subjects)
+    out = None if options.out is None else _file(options.out, "flatness.json")
+    if out is not None:
+        check_replaceable(out, '"batches"')
     bounds = _bounds(measuring, list(records.values()))
     with showing_progress() as start:
         networks = collect(subjects, bounds, start=start)
     console.print(_table(networks))
-    if options.out is not None:
-        out = _file(options.out, "flatness.json")
+    if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, as_json(networks, bounds))
         console.print(f"written to {out}", soft_wrap=True)
@@ -120,9 +123,11 @@ def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
     from pof.app.cli._display import console, showing_progress
     from pof.app.report import write_report
     from pof.app.report.subjects import read_run
+    from pof.app.run_folder import check_replaceable
 
     records = [read_run(path) for path in _paths(options.runs)]
     out = _file(records[-1].folder if options.out is None else options.out, "report.html")
+    check_replaceable(out, GENERATOR)
     with showing_progress() as start:
         write_report(records, out, _bounds(measuring, records), start=start)
     console.print(f"report: {out}", soft_wrap=True)

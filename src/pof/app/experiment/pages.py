@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
 from pof._support.files import replacing
@@ -39,8 +40,8 @@ def markdown(summary: Summary) -> str:
     """Write the table in Markdown."""
     head, body = header(summary), [cells(entry, summary) for entry in summary.entries]
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *body]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = "\n".join(f"- {note}" for note in reading(summary))
+    table = "\n".join(f"| {' | '.join(map(_md, line))} |" for line in lines)
+    notes = "\n".join(f"- {_md(note)}" for note in reading(summary))
     return f"# {summary.name}\n\n{table}\n\n{notes}\n"
 
 
@@ -147,6 +148,11 @@ def _p(value: float | None) -> str:
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+def _md(text: str) -> str:
+    """Text as it is: names are no HTML and no links."""
+    return escape(text, quote=False).replace("](", "]\\(")
 
 
 def _tex(text: str) -> str:
