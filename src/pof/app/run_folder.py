@@ -77,7 +77,7 @@ class Run:
             if not resume:
                 raise RunError(f"{self.folder} holds a run already: give another --out, or go on with --resume true")
             check_same(_known(read_config(self.folder), self._config), self._config, self.folder)
-            if (self.folder / "result.json").exists() and not (self.state / STATE_FILE).exists():
+            if (self.folder / "result.json").exists() and not has_state(self.state):
                 raise RunError(f"{self.folder} is finished, and holds no state to go on from: give another --out")
             self._release = lock(self.folder)
         elif self.folder.exists() and not _is_empty(self.folder):
