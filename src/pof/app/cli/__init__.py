@@ -133,7 +133,7 @@ def _check_configs(arguments: Sequence[str]) -> None:
             read_yaml(Path(file).read_text(encoding="utf-8"), file)
         except DocumentError:
             raise
-        except Exception:  # noqa: S112 -- the parser reads it again
+        except Exception:
             continue
 
 
