@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -28,7 +29,7 @@ from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metr
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
 from pof.app.run_folder import RunError, write_json
-from pof.combine import estimate_statistics, greedy_soup, interpolate
+from pof.combine import greedy_soup, interpolate
 from pof.training.fit import find_device
 from pof.weights import save_model
 
@@ -99,7 +100,7 @@ def improve(
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
         spent = 0.0
         if lr is None:
-            lr, spent = largest_stable_rate(network, train_loader, base)
+            lr, spent = largest_stable_rate(network, train_loader, base, race.steps_per_epoch)
         kinds = families(candidates)
         most = most_candidates(budget - spent) if candidates is None else 64
         chosen = make_candidates(kinds, base, lr, most)
@@ -131,11 +132,10 @@ def _best(race: Race, runs: Sequence[Run], incoming: Figures, rows: list[Row]) -
         judge(f"{run.candidate.name}, {run.best}", network, run)
     for run, network in list(zip(usable, parts, strict=False))[:2]:
         for share in SHARES:
-            between = interpolate(race.incoming, network, share)
-            estimate_statistics(between, race.train_loader)
+            between = race.estimate(interpolate(race.incoming, network, share))
             judge(f"{share:g} of the way to {run.candidate.name}, {run.best}", between, run)
     if len(parts) > 1:
-        greedy = greedy_soup([race.incoming, *parts], lambda network: _score(race, network))
+        greedy = greedy_soup([copy.deepcopy(race.incoming), *parts], lambda network: _score(race, network))
         if len(greedy.indices) > 1:
             judge(f"soup of {len(greedy.indices)}", greedy.model, None)
     known = {row.name for row in rows}
@@ -148,8 +148,7 @@ def _best(race: Race, runs: Sequence[Run], incoming: Figures, rows: list[Row]) -
 
 
 def _score(race: Race, network: nn.Module) -> float:
-    estimate_statistics(network, race.train_loader)
-    logits, _ = logits_on(network, race.val_loader, race.targets)
+    logits, _ = logits_on(race.estimate(network), race.val_loader, race.targets)
     return figures(logits[race.chooses], race.targets[race.chooses]).scaled_nll
 
 
