@@ -8,7 +8,7 @@ Other weights than the network's own are tried by functional call: no parameter 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, call, logits_of, to_device, unpack
+from pof._support.batches import Inputs, arguments, call, logits_of, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
@@ -95,8 +95,7 @@ def outputs_of(model: nn.Module, inputs: Inputs, weights: Weights | None = None)
     """Logits (N, C) of a mini-batch, of the model with other weights where they are given."""
     if weights is None:
         return logits_of(call(model, inputs))
-    arguments = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,),)
-    return logits_of(functional_call(model, weights, *arguments))
+    return logits_of(functional_call(model, weights, *arguments(model, inputs)))
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ class Loop:
         first = last = 0
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             rate = self.stepper.optimizer.param_groups[0]["lr"]
-            result = self.stepper.step(window)
+            result = self._step(window)
             self.scheduler.step()
             self.steps += 1
             self.pending.append((self.steps, rate, result))
@@ -147,6 +147,17 @@ class Loop:
         self._validate(self.epoch, start)
         self._save(None)
         return True
+
+    def _step(self, window: list[Micro]) -> StepResult:
+        try:
+            return self.stepper.step(window)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"step {self.steps + 1} has a mini-batch of {min(m.size for m in window)} sample, too few for batch"
+                " norm: give the loader drop_last=True, or freeze the norms with eval()"
+            ) from error
 
     def _flush(self) -> None:
         """Read the losses of the last steps: log them, and stop at the first that is not finite."""
