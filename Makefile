@@ -2,30 +2,36 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint docs wheel wheel-newest wheel-oldest clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.app
 	$(BIN)/pof demo
 
-test: $(VENV)/.installed lint
+test: $(VENV)/.all lint
 	$(BIN)/pytest -n 2 --dist worksteal
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The demo needs the application; tests, documentation and releases need their tools on top of it.
+$(VENV)/.app: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,dev,docs]'
+	$(INSTALL) -e '.[app]'
+	touch $@
+
+$(VENV)/.all: $(VENV)/.app
+	$(INSTALL) -e '.[app,dev,docs]'
 	touch $@
 
 # MkDocs 1.x and its theme print banners about MkDocs 2; constraints.txt keeps 1.x.
-docs: $(VENV)/.installed
+docs: $(VENV)/.all
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
-wheel: $(VENV)/.installed
+wheel: $(VENV)/.all
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 

@@ -22,6 +22,8 @@ ORDER = (
     *("_support", "weights", "head", "perturbation", "optim", "regularizers", "flatness", "models", "data", "combine"),
     *("methods", "training", "integrations"),
     *(
+        "app.errors",
+        "app.documents",
         "app.methods",
         "app.budget",
         "app.options",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,21 @@ import torch
 import yaml
 from torch import nn
 
-from pof.app.run_folder import Run, RunError, environment, read_config, read_rows
+from pof._support.files import LOCK
+from pof.app.run_folder import (
+    CONTENT,
+    FILES,
+    Run,
+    RunError,
+    check_replaceable,
+    content_of,
+    environment,
+    read_config,
+    read_rows,
+)
 from pof.training.checkpoint import STATE_FILE, CheckpointError
-from pof.weights import load_model
+from pof.weights import load_model, save_model
+from tests.processes import Process
 
 CONFIG = {"model": {"model": "small-cnn"}, "training": {"lr": 0.1, "pof": {"gamma": 2.0}}, "processes": 1}
 STEPS_PER_EPOCH = 3
@@ -45,6 +59,7 @@ def opened(folder: Path, logged: list[dict[str, Any]], *, saved: bool = True, **
     if saved:
         run.state.mkdir()
         (run.state / STATE_FILE).touch()
+    run.close()
     return run
 
 
@@ -53,6 +68,7 @@ def resumed(folder: Path, step: int = 0) -> None:
     run = Run(folder, CONFIG, resume=True)
     run.log(start(step))
     run.log(END)
+    run.close()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -81,7 +97,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
 def test_environment_says_where_a_figure_comes_from(tmp_path: Path) -> None:
     run = opened(tmp_path, rows(1), saved=False)
     written = json.loads((run.folder / "environment.json").read_text())
-    assert written.keys() == environment().keys()
+    assert written.keys() == {*environment(), "precision"}
     assert written["packages"].keys() == {"pof", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy"}
     assert torch.__version__.startswith(written["packages"]["torch"])
     assert written["threads"] == torch.get_num_threads()
@@ -133,6 +149,7 @@ def test_line_that_a_kill_cut_short_is_left_out(tmp_path: Path, torn: str) -> No
     run = Run(tmp_path, CONFIG, resume=True)
     run.log(start(3))
     run.log(rows(4)[-1])
+    run.close()
     assert read_rows(tmp_path) == rows(4)
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
@@ -164,6 +181,7 @@ def test_tensorboard_has_every_value_once(tmp_path: Path) -> None:
     run.log(start(2))
     for row in [*rows()[3:], END]:
         run.log(row)
+    run.close()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     losses = {event.step: event.value for event in board.Scalars("step/loss")}
     assert [event.step for event in board.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
@@ -255,3 +273,79 @@ def test_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
         read_config(tmp_path)
     assert read_rows(tmp_path) == []
+
+
+# Two writers, and what is not theirs
+
+
+def held(folder: str) -> int:
+    """Take up the run of a folder, as another process would; the code says how that went."""
+    try:
+        Run(folder, CONFIG, resume=True).log(start())
+    except ValueError as error:
+        print(error)
+        return 3
+    return 0
+
+
+def test_one_process_writes_to_a_run_and_the_others_are_told_which(tmp_path: Path) -> None:
+    opened(tmp_path, rows(1))
+    run = Run(tmp_path, CONFIG, resume=True)
+    other = Process(held, str(tmp_path)).wait()
+    assert other.code == 3
+    assert other.out == f"{tmp_path} is in use by process {os.getpid()} of {socket.gethostname()}: stop it, or wait\n"
+    before = contents(tmp_path)
+    run.close()
+    assert before.keys() - contents(tmp_path).keys() == {LOCK}
+    assert Process(held, str(tmp_path)).wait().code == 0
+
+
+def test_two_new_runs_in_one_folder_are_noticed(tmp_path: Path) -> None:
+    first, second = Run(tmp_path / "run", CONFIG), Run(tmp_path / "run", CONFIG)
+    first.log(start())
+    first.log(rows(0)[0])
+    second.log(start())
+    with pytest.raises(RunError, match="was empty when this run was started, and now another has begun in it"):
+        second.log(rows(0)[0])
+    second.close()
+    first.close()
+
+
+def test_a_finished_run_without_a_state_is_not_trained_anew(tmp_path: Path) -> None:
+    run = opened(tmp_path, [*rows(), END], saved=False)
+    run.finish(nn.Linear(2, 3), {})
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match="is finished, and holds no state to go on from: give another --out"):
+        Run(tmp_path, CONFIG, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_weights_that_were_replaced_are_another_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    hashes = []
+    for value in (1.0, 2.0):
+        model = nn.Linear(1, 1)
+        nn.init.constant_(model.weight, value)
+        save_model(model, file)
+        hashes.append(content_of(str(file)))
+    assert hashes[0] != hashes[1] and content_of(None) is None and content_of("pretrained") is None
+    opened(tmp_path / "old", rows(1))
+    Run(tmp_path / "old", CONFIG | {CONTENT: hashes[0]}, resume=True).close()  # of a version without hashes
+    run = Run(tmp_path / "run", CONFIG | {CONTENT: hashes[0]})
+    run.log(start())
+    run.log(rows(0)[0])
+    run.close()
+    with pytest.raises(CheckpointError, match=f"{CONTENT} was '{hashes[0]}' and is now '{hashes[1]}'"):
+        Run(tmp_path / "run", CONFIG | {CONTENT: hashes[1]}, resume=True)
+
+
+def test_only_what_a_command_has_written_itself_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine.html").write_text("<p>mine")
+    (tmp_path / "ours.html").write_text("<meta name=pof>")
+    (tmp_path / "link.html").symlink_to("ours.html")
+    for name in ("absent.html", "ours.html"):
+        check_replaceable(tmp_path / name, "<meta name=pof>")
+    refused = {"mine.html": "not of this command", "link.html": "is a link"} | dict.fromkeys(FILES, "belongs to a run")
+    for name, message in refused.items():
+        with pytest.raises(RunError, match=f"{name}.*{message}"):
+            check_replaceable(tmp_path / name, "<meta name=pof>")

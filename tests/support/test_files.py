@@ -79,3 +79,11 @@ def test_a_full_disk_is_named_with_the_remedy(tmp_path: Path) -> None:
     message = "cannot write: No space left; free some space or choose another folder; gone"
     with pytest.raises(OSError, match=message), naming(tmp_path, "gone"):
         raise OSError(errno.ENOSPC, "No space left")
+
+
+def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("old")
+    (tmp_path / "t").chmod(0o600)
+    with replacing(tmp_path / "t") as partial:
+        partial.write_text("new")
+    assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == 0o600

@@ -7,7 +7,16 @@ from contextlib import AbstractContextManager, suppress
 import pytest
 import torch
 
-from pof._support.precision import at_least_float32, autocast, wide_dtype, without_autocast, without_cast_cache
+from pof._support import precision
+from pof._support.precision import (
+    at_least_float32,
+    autocast,
+    find_precision,
+    float32_products,
+    wide_dtype,
+    without_autocast,
+    without_cast_cache,
+)
 
 
 class Boom(Exception):
@@ -71,3 +80,46 @@ def test_without_cast_cache_keeps_the_dtype_and_forgets_the_casts() -> None:
             assert (weight @ weight).dtype == torch.bfloat16 and not torch.is_autocast_cache_enabled()
             raise Boom
         assert (weight @ weight).dtype == torch.bfloat16 and torch.is_autocast_cache_enabled()
+
+
+@pytest.mark.parametrize(("native", "found"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_where_the_hardware_computes_in_it(
+    native: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: native)
+    assert find_precision("auto", torch.device("cpu")) == found
+    for asked in ("fp32", "fp16"):
+        assert find_precision(asked, torch.device("cpu")) == asked
+
+
+@pytest.mark.parametrize("names", [("_is_avx512_bf16_supported",), ("_is_amx_tile_supported",), ()])
+def test_processors_with_bf16_are_those_with_an_instruction_for_it(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in names)
+    assert precision.has_bf16(torch.device("cpu")) is bool(names)
+
+
+def test_emulated_bf16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    with pytest.warns(UserWarning, match="this processor emulates bf16, .* 14 times slower than fp32: --precision"):
+        assert find_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_precision_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16, fp16; got 'tf32'"):
+        find_precision("tf32", torch.device("cpu"))
+
+
+def test_products_are_in_tf32_in_the_body_only_and_never_in_head_mathematics() -> None:
+    cuda = torch.device("cuda")
+    with float32_products(torch.device("cpu"), "high"):
+        assert torch.get_float32_matmul_precision() == "highest"
+    with suppress(Boom), float32_products(cuda, "high"):
+        assert torch.get_float32_matmul_precision() == "high"
+        with float32_products(cuda, "highest"):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+        raise Boom
+    assert torch.get_float32_matmul_precision() == "highest"

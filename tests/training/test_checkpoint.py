@@ -81,7 +81,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "a folder": folder_instead,
     "a pipe": pipe_instead,
 }
-DAMAGE |= {f"a bit at {share:.3f}": lambda path, share=share: flipped(path, share) for share in torch.linspace(0, 1, 24)}
+DAMAGE |= {
+    f"a bit at {share:.3f}": lambda path, share=share: flipped(path, share) for share in torch.linspace(0, 1, 24)
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -137,7 +139,9 @@ def test_a_state_of_another_network_names_what_differs(tmp_path: Path) -> None:
     run(tmp_path, die_at=5)
     other = mlp(norm=True)
     other.body = nn.Linear(5, 6, bias=False).double()
-    with pytest.raises(pof.CheckpointError, match=r"does not fit .*network\.model\.body\.bias was \(6,\) and is now not"):
+    with pytest.raises(
+        pof.CheckpointError, match=r"does not fit .*network\.model\.body\.bias was \(6,\) and is now not"
+    ):
         run(tmp_path, resume=True, model=other)
 
 

@@ -180,7 +180,9 @@ def test_a_network_that_the_last_step_destroys_is_rolled_back(lr: float, average
     before = everything(model)
     method: pof.Method = pof.Finetune(model)
     method = method if average is None else pof.Averaged(method, average)
-    with pytest.warns(pof.DivergenceWarning, match=r"no finite outputs after step 1, .*network of epoch 0 was put back"):
+    with pytest.warns(
+        pof.DivergenceWarning, match=r"no finite outputs after step 1, .*network of epoch 0 was put back"
+    ):
         result = fit(method, [(x.float() * 1e10, y) for x, y in batches(1)], optimizer=sgd(lr))
     assert (result.stopped, result.best_epoch) == ("diverged", 0)
     assert_same(everything(model), before)

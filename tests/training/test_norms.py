@@ -213,7 +213,9 @@ def test_averages_in_half_precision_move_by_their_definition(kind: Any, options:
             wanted = 0.999 * wanted + 0.001 * value
     found: Any = method.candidate()
     assert found.body.weight.dtype == dtype
-    torch.testing.assert_close(found.body.weight.double(), wanted, rtol=2e-2 if dtype == torch.bfloat16 else 2e-3, atol=0)
+    torch.testing.assert_close(
+        found.body.weight.double(), wanted, rtol=2e-2 if dtype == torch.bfloat16 else 2e-3, atol=0
+    )
     assert not torch.equal(found.body.weight, start)
 
 

@@ -1,16 +1,54 @@
-"""Dtypes to compute in: float32 at least, and autocast on, off, or without its cache."""
+"""Dtypes to compute in: what the hardware is fast in, float32 at least, autocast on, off, or without its cache."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 AUTOCAST: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_precision(asked: str, device: torch.device) -> Precision:
+    """Find the precision of a device; ``auto``: bf16 where the hardware computes in it, else fp32."""
+    if asked not in get_args(AskedPrecision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(AskedPrecision))}; got {asked!r}")
+    if asked == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    if asked == "bf16" and device.type == "cpu" and not has_bf16(device):
+        message = "this processor emulates bf16, which can be 14 times slower than fp32: --precision fp32 or auto"
+        warnings.warn(message, stacklevel=2)
+    return cast(Precision, asked)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether a device computes in bf16 itself: of processors, those with AMX or AVX512-BF16."""
+    if device.type == "cpu":
+        # Torch 2.6 has the private names only.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    asked = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    if asked is None:
+        return False
+    return bool(asked(including_emulation=False) if device.type == "cuda" else asked())
+
+
+@contextmanager
+def float32_products(device: torch.device, precision: Literal["highest", "high"]) -> Iterator[None]:
+    """Compute float32 matrix products of the body exactly ("highest"), or in TF32 on a GPU that has it ("high")."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
@@ -30,11 +68,19 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Run the body in the dtypes of its tensors, whatever autocast does outside; also for devices without autocast."""
+    """Run the body in the dtypes of its tensors, whatever autocast and TF32 do outside; also without autocast."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
+    if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        return _both(context, float32_products(device, "highest"))
     return context
+
+
+@contextmanager
+def _both(outer: AbstractContextManager[None], inner: AbstractContextManager[None]) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 def without_cast_cache(device: torch.device) -> AbstractContextManager[None]:

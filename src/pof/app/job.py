@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pof._support.precision import find_precision, float32_products
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
-from pof.app.run_folder import Run, RunError, read_config
+from pof.app.run_folder import CONTENT, Run, RunError, content_of, read_config
 from pof.data import (
     Data,
     DatasetLoader,
@@ -27,11 +28,13 @@ from pof.data import (
     stratified_fraction,
     train_loader,
 )
+from pof.data.description import DataSplit
 from pof.head.split import split as split_at_head
 from pof.methods import Method
 from pof.models import PRETRAINED, build_model, replace_head
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import FitResult, find_device, fit
+from pof.training.loop import Log
 
 EVAL_BATCH = 500
 
@@ -50,10 +53,12 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Splits:
-    """Indices into the training set."""
+    """Indices into the training set; those of the validation data into ``held_in``."""
 
     train: torch.Tensor
     validation: torch.Tensor | None
+    held_in: DataSplit = "train"
+    """"validation" for a data set with validation data of its own."""
 
 
 def train(
@@ -61,16 +66,32 @@ def train(
     data: DataOptions,
     training: TrainOptions,
     run: RunOptions,
-    log: Callable[[Mapping[str, Any]], None],
+    log: Log,
 ) -> JobResult:
     """Train or post-train a network and write the run folder.
 
     The test set is used once, at the end.  Under several processes the first one writes.
     """
     device = find_device(training.device)
+    with float32_products(device, "high"), ExitStack() as stack:
+        return _train(model, data, training, run, log, device, stack)
+
+
+def _train(
+    model: ModelOptions,
+    data: DataOptions,
+    training: TrainOptions,
+    run: RunOptions,
+    log: Log,
+    device: torch.device,
+    stack: ExitStack,
+) -> JobResult:
     rank, world = _processes()
-    training = replace(training, lr=find_learning_rate(model, training))
+    precision = find_precision(training.precision, device)
+    training = replace(training, lr=find_learning_rate(model, training), precision=precision)
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
+    if (content := content_of(model.weights)) is not None:
+        config[CONTENT] = content
     loaded = load(data)
     splits = split(loaded, data)
     batches = _training_batches(loaded, splits, data, training, device, (rank, world))
@@ -80,6 +101,8 @@ def train(
         freeze_head(network, model)
     incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
     folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
+    if folder is not None:
+        stack.callback(folder.close)
 
     def both(row: Mapping[str, Any]) -> None:
         if folder is not None:
@@ -91,8 +114,29 @@ def train(
         statistics = evaluating("train", indices=splits.train)
         own = (loaded.num_classes, statistics, first_epoch, not model.is_trained)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
-    validation = None if splits.validation is None else evaluating("train", indices=splits.validation)
-    result = fit(
+    validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
+    result = _fit(method, batches, validation, training, run, device, both)
+    if result.stopped == "interrupted":
+        return JobResult(Path(run.out), result, None, None)
+    test = evaluating("test")
+    before = None if incoming is None else evaluate(incoming.to(device), test)
+    after = evaluate(network, test)
+    if folder is not None:
+        folder.finish(network, _figures(result, before, after))
+    return JobResult(Path(run.out), result, before, after)
+
+
+def _fit(
+    method: Method,
+    batches: TensorLoader | DatasetLoader,
+    validation: Iterable[Any] | None,
+    training: TrainOptions,
+    run: RunOptions,
+    device: torch.device,
+    log: Log,
+) -> FitResult:
+    """Fit as the options say."""
+    return fit(
         method,
         batches,
         epochs=training.epochs,
@@ -106,16 +150,8 @@ def train(
         clip_norm=training.clip_norm,
         precision=training.precision,
         device=device,
-        log=both,
+        log=log,
     )
-    if result.stopped == "interrupted":
-        return JobResult(Path(run.out), result, None, None)
-    test = evaluating("test")
-    before = None if incoming is None else evaluate(incoming.to(device), test)
-    after = evaluate(network, test)
-    if folder is not None:
-        folder.finish(network, _figures(result, before, after))
-    return JobResult(Path(run.out), result, before, after)
 
 
 def _training_batches(
@@ -162,17 +198,23 @@ def load(options: DataOptions) -> Data:
 
 
 def split(loaded: Data, options: DataOptions) -> Splits:
-    """Split the training set into training and validation, and cut training to size."""
+    """Split the training set into training and validation, and cut training to size.
+
+    Where a data set has validation data of its own, nothing is held out of the training set.
+    """
     labels = loaded.train_labels
     indices, validation = torch.arange(len(labels)), None
-    if options.validation:
+    held_in: DataSplit = "train" if loaded.val_labels is None else "validation"
+    if options.validation and loaded.val_labels is not None:
+        validation = torch.arange(len(loaded.val_labels))
+    elif options.validation:
         indices, validation = split_validation(labels, options.validation, seed=options.split_seed)
     if options.train_size is not None and options.fraction is not None:
         raise ValueError(f"give train_size ({options.train_size}) or fraction ({options.fraction}), not both")
     for name, size in (("train_size", options.train_size), ("fraction", options.fraction)):
         if size is not None:
             indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed, name=name)]
-    return Splits(indices, validation)
+    return Splits(indices, validation, held_in)
 
 
 def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
@@ -186,8 +228,18 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
     if options.source_classes is not None:
         replace_head(network, loaded.num_classes, options.head)
-    # Nothing changes but the order in memory; convolutions are faster, in bf16 on a CPU by a factor of two.
-    return network.to(memory_format=torch.channels_last)
+    return convolutions_channels_last(network)
+
+
+def convolutions_channels_last(network: nn.Module) -> nn.Module:
+    """Change the order of convolutions' weights in memory, in place: they are faster, in bf16 on a CPU by two times.
+
+    Other tensors of four dimensions stay as they are: somebody may ``view`` them.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
+    return network
 
 
 def freeze_head(network: nn.Module, options: ModelOptions) -> None:
@@ -234,7 +286,7 @@ def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
     lr, decay, momentum = training.lr, training.weight_decay, training.momentum
     if training.optimizer == "adamw":
         return method.build_optimizer(torch.optim.AdamW, lr=lr, weight_decay=decay)
-    nesterov = momentum > 0
+    nesterov = momentum > 0 and entry_of(training.method).nesterov
     return method.build_optimizer(torch.optim.SGD, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
 
 

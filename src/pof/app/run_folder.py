@@ -6,12 +6,13 @@ or refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -21,14 +22,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pof._support.files import PARTIAL, append, naming, replacing
+from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
+from pof.app.documents import read_yaml
 from pof.training.checkpoint import check_same, has_state
 from pof.weights import save_model
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+FILES = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "model.safetensors")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
+
+
+CONTENT = "weights_sha256"
 
 
 class RunError(ValueError):
@@ -55,7 +61,8 @@ class Run:
     """Opens a run folder for writing, or with ``resume`` the run that is there, if it had the same ``config``.
 
     Nothing is written before the first figures: a run whose options, data or network turn out to be bad before its
-    first step leaves nothing behind.
+    first step leaves nothing behind.  From then on, or from the start of a resume, no other process writes to the
+    folder, until :meth:`close`.
     """
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -65,10 +72,14 @@ class Run:
         self._metrics = self.folder / "metrics.jsonl"
         self._start: Mapping[str, Any] | None = None
         self._board: SummaryWriter | None = None
+        self._release: Callable[[], None] | None = None
         if (self.folder / "config.yaml").exists():
             if not resume:
                 raise RunError(f"{self.folder} holds a run already: give another --out, or go on with --resume true")
-            check_same(read_config(self.folder), self._config, self.folder)
+            check_same(_known(read_config(self.folder), self._config), self._config, self.folder)
+            if (self.folder / "result.json").exists() and not has_state(self.state):
+                raise RunError(f"{self.folder} is finished, and holds no state to go on from: give another --out")
+            self._release = lock(self.folder)
         elif self.folder.exists() and not _is_empty(self.folder):
             raise RunError(f"{self.folder} exists and holds no run: give --out a new or empty folder")
 
@@ -103,6 +114,10 @@ class Run:
 
     def _begin(self, start: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._release is None:
+            self._release = lock(self.folder)
+            if not _is_empty(self.folder):
+                raise RunError(f"{self.folder} was empty when this run was started, and now another has begun in it")
         for partial in self.folder.rglob(f".*{PARTIAL}"):  # a kill while a file was written
             partial.unlink()
         config, surroundings = self.folder / "config.yaml", self.folder / "environment.json"
@@ -110,7 +125,8 @@ class Run:
         if not config.exists():
             _write_yaml(config, self._config)
         if not surroundings.exists():
-            write_json(surroundings, environment())
+            precision = self._config.get("training", {}).get("precision")
+            write_json(surroundings, {**environment(), "precision": precision})
         resumed = has_state(self.state)
         self._rewind(start, read_rows(self.folder) if resumed else [])
         from torch.utils.tensorboard import SummaryWriter
@@ -130,6 +146,39 @@ class Run:
         save_model(model, self.folder / "model.safetensors")
         write_json(self.folder / "result.json", figures)
 
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+
+def content_of(weights: str | None) -> str | None:
+    """Weights by their content, as a file may be replaced by another of the same name; None where there is no file."""
+    path = Path(weights or "")
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not weights or not file.is_file():
+        return None
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_replaceable(path: Path, mark: str) -> None:
+    """Refuse to write over what a command has not written: files of a run, links, and any file without its mark."""
+    if path.name in FILES:
+        raise RunError(f"{path}: a file of this name belongs to a run; give --out another name")
+    if path.is_symlink():
+        raise RunError(f"{path} is a link, and what it points to would stay as it is: give --out another name")
+    if path.exists():
+        with path.open("rb") as file:
+            if mark.encode() not in file.read(1000):
+                raise RunError(f"{path} is there, and not of this command: give --out another name")
+
+
+def _known(saved: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved settings, with the content of the weights where an older version did not write it down."""
+    return {**{key: config[key] for key in (CONTENT,) if key in config}, **saved}
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read config.yaml of a run."""
@@ -139,8 +188,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{folder} is not a run: it has no config.yaml")
     try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        config: Any = read_yaml(path.read_text(encoding="utf-8"), path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is damaged ({error}); take up the run from a copy, or start another") from error
     if not isinstance(config, dict):
         raise RunError(f"{path} is damaged (no settings in it); take up the run from a copy, or start another")
@@ -181,7 +230,7 @@ def _without_tracebacks() -> None:
 
 def _is_empty(path: Path) -> bool:
     """Tell a folder with nothing in it, but for what a kill left of a file that was being written."""
-    return path.is_dir() and all(entry.name.endswith(PARTIAL) for entry in path.iterdir())
+    return path.is_dir() and all(entry.name == LOCK or entry.name.endswith(PARTIAL) for entry in path.iterdir())
 
 
 def _version(name: str) -> str | None:

@@ -44,9 +44,7 @@ class Averaged(Method):
         check_choice("average", average, get_args(Average))
         whole_number("window", window, 1)
         if not 0.0 <= decay < 1.0 or not 0.0 <= start < 1.0:
-            raise ValueError(
-                f"decay and start must be in [0, 1); got decay={decay}, start={start}"
-            )
+            raise ValueError(f"decay and start must be in [0, 1); got decay={decay}, start={start}")
         self.method, self.average = method, average
         self.decay, self.start, self.window = decay, start, window
         self.needs_reference, self.remedy = method.needs_reference, method.remedy

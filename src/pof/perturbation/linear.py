@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pof._support.batches import class_targets
 from pof._support.precision import wide_dtype, without_autocast
 from pof.perturbation.search import Condition, last_of
 
@@ -90,6 +91,7 @@ def encode_targets(
         raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
     if n == 0:
         raise ValueError("the mini-batch is empty: give it at least one sample")
+    targets = class_targets(targets, c)
     if targets.is_floating_point():
         if targets.shape != like.shape:
             raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
@@ -97,7 +99,7 @@ def encode_targets(
     else:
         _check_indices(targets, n, c)
         counted = (targets != IGNORED).to(like.dtype)
-        indices = targets.long().clamp_min(0)
+        indices = targets.clamp_min(0)
         mass = F.one_hot(indices, c).to(like.dtype)
         total = counted.sum() if class_weights is None else (class_weights.to(like)[indices] * counted).sum()
     if label_smoothing:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pof._support.batches import class_targets
 from pof._support.precision import without_autocast
 from pof.perturbation.linear import IGNORED, Targets, cross_entropy, encode_targets
 
@@ -70,6 +71,7 @@ class CrossEntropy(nn.Module):
         Raises:
             ValueError: if floating-point targets are no probabilities.
         """
+        targets = class_targets(targets, logits.shape[1])
         _check_probabilities(targets)
         counts = None if targets.is_floating_point() else weight_of(self, targets) > 0
         # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.

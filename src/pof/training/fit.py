@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pof._support import distributed
 from pof._support.checks import whole_number
 from pof._support.modules import modes_kept
-from pof._support.precision import AUTOCAST, Precision
+from pof._support.precision import AskedPrecision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
@@ -54,7 +54,7 @@ def fit(
     checkpoint_every: int | None = None,
     accumulation: int = 1,
     clip_norm: float | None = None,
-    precision: Precision = "fp32",
+    precision: AskedPrecision = "fp32",
     device: str | torch.device | None = None,
     log: Log | None = None,
 ) -> FitResult:
@@ -78,7 +78,8 @@ def fit(
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
         accumulation: mini-batches per optimizer step; each counts by its samples.
         clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
-        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (with a scaled loss).
+        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (with a scaled loss); ``"auto"``: bf16 where the
+            hardware computes in it, else fp32.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per step, per epoch, and at the end.
 
@@ -92,12 +93,14 @@ def fit(
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
-    _check_choices(precision, schedule, resume, checkpoint_dir)
-    method.to(find_device(device))
+    _check_choices(schedule, resume, checkpoint_dir)
+    place = find_device(device)
+    found = find_precision(precision, place)
+    method.to(place)
     _check_network(method)
     _check_shared(train_loader)
     with _attached(method), modes_kept(method):
-        stepper = Stepper(method, _made(method, optimizer), precision, clip_norm)
+        stepper = Stepper(method, _made(method, optimizer), found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         steps = math.ceil(_length(train_loader) / accumulation)
         timetable = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
@@ -126,9 +129,7 @@ def _check_numbers(epochs: int, accumulation: int, checkpoint_every: int | None,
         raise ValueError(f"clip_norm must be > 0 or None; got {clip_norm}")
 
 
-def _check_choices(precision: str, schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
-    if precision not in AUTOCAST:
-        raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}; got {precision!r}")
+def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
     if resume and checkpoint_dir is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import Inputs, call, logits_of
+from pof._support.batches import Inputs, call, outputs_in
 from pof._support.modules import BATCH_NORMS, contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
 from pof.methods import Method
@@ -185,7 +185,8 @@ class Loop:
         finite = all(bool(parameter.isfinite().all()) for parameter in candidate.parameters())
         if finite and self.last is not None and self.last.size:
             with torch.no_grad(), evaluating(candidate), autocast(self.stepper.device, self.stepper.autocast):
-                finite = bool(logits_of(call(candidate, self.last.inputs)).isfinite().all())
+                found = outputs_in(call(candidate, self.last.inputs)).values()
+                finite = all(bool(tensor.isfinite().all()) for tensor in found)
         self.last = None
         if not all(distributed.gather_objects(finite)):
             raise _Diverged(

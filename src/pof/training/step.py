@@ -17,7 +17,6 @@ from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.training.stream import Micro
 
-
 TINY = torch.finfo(torch.float64).tiny
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from torch import nn
 
+from pof._support import precision
 from pof.app.cli import parse
 from pof.app.cli._experiment import ExperimentOptions
 from pof.app.experiment.plan import GROUPS, Plan, make_plan, shard
@@ -79,7 +80,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"methods": {" a": {"method": "pof"}}, "control": None}, "methods: a name is a text without .* got ' a'"),
     ({"methods": {1: {"method": "pof"}}, "control": None}, "methods: a name is a text without .* got 1"),
     ({"seeds": 0}, "seeds: give a number >= 1"),
-    ({"seeds": [1, 1]}, "seeds: give a number >= 1, or a list of different numbers"),
+    ({"seeds": [1, 1]}, "seeds: give a number .* or a list of different numbers"),
     ({"seeds": True}, "seeds: give a number"),
     ({"data": {"data": "digits", "splitseed": 1}}, "data: .*'splitseed' is not accepted"),
     ({"data": {"data": None}}, "data.data is not given: name it in the recipe, or add --set data.data="),
@@ -97,6 +98,28 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"control": "none"}, "control: 'none' is none of the methods sgd, pof, long"),
     ({"budget": 0.5}, "methods.sgd: a budget of 0.5 does not pay one epoch"),
     ({"budget": "4 epochs"}, "budget: give a number"),
+    ({"budget": float("inf")}, "budget: give a number .*got inf"),
+    ({"name": "a" * 101}, "name: it becomes a folder .* at most 100"),
+    ({"settings": {"a" * 101: {}}}, "settings: a name has at most 100 characters; got one of 101"),
+    ({"control": ["sgd"]}, "control: .*'sgd'.* is none of the methods"),
+    ({"control": {"sgd": 1}}, "control: .* is none of the methods"),
+    ({"seeds": 10**30}, "seeds: give a number >= 1"),
+    ({"seeds": [2**64]}, "seeds: give a number >= 1"),
+    ({"methods": METHODS | {"new": {"method": "sma"}}}, "methods.new: unknown method 'sma': choose one of"),
+    ({"methods": METHODS | {"new": {"method": "../up"}}}, "methods.new: unknown method '../up'"),
+    ({"methods": METHODS | {"new": {"method": "sam", "lr": -0.1}}}, "methods.new: lr must be a finite number > 0"),
+    ({"methods": METHODS | {"new": {"method": "sam", "sam": {"rho": -1}}}}, "methods.new: rho"),
+    ({"methods": METHODS | {"new": {"method": "sam", "sam": {"ascent_share": float("inf")}}}}, "methods.new: ascent_s"),
+    ({"methods": METHODS | {"new": {"method": "ema", "average": {"kind": "swa"}}}}, "methods.new: .* averages already"),
+    ({"methods": METHODS | {"new": {"method": "pof", "epochs": None}}}, "methods.new: .*epochs"),
+    ({"methods": METHODS | {"new": {"method": "pof", "epochs": 10**30}}}, "methods.new: epochs must be a whole"),
+    ({"methods": METHODS | {"new": {"method": "pof", "label_smoothing": 2.0}}}, "methods.new: label_smoothing"),
+    ({"methods": METHODS | {"new": {"method": "adarand", "regularizer": {"lr": -1.0}}}}, "methods.new: lr"),
+    ({"methods": METHODS | {"new": {"method": "pof", "device": "nope"}}}, "methods.new: .*nope"),
+    (
+        {"pretrain": {"method": "sam", "sam": {"rho": "auto"}}},
+        "pretrain: sam.rho auto is for a network that is trained",
+    ),
 ]
 
 
@@ -131,6 +154,35 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises(RecipeError, match=r"bad\.yaml is|the recipe lacks 'seeds'"):
+        read_recipe(file)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_every_method_is_built_on_the_stand_in(name: str) -> None:
+    few, _ = parse_recipe(changed(methods={"it": {"method": name, "epochs": 1}}, control=None)).settings
+    assert few.methods["it"].method == name
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: a\ntrain:\n  lr: 0.1\n  momentum: 0.9\n  lr: 0.2\n")
+    with pytest.raises(ValueError, match=r"twice\.yaml, line 3: the key 'lr' is given twice"):
+        read_recipe(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]\n",
+        "a: &a [1, 2, 3, 4, 5, 6, 7, 8]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    ],
+    ids=["in itself", "8 to the 9th"],
+)
+def test_aliases_that_expand_without_end_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bomb.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"bomb\.yaml has more than 100000 values"):
         read_recipe(file)
 
 
@@ -188,6 +240,18 @@ def test_what_determines_a_stage_is_in_its_name(parts: dict[str, Any]) -> None:
     assert (before.pretrain == after.pretrain) == (
         "data" not in parts and "model" not in parts and "pretrain" not in parts
     )
+
+
+def test_the_precision_that_is_found_is_in_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the word auto: what was computed in fp32 stays what it was, and other hardware is another stage."""
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    plans = [plan_of(train=SOURCE["train"] | {"precision": name}) for name in ("auto", "fp32", "bf16")]
+    assert plan_of().stages.keys() == plans[0].stages.keys() == plans[1].stages.keys() != plans[2].stages.keys()
+    assert {stage.training.precision for stage in plans[0].stages.values()} == {"fp32"}
+    # As named before the option auto was there.
+    assert next(iter(plans[0].stages)) == "pretrain-1f82636a9a8b"
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    assert {stage.training.precision for stage in plan_of().stages.values()} == {"bf16"}
 
 
 def test_threads_and_the_content_of_weights_are_in_the_name(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
+from pof._support.precision import find_precision
 from pof.app.experiment.recipe import Recipe, RecipeError, Setting
 from pof.app.methods import GROUPS, entry_of, with_own_group_only
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain
+from pof.app.run_folder import content_of
 from pof.models import PRETRAINED
 
 RUNS = "runs"
@@ -131,7 +132,11 @@ def _stage(
     if parent is not None:
         model, origin = replace(model, weights=None, source_classes=None), parent.name
     own = entry_of(training.method).group
+    # Found here, not in the worker: the name says what was computed, and an explicit fp32 is the same stage.
     training = with_own_group_only(training)
+    if training.precision == "auto":
+        found = find_precision("auto", torch.device(training.device or _device()))
+        training = replace(training, precision=found)
     content = {
         "model": plain({**vars(model), "weights": origin}),
         "data": plain(vars(data)),
@@ -151,11 +156,10 @@ def _device() -> str:
 
 
 def _fingerprint(weights: str | None) -> str | None:
-    """Weights by their content: a file may be replaced by another of the same name."""
+    """What a stage's name says of its weights: their content."""
     if weights is None or weights == PRETRAINED:
         return weights
-    path = Path(weights)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise RecipeError(f"model.weights: no such file: {file}")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    content = content_of(weights)
+    if content is None:
+        raise RecipeError(f"model.weights: no such file: {weights} (of a run folder: its model.safetensors)")
+    return content

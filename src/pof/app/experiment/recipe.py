@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pof.app.budget import epochs_within
+from pof.app.documents import read_yaml
+from pof.app.experiment.checks import MOST, check_training
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 
 T = TypeVar("T", DataOptions, ModelOptions, TrainOptions)
 KEYS = ("name", "seeds", "data", "model", "pretrain", "settings", "train", "budget", "methods", "control")
 SECTIONS = ("data", "model", "pretrain", "train", "budget")
 """What a setting can override."""
+
+
+LONGEST = 100
+"""Characters of a name."""
+MOST_SEEDS = 100_000
 
 
 class RecipeError(ValueError):
@@ -57,9 +64,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     import yaml
 
     try:
-        source: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        source: Any = read_yaml(Path(path).read_text(encoding="utf-8"), path)
         values = [(*_assignment(text), text) for text in overrides]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is no YAML: {error}") from error
     if not isinstance(source, dict):
         raise RecipeError(f"{path} is not a recipe: it needs the keys {', '.join(KEYS)}")
@@ -75,15 +82,20 @@ def parse_recipe(source: Mapping[str, Any]) -> Recipe:
     if missing:
         raise RecipeError(f"the recipe lacks {missing[0]!r}")
     name = source["name"]
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name) or name in {"runs", "failed"}:
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(rf"\w[\w.+-]{{0,{LONGEST - 1}}}", name)
+        or name in {"runs", "failed"}
+    ):
         raise RecipeError(
-            f"name: it becomes a folder beside 'runs' and 'failed', so give letters, digits, . + - _; got {name!r}"
+            f"name: it becomes a folder beside 'runs' and 'failed', so give at most {LONGEST} letters, digits,"
+            f" . + - _; got {name!r}"
         )
     methods = _mapping(source["methods"], "methods")
     if not methods:
         raise RecipeError("methods: give at least one")
     control = source.get("control")
-    if control is not None and control not in methods:
+    if control is not None and not (isinstance(control, str) and control in methods):
         raise RecipeError(f"control: {control!r} is none of the methods {', '.join(map(str, methods))}")
     parts = _mapping(source.get("settings") or {name: {}}, "settings")
     settings = tuple(_setting(_check_name(label, "settings"), source, part) for label, part in parts.items())
@@ -113,7 +125,9 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
         parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
         parse_section(DataOptions, data, "data"),
         "split_seed" not in data,
-        None if pretrain is None else _training({"method": "finetune", **_mapping(pretrain, "pretrain")}, "pretrain"),
+        None
+        if pretrain is None
+        else _training({"method": "finetune", **_mapping(pretrain, "pretrain")}, "pretrain", True),
         {
             _check_name(label, "methods"): _method(train, own, merged["budget"], f"methods.{label}")
             for label, own in source["methods"].items()
@@ -126,8 +140,8 @@ def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> Trai
     training = _training(_merged(train, mine), where)
     if budget is None or "epochs" in mine:
         return training
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
-        raise RecipeError(f"budget: give a number of epochs of plain training; got {budget!r}")
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= MOST:
+        raise RecipeError(f"budget: give a number of epochs of plain training, at most {MOST}; got {budget!r}")
     if "epochs" in train:
         raise RecipeError("train.epochs and budget are both given: leave out one (a method may have its own epochs)")
     try:
@@ -136,10 +150,15 @@ def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> Trai
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _training(values: Mapping[str, Any], where: str) -> TrainOptions:
+def _training(values: Mapping[str, Any], where: str, from_scratch: bool = False) -> TrainOptions:
     if "seed" in values:
         raise RecipeError(f"{where}.seed: the seeds of an experiment are under the recipe's key 'seeds'")
-    return parse_section(TrainOptions, values, where)
+    training = parse_section(TrainOptions, values, where)
+    try:
+        check_training(training, from_scratch=from_scratch)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
+    return training
 
 
 def parse_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -162,10 +181,14 @@ def parse_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
-    whole = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SEEDS
+    seeds = list(range(value)) if number else value
+    whole = isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**63 for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise RecipeError(f"seeds: give a number >= 1, or a list of different numbers >= 0; got {value!r}")
+        raise RecipeError(
+            f"seeds: give a number >= 1 and <= {MOST_SEEDS}, or a list of different numbers >= 0 and < 2**63; got"
+            f" {value!r}"
+        )
     return tuple(seeds)
 
 
@@ -177,6 +200,8 @@ def _check_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> 
 
 def _check_name(value: Any, where: str) -> str:
     """What stands in tables of several formats."""
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise RecipeError(f"{where}: a name has at most {LONGEST} characters; got one of {len(value)}")
     if not isinstance(value, str) or not re.fullmatch(r"[^|\\{}$^~\s]([^|\\{}$^~\n\t]*[^|\\{}$^~\s])?", value):
         raise RecipeError(f"{where}: a name is a text without | \\ {{ }} $ ^ ~ and blanks at its ends; got {value!r}")
     return value

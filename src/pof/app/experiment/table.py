@@ -75,7 +75,12 @@ def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
+        writer.writerows([_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """A value of the table; a text that a spreadsheet would take for a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> ResultRow:

@@ -1,0 +1,43 @@
+"""What a recipe's methods refuse, found before anything runs: each is built around a small stand-in network."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pof._support.random import isolated
+from pof.app.job import make_optimizer
+from pof.app.methods import Context, build_method
+from pof.app.options import TrainOptions
+
+MOST = 1_000_000
+"""Epochs, and forward-backward passes: a typing error, not an experiment, beyond that."""
+_found: set[str] = set()
+
+
+def check_training(training: TrainOptions, *, from_scratch: bool) -> None:
+    """Refuse options that a run would refuse, with its own words."""
+    key = f"{from_scratch} {training}"
+    if key in _found:
+        return
+    for name in ("epochs", "batch_size", "accumulation"):
+        value = getattr(training, name)
+        if not isinstance(value, int) or not 1 <= value <= MOST:
+            raise ValueError(f"{name} must be a whole number from 1 to {MOST}; got {value!r}")
+    for name in ("clip_norm", "checkpoint_every"):
+        value = getattr(training, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be > 0, or not be given; got {value!r}")
+    torch.device(training.device or "cpu")
+    with warnings.catch_warnings(), isolated(0, torch.device("cpu")):
+        warnings.simplefilter("ignore")
+        images, labels = torch.randn(8, 1, 4, 4), torch.arange(8) % 2
+        layers = (nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+        batches = [(images, labels)]
+        context = Context(nn.Sequential(*layers), None, training, 2, batches, batches, from_scratch)
+        method = build_method(context)
+        make_optimizer(method, training if training.lr != "auto" else replace(training, lr=1.0))
+    _found.add(key)
