@@ -82,7 +82,9 @@ def test_a_loader_that_repeats_itself_is_no_recycling_one() -> None:
 
 
 def test_a_mini_batch_of_one_sample_under_batch_norm_is_named_with_its_step() -> None:
-    with pytest.raises(ValueError, match=r"step 3 has a mini-batch of 1 sample, too few for batch norm.*drop_last=True"):
+    with pytest.raises(
+        ValueError, match=r"step 3 has a mini-batch of 1 sample, too few for batch norm.*drop_last=True"
+    ):
         fit(pof.Finetune(mlp(norm=True)), batches(3, last=1))
 
 

@@ -1,7 +1,8 @@
 """What a batch is: ``(inputs, targets)``, or a dict with the targets under ``labels``.
 
 Inputs are one tensor (N, ...), a mapping of tensors passed to the model as keywords (the Hugging Face convention), or
-several in a tuple.  Every other module takes batches apart through these functions, so a new kind of batch is one change.
+several in a tuple.  Every other module takes batches apart through these functions, so a new kind of batch is one
+change.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _from_one_hot(targets: Tensor) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """Call ``model`` on inputs (N, ...): a mapping is passed as keywords, several inputs as its ``forward`` takes them."""
+    """Call ``model`` on inputs (N, ...): a mapping as keywords, several inputs as its ``forward`` takes them."""
     args, kwargs = arguments(model, inputs)
     return model(*args, **kwargs)
 
@@ -152,13 +153,15 @@ def described_outputs(found: Mapping[int | str, Tensor]) -> str:
 
 def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
     """View the first ``count`` samples of a mini-batch of N: those of every tensor with N rows."""
+    if isinstance(inputs, PackedSequence):
+        raise ValueError("a PackedSequence cannot be cut into samples: use the whole mini-batch")
     return first_inputs(inputs, count, len(targets)), targets[:count]
 
 
 def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inputs:
-    """View the inputs of the first ``count`` of so many ``samples``."""
+    """View the inputs of the first ``count`` of so many ``samples``; packed sequences whole."""
     if isinstance(inputs, PackedSequence):
-        raise ValueError("a PackedSequence cannot be cut into samples: use the whole mini-batch")
+        return inputs
     if samples is None:
         lengths = [len(tensor) for tensor in tensors_of(inputs) if tensor.ndim]
         samples = max(lengths, key=lengths.count, default=0)  # a table beside the samples has another length
