@@ -36,7 +36,7 @@ def world_size() -> int:
 def weighted_mean(values: Tensor, weights: Tensor) -> tuple[list[list[float]], list[float]]:
     """Average numbers over the processes, each by its weight.
 
-    ``values`` (K, M) are the process's own means, ``weights`` (K,) what each of its K rows counts, such as samples, not all 0.
+    ``values`` (K, M) are the process's own means, ``weights`` (K,) what each of its K rows counts.
     Gives K lists of M means, and the K sums of the weights.
     """
     if active():

@@ -8,7 +8,7 @@ Other weights than the network's own are tried by functional call: no parameter 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, call, to_device, unpack
+from pof._support.batches import Inputs, arguments, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
@@ -107,11 +107,8 @@ def outputs_of(
     Probabilities are turned into logits for the cross-entropy; any other loss gets them as they are.
     """
     reading = _readings.get(model) or Reading(model)
-    if weights is None:
-        output = call(model, inputs)
-    else:
-        arguments = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,),)
-        output = functional_call(model, weights, *arguments)
+    args = arguments(model, inputs)
+    output = model(*args[0], **args[1]) if weights is None else functional_call(model, weights, *args)
     return reading(output, inputs, log=cross_entropy_options(loss) is not None)
 
 

@@ -148,7 +148,7 @@ class SharpnessAware(Method):
         device = next(self.model.parameters()).device
         found: list[float] = []
         taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
-        with in_training(self), frozen_statistics(self.model):
+        with in_training(self.model), frozen_statistics(self.model):
             while window := list(islice(taken, accumulation)):
                 if distributed.active() or any(len(targets) for _, targets in window):
                     found.append(self._rho_of(window, optimizer, level, found[-1] if found and found[-1] else 0.1))

@@ -19,7 +19,8 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     """What a mini-batch counts in a mean over several, scalar of float64: what its own mean loss was divided by.
 
-    Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
+    Returns:
+        Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
     """
     entropy = isinstance(loss, CrossEntropy | nn.CrossEntropyLoss) or loss is F.cross_entropy
     if not entropy or targets.is_floating_point():

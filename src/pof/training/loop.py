@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import Inputs, call, logits_of
+from pof._support.batches import Inputs, call, outputs_in
 from pof._support.modules import BATCH_NORMS, contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
 from pof.methods import Method
@@ -135,7 +135,7 @@ class Loop:
         first = last = 0
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             rate = self.stepper.optimizer.param_groups[0]["lr"]
-            result = self.stepper.step(window)
+            result = self._step(window)
             self.scheduler.step()
             self.steps += 1
             self.pending.append((self.steps, rate, result))
@@ -160,6 +160,17 @@ class Loop:
         self._validate(self.epoch, start)
         self._save(None)
         return True
+
+    def _step(self, window: list[Micro]) -> StepResult:
+        try:
+            return self.stepper.step(window)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"step {self.steps + 1} has a mini-batch of {min(m.size for m in window)} sample, too few for batch"
+                " norm: give the loader drop_last=True, or freeze the norms with eval()"
+            ) from error
 
     def _flush(self) -> None:
         """Read the losses of the last steps: log them, and stop at the first that is not finite."""
@@ -187,7 +198,8 @@ class Loop:
         finite = all(bool(parameter.isfinite().all()) for parameter in candidate.parameters())
         if finite and self.last is not None and self.last.size:
             with torch.no_grad(), evaluating(candidate), autocast(self.stepper.device, self.stepper.autocast):
-                finite = bool(logits_of(call(candidate, self.last.inputs)).isfinite().all())
+                found = outputs_in(call(candidate, self.last.inputs)).values()
+                finite = all(bool(tensor.isfinite().all()) for tensor in found)
         self.last = None
         if not all(distributed.gather_objects(finite)):
             raise _Diverged(

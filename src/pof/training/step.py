@@ -35,8 +35,8 @@ class Stepper:
     """Takes optimizer steps with a method.
 
     Gradients are those of the mean over all samples of the window and of all processes: a mini-batch counts as
-    ``method.weight_of`` says, by its samples or class weights.  With SAM the second pass leaves running statistics alone, and its gradient is the one clipped.
-    ``precision="fp16"`` scales the loss.
+    ``method.weight_of`` says, by its samples or class weights.  With SAM the second pass leaves running statistics
+    alone, and its gradient is the one clipped.  ``precision="fp16"`` scales the loss.
     """
 
     def __init__(
