@@ -108,4 +108,4 @@ class Walk:
         """What was left out, in words; empty if nothing was."""
         kinds = ", ".join(f"{count} {end}" for end, count in self.others.most_common(6))
         more = ", ..." if len(self.others) > 6 else ""
-        return kinds and f"{self.others.total()} files are left out, as no images that are read here: {kinds}{more}"
+        return kinds and f"files left out, as no images that are read here: {kinds}{more}"
