@@ -72,35 +72,59 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
-def logits_of(output: Any) -> Tensor:
-    """Take the logits (N, C) out of a model's output.
+def outputs_in(output: Any) -> dict[int | str, Tensor]:
+    """Find the tensors of a model's output that could be its logits.
 
-    That is a tensor, an object with ``.logits`` (transformers, torchvision's auxiliary outputs), a mapping with
-    ``"logits"``, or a tuple whose first entry is the logits.
+    Of a tensor itself, an object with ``.logits`` (transformers, torchvision's auxiliary outputs) and a mapping with
+    ``"logits"`` that is one; of any other mapping, tuple or list all floating-point tensors with two axes.
+
+    Returns:
+        Position or key in the output -> tensor; ``"logits"`` where there is one only.
     """
-    if isinstance(output, Tensor):
-        return output
-    candidate = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if candidate is None and isinstance(output, tuple) and output:
-        candidate = output[0]
-    if isinstance(candidate, Tensor):
-        return candidate
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(named, Tensor):
+        return {"logits": named}
+    items = (
+        output.items()
+        if isinstance(output, Mapping)
+        else enumerate(output)
+        if isinstance(output, (tuple, list))
+        else ()
+    )
+    return {k: v for k, v in items if isinstance(v, Tensor) and v.is_floating_point() and v.ndim == 2}
+
+
+def logits_of(output: Any, place: int | str | None = None) -> Tensor:
+    """Take the logits (N, C) out of a model's output; ``place`` is one of :func:`outputs_in`, None the only one."""
+    found = outputs_in(output)
+    if place in found or len(found) == 1:
+        return found[place] if place in found else next(iter(found.values()))
+    if found:
+        raise ValueError(
+            f"which are the logits? The network returns {described_outputs(found)}; let it return them alone, or in an"
+            " object with .logits"
+        )
     raise ValueError(f"no logits in the model's output of type {type(output).__name__}")
 
 
-def batch_size(inputs: Inputs) -> int:
-    """Count the samples N of inputs (N, ...)."""
-    tensor = next(v for v in inputs.values() if isinstance(v, Tensor)) if isinstance(inputs, Mapping) else inputs
-    return int(tensor.shape[0])
+def described_outputs(found: Mapping[int | str, Tensor]) -> str:
+    """List the tensors in an output with their shapes, for an error."""
+    return ", ".join(f"{tuple(tensor.shape)} at {place!r}" for place, tensor in found.items())
 
 
 def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
     """View the first ``count`` samples of a mini-batch of N; of a mapping, those of every tensor with N rows."""
+    return first_inputs(inputs, count), targets[:count]
+
+
+def first_inputs(inputs: Inputs, count: int) -> Inputs:
+    """View the inputs of the first ``count`` samples."""
     if isinstance(inputs, Tensor):
-        return inputs[:count], targets[:count]
-    samples = batch_size(inputs)
+        return inputs[:count]
+    lengths = [len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim]
+    samples = max(lengths, key=lengths.count, default=0)  # a table beside the samples has another length
     rows = {key: isinstance(value, Tensor) and value.shape[:1] == (samples,) for key, value in inputs.items()}
-    return {key: value[:count] if rows[key] else value for key, value in inputs.items()}, targets[:count]
+    return {key: value[:count] if rows[key] else value for key, value in inputs.items()}
 
 
 def to_device(value: T, device: torch.device | str) -> T:

@@ -41,8 +41,9 @@ def lock(folder: Path) -> Callable[[], None]:
                 if error.errno not in {errno.EACCES, errno.EAGAIN}:
                     raise
                 file.seek(0)
-                holder = file.read() or "another process"
-                raise LockedError(f"{folder} is in use by {holder}: stop it, or wait") from None
+                raise LockedError(
+                    f"{folder} is in use by {file.read() or 'another process'}: stop it, or wait"
+                ) from None
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
             file.close()  # its holder removed it between the two calls

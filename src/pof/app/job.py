@@ -286,7 +286,7 @@ def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
     lr, decay, momentum = training.lr, training.weight_decay, training.momentum
     if training.optimizer == "adamw":
         return method.build_optimizer(torch.optim.AdamW, lr=lr, weight_decay=decay)
-    nesterov = momentum > 0
+    nesterov = momentum > 0 and entry_of(training.method).nesterov
     return method.build_optimizer(torch.optim.SGD, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
 
 

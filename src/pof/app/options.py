@@ -78,7 +78,7 @@ class TrainOptions(MethodOptions):
 
     Args:
         lr: peak learning rate; auto: from that of the run whose folder --weights names.
-        optimizer: sgd (Nesterov) or adamw.
+        optimizer: sgd (Nesterov; of msam plain momentum) or adamw.
         momentum: of sgd.
         weight_decay: of the optimizer.
         schedule: of the learning rate.

@@ -75,6 +75,12 @@ class Regularizer(nn.Module, ABC):
             The penalty, a scalar.
         """
 
+    def open(self) -> None:
+        """Put the hooks that it needs on the model again, after :meth:`close`; nothing for most."""
+
+    def close(self) -> None:
+        """Take its hooks off the model, after training; nothing for most."""
+
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Adapt the regulariser's own state, once after the optimizer's step; does nothing unless overridden.
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from pof._support.batches import Inputs, batch_size, to_device, unpack
+from pof._support.batches import Inputs, to_device, unpack
 from pof._support.random import capture, restore
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Micro:
 
     @property
     def size(self) -> int:
-        return batch_size(self.inputs)
+        return len(self.targets)
 
 
 def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T, T]]:
@@ -104,7 +104,7 @@ class Stream(Generic[T]):
             "epoch_random": self._epoch_random,
             "ahead_random": self._ahead_random,
             "random": capture(),
-            "generators": [g.get_state() for g in _generators(self.loader)],
+            "generators": [g.get_state() for g in loader_generators(self.loader)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ class Stream(Generic[T]):
         self._put_back(state["generators"])
 
     def _put_back(self, states: list[Tensor]) -> None:
-        for generator, state in zip(_generators(self.loader), states, strict=True):
+        for generator, state in zip(loader_generators(self.loader), states, strict=True):
             generator.set_state(state)
 
     def _stateless(self, epoch: int, resume: dict[str, Any] | None) -> tuple[Iterator[T], T | None]:
@@ -128,7 +128,7 @@ class Stream(Generic[T]):
     def _replayed(self, epoch: int, resume: dict[str, Any] | None) -> tuple[Iterator[T], T | None]:
         """The same for any loader: fetch again what the interrupted run had fetched; there is no shorter way."""
         if not resume:
-            states = [g.get_state() for g in _generators(self.loader)]
+            states = [g.get_state() for g in loader_generators(self.loader)]
             self._epoch_random = {"global": capture(), "loader": states}
             set_epoch(self.loader, epoch)
             return self._fetched(iter(self.loader)), None
@@ -172,7 +172,7 @@ def windows(
         yield window
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def loader_generators(loader: Any) -> list[torch.Generator]:
     """The generators of a DataLoader and its samplers, each once."""
     owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
     owners.append(getattr(owners[-1], "sampler", None))

@@ -1,7 +1,7 @@
 """The command ``pof``: parsing and printing only; what a command does is in the package.
 
-Bad input ends with exit code 2 and one line; a traceback is a bug, or wanted: ``POF_TRACEBACK=1``.  A RuntimeError
-counts as bad input: torch raises it for a network that does not fit its data, a device that is not there, no memory.
+Bad input ends with exit code 2 and one line, with ``POF_TRACEBACK=1`` with a traceback.  Any exception counts as bad
+input: models and data are a user's code, and torch raises a RuntimeError for a network that does not fit its data.
 A help text imports no torch: each command imports what it needs when it runs.
 """
 
@@ -13,9 +13,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pof.app.cli import _demo, _evaluate, _experiment, _report
+from pof.app.documents import DocumentError, read_yaml
+from pof.app.errors import one_line
 from pof.app.methods import METHODS
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
 
@@ -89,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(*options)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get("POF_TRACEBACK"):
             raise
-        print(f"pof: error: {_one_line(error)}", file=sys.stderr)
+        print(f"pof: error: {one_line(error)}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -109,6 +112,7 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
         if name in arguments:  # reading the options of all commands takes longer than anything else here
             _add_options(sub, command)
         parsers.add_subcommand(name, sub, help=command.help)
+    _check_configs(arguments)
     try:
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
@@ -117,6 +121,20 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
     made = parser.instantiate(parsed)[parsed.command]
     command = COMMANDS[parsed.command]
     return command, [_group(group, made) for group in command.groups]
+
+
+def _check_configs(arguments: Sequence[str]) -> None:
+    """Refuse what the parser would take from a file without a word; all else it says itself."""
+    pairs = zip(arguments, arguments[1:], strict=False)
+    files = [value for flag, value in pairs if flag == "--config"]
+    files += [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
+    for file in files:
+        try:
+            read_yaml(Path(file).read_text(encoding="utf-8"), file)
+        except DocumentError:
+            raise
+        except Exception:
+            continue
 
 
 def _add_options(parser: ArgumentParser, command: Command) -> None:
@@ -155,10 +173,3 @@ def _help(group: type[Any]) -> Iterator[tuple[str, str]]:
     for kind in reversed(group.__mro__):
         for parameter in parse(kind.__doc__ or "").params:
             yield parameter.arg_name, (parameter.description or "").rstrip(".")
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    hint = " (POF_TRACEBACK=1 shows where)" if isinstance(error, RuntimeError) else ""
-    return " ".join(str(error).split()) + hint

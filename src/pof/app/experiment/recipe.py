@@ -82,8 +82,11 @@ def parse_recipe(source: Mapping[str, Any]) -> Recipe:
     if missing:
         raise RecipeError(f"the recipe lacks {missing[0]!r}")
     name = source["name"]
-    valid = isinstance(name, str) and re.fullmatch(rf"\w[\w.+-]{{0,{LONGEST - 1}}}", name)
-    if not valid or name in {"runs", "failed"}:
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(rf"\w[\w.+-]{{0,{LONGEST - 1}}}", name)
+        or name in {"runs", "failed"}
+    ):
         raise RecipeError(
             f"name: it becomes a folder beside 'runs' and 'failed', so give at most {LONGEST} letters, digits,"
             f" . + - _; got {name!r}"
@@ -117,14 +120,14 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     merged = {key: _merged(source.get(key), part[key]) if key in part else source.get(key) for key in SECTIONS}
     data = _mapping(merged["data"], "data")
     pretrain, train = merged["pretrain"], _mapping(merged["train"] or {}, "train")
-    if pretrain is not None:
-        pretrain = _training({"method": "finetune", **_mapping(pretrain, "pretrain")}, "pretrain", True)
     return Setting(
         name,
         parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
         parse_section(DataOptions, data, "data"),
         "split_seed" not in data,
-        pretrain,
+        None
+        if pretrain is None
+        else _training({"method": "finetune", **_mapping(pretrain, "pretrain")}, "pretrain", True),
         {
             _check_name(label, "methods"): _method(train, own, merged["budget"], f"methods.{label}")
             for label, own in source["methods"].items()

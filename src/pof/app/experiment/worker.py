@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock
 
 from pof.app import job
+from pof.app.errors import one_line
 from pof.app.experiment.plan import Stage
 from pof.app.options import RunOptions
 from pof.training.fit import DivergenceWarning
@@ -79,8 +80,7 @@ def _outcome(stage: Stage, runs: Path) -> Outcome:
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED)
     except Exception as error:  # anything that a user's model or data raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Outcome(reason, traceback.format_exc())
+        return Outcome(one_line(error), traceback.format_exc())
 
 
 def _locked(runs: Path, name: str) -> AbstractContextManager[object]:
