@@ -17,7 +17,7 @@ FEW = ["--batches", "2", "--device", "cpu"]
 
 def test_flatness_prints_and_writes_the_figures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figures"
-    assert main(["flatness", "--runs", f"[{runs / 'train'}, {runs / 'pof'}]", "--out", str(out), *FEW]) == 0
+    assert main(["flatness", "--runs", str(runs / "train"), str(runs / "pof"), "--out", str(out), *FEW]) == 0
     values = json.loads((out / "flatness.json").read_text())
     assert [n["name"] for n in values["networks"]] == ["train", "pof"]
     assert values["batch_size"] == 32
@@ -45,7 +45,7 @@ def test_flatness_of_a_checkpoint_file(runs: Path, capsys: pytest.CaptureFixture
 
 def test_report_is_in_the_last_runs_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(runs / "sam", tmp_path / "sam")
-    assert main(["report", "--runs+", str(runs / "pof"), "--runs+", str(folder), *FEW]) == 0
+    assert main(["report", "--runs", str(runs / "pof"), str(folder), *FEW]) == 0
     assert (folder / "report.html").exists()
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
@@ -110,7 +110,7 @@ def test_code_that_a_folder_names_does_not_run_without_consent(
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config[key][key] = "payload:net"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "payload.py").write_text("open('executed', 'w')\n")
+    (tmp_path / "payload.py").write_text("import pathlib\n\npathlib.Path('executed').touch()\n")
     monkeypatch.chdir(tmp_path)
     assert main([command, "--runs", str(folder), *FEW]) == 2
     assert "names the factory 'payload:net', whose code would run: give --trust_factories" in capsys.readouterr().err
@@ -123,9 +123,7 @@ def test_code_that_a_folder_names_does_not_run_without_consent(
 
 def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report"]) == 2
-    assert "--runs" in capsys.readouterr().err
-    assert main(["report", "--runs", "[]"]) == 2
-    assert "at least one run" in capsys.readouterr().err
+    assert "give at least one run: --runs FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["flatness", "report"])
