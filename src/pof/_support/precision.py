@@ -23,8 +23,10 @@ def find_precision(asked: str, device: torch.device) -> Precision:
     if asked == "auto":
         return "bf16" if has_bf16(device) else "fp32"
     if asked == "bf16" and device.type == "cpu" and not has_bf16(device):
-        message = "this processor emulates bf16, which can be 14 times slower than fp32: --precision fp32 or auto"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(
+            "this processor emulates bf16, which can be 14 times slower than fp32: --precision fp32 or auto",
+            stacklevel=1,  # the same place each time, so that it is said once
+        )
     return cast(Precision, asked)
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,15 +131,14 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
 
 def _check_configs(arguments: Sequence[str]) -> None:
     """Refuse what the parser would take from a file without a word; all else it says itself."""
-    pairs = zip(arguments, arguments[1:], strict=False)
-    files = [value for flag, value in pairs if flag == "--config"]
+    files = [value for flag, value in pairwise(arguments) if flag == "--config"]
     files += [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
     for file in files:
         try:
             read_yaml(Path(file).read_text(encoding="utf-8"), file)
         except DocumentError:
             raise
-        except Exception:
+        except Exception:  # the parser reads it again, and says it
             continue
 
 
