@@ -94,7 +94,7 @@ def _train(
         config[CONTENT] = content
     loaded = load(data)
     splits = split(loaded, data)
-    batches = _training_batches(loaded, splits, data, training, device, (rank, world))
+    batches = training_batches(loaded, splits, data, training, device, (rank, world))
     torch.manual_seed(training.seed + rank)
     network = load_network(model, loaded)
     if training.freeze_head:
@@ -154,13 +154,13 @@ def _fit(
     )
 
 
-def _training_batches(
+def training_batches(
     loaded: Data,
     splits: Splits,
     data: DataOptions,
     training: TrainOptions,
     device: torch.device,
-    place: tuple[int, int],
+    place: tuple[int, int] = (0, 1),
 ) -> TensorLoader | DatasetLoader:
     """The mini-batches that this process (rank, number of processes) trains with."""
     return train_loader(

@@ -7,7 +7,7 @@ stopped and rolled back with a message that names step and remedy; a run that is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ def fit(
     """Train with a method.
 
     Several processes (``torchrun``) are found and used; the loader then gives each its share, as a
-    ``DistributedSampler`` and the loaders of ``pof.data`` do.  At the end modes, hooks and ``requires_grad`` are as
-    they were before the method was made; batch norms in eval mode inside of a model in training mode stay frozen.
+    ``DistributedSampler`` and the loaders of ``pof.data`` do.  Batch norms in eval mode inside of a model in training
+    mode stay frozen; at the end modes, hooks and ``requires_grad`` are as they were before the method was made.
 
     Args:
         method: such as :class:`pof.PoF` around a model.
@@ -78,8 +78,7 @@ def fit(
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
         accumulation: mini-batches per optimizer step; each counts by its samples.
         clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
-        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (with a scaled loss); ``"auto"``: bf16 where the
-            hardware computes in it, else fp32.
+        precision: ``"fp32"``, autocast to ``"bf16"`` or ``"fp16"`` (scaled), or ``"auto"``: bf16 where hardware has it.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per step, per epoch, and at the end.
 
@@ -87,27 +86,27 @@ def fit(
         What happened; ``method.model`` holds the selected weights.
 
     Raises:
-        ValueError: if an argument is out of range (TypeError for a schedule), the loader is empty or without a length,
-            nothing is to be trained, the optimizer is another network's, or ``checkpoint_dir`` holds a state already
-            and ``resume`` is false.
+        ValueError: if an argument is out of range (TypeError for a schedule), the loader empty or without a length, the
+            optimizer another network's, or ``checkpoint_dir`` holds a state that is not to be resumed.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
     _check_choices(schedule, resume, checkpoint_dir)
     place = find_device(device)
-    found = find_precision(precision, place)
     method.to(place)
     _check_network(method)
     _check_shared(train_loader)
-    with _attached(method), modes_kept(method):
-        stepper = Stepper(method, _made(method, optimizer), found, clip_norm)
+    with _attached(method), modes_kept(method), Interrupts() as interrupts:
+        stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         steps = math.ceil(_length(train_loader) / accumulation)
-        timetable = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
+        times = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        loop = Loop(method, stepper, batches, timetable, val_loader, folder, log or (lambda row: None))
-        with Interrupts() as interrupts:
-            return loop.run(resume, interrupts)
+        return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
+
+
+def _silent(row: Mapping[str, Any]) -> None:
+    """Nobody listens."""
 
 
 @contextmanager

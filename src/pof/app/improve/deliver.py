@@ -35,6 +35,8 @@ from pof.weights import save_model
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the way from the incoming network to a candidate."""
+MOST = 64
+"""Candidates that may be named."""
 Log = Callable[[Mapping[str, Any]], None]
 
 
@@ -61,14 +63,13 @@ def improve(
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         val_loader: the same, in a fixed order; never the data that the network was trained on, nor the test set.
         budget: passes over the training set (forward and backward) that may be spent in all.
-        candidates: names (``"sgd"``, ``"sam auto"``, ``"pof"``, ... or those of ``--method``), or a mapping of names to
-            options as in a recipe; None tries as many of the usual ones as the budget pays.
+        candidates: names (``"sgd"``, ``"sam auto"``, ..., those of ``--method``), or names and options as in a recipe;
+            None tries as many of the usual ones as the budget pays.
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
-        lr: peak learning rate that the network was trained with, as the centre of the rates; None searches for the
-            largest stable one.
+        lr: peak rate of the network's training, the centre of the rates; None searches for the largest stable one.
         training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per run and rung.
@@ -82,34 +83,24 @@ def improve(
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
-    base = training or TrainOptions("finetune", seed=seed)
+    kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        wanted = {
-            "budget": budget,
-            "candidates": _plain(candidates),
-            "seed": seed,
-            "weights": _digest(network),
-            "lr": lr,
-        }
-        _open(folder, wanted, resume, stack)
+        question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
+        _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         logits, targets = logits_on(network, val_loader)
         chooses, confirms = halves(targets, seed)
         lengths = (logits.shape[1], _length(train_loader))
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
-        spent = 0.0
-        if lr is None:
-            lr, spent = largest_stable_rate(network, train_loader, base, race.steps_per_epoch)
-        kinds = families(candidates)
-        most = most_candidates(budget - spent) if candidates is None else 64
-        chosen = make_candidates(kinds, base, lr, most)
-        plan = rungs(len(chosen), max(budget - spent, 0.1 * budget))
-        runs = race.go(chosen, plan)
-        spent += sum(run.passes for run in runs)
+        centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, lengths[1])
+        left = max(budget - spent, 0.1 * budget)
+        tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)
+        runs = race.go(tried, rungs(len(tried), left))
         incoming = figures(logits[chooses], targets[chooses])
         rows = [row_of("incoming", None, 0.0, incoming), *rows_of(runs)]
         best, found = _best(race, runs, incoming, rows)
+        spent += sum(run.passes for run in runs)
         return _deliver(race, best, found, incoming, logits, confirms, rows, spent, folder if out is not None else None)
 
 

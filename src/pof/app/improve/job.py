@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_folder import read_config, write_json
-from pof.data import eval_loader, train_loader
+from pof.data import eval_loader
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
@@ -31,43 +32,23 @@ def improve_network(
     """Search, write network, table and page, and judge the networks before and after on the test set, once."""
     if model.weights is None:
         raise ValueError("improve needs a trained network: give --weights FILE (or the folder of a run)")
-    trained: dict[str, Any] = {}
-    if Path(model.weights).is_dir():
-        trained = read_config(Path(model.weights)).get("training", {})
     device = find_device(options.device)
     loaded = job.load(data)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded).to(device)
-    training = TrainOptions(
-        "finetune",
-        batch_size=min(options.batch_size or trained.get("batch_size", BATCH), len(splits.train)),
-        optimizer=options.optimizer or trained.get("optimizer", "sgd"),
-        weight_decay=options.weight_decay,
-        precision=options.precision,
-        seed=options.seed,
-    )
-    rate = options.lr if options.lr is not None else trained.get("lr")
-    evaluating: dict[str, Any] = {"batch_size": job.EVAL_BATCH, "workers": data.workers, "device": device}
+    training, rate = _as_trained(model.weights, options, len(splits.train))
+    evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
         own = job.load(replace(data, data=options.validation_data, data_root=None))
-        validation = eval_loader(own, "train", **evaluating)
+        validation = evaluating(own, "train")
     elif splits.validation is None:
         raise ValueError("improve needs validation data: give --validation SHARE or --validation_data FOLDER")
     else:
-        validation = eval_loader(loaded, "train", indices=splits.validation, **evaluating)
-    batches = train_loader(
-        loaded,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        indices=splits.train,
-        workers=data.workers,
-        device=device,
-        drop_last=job.drops_last(len(splits.train), training.batch_size),
-    )
+        validation = evaluating(loaded, splits.held_in, indices=splits.validation)
     torch.manual_seed(options.seed)
     result = improve(
         network,
-        batches,
+        job.training_batches(loaded, splits, data, training, device),
         validation,
         budget=options.budget,
         candidates=options.candidates or None,
@@ -75,14 +56,31 @@ def improve_network(
         out=options.out,
         resume=options.resume,
         head=model.head,
-        lr=rate if isinstance(rate, (int, float)) else None,
+        lr=rate,
         training=training,
         device=device,
         log=show,
     )
-    test = eval_loader(loaded, "test", **evaluating)
+    test = evaluating(loaded, "test")
     figures = evaluate(network, test), evaluate(result.model, test)
     folder = Path(options.out)
     write_json(folder / "test.json", {"before": vars(figures[0]), "after": vars(figures[1])})
     write_page(result, folder / "report.html")
     return result, figures
+
+
+def _as_trained(weights: str, options: ImproveOptions, samples: int) -> tuple[TrainOptions, float | None]:
+    """Optimizer and batch size, and the learning rate if it is known: given, or those of the network's own run."""
+    trained: dict[str, Any] = {}
+    if Path(weights).is_dir():
+        trained = read_config(Path(weights)).get("training", {})
+    training = TrainOptions(
+        "finetune",
+        batch_size=min(options.batch_size or trained.get("batch_size", BATCH), samples),
+        optimizer=options.optimizer or trained.get("optimizer", "sgd"),
+        weight_decay=options.weight_decay,
+        precision=options.precision,
+        seed=options.seed,
+    )
+    rate = options.lr if options.lr is not None else trained.get("lr")
+    return training, float(rate) if isinstance(rate, (int, float)) else None
