@@ -68,11 +68,9 @@ def fit(
         method: such as :class:`pof.PoF` around a model.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
-        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them; by default SGD in what
-            the method wraps around it.
+        optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
         schedule: of the learning rate, over all steps.
-        val_loader: for the selection, and to notice a collapse; never the test set.  Without it the last network is
-            handed back, and only non-finite losses are noticed.
+        val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.

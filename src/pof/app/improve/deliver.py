@@ -59,7 +59,7 @@ def improve(
     """Find out what makes a trained network better, and hand back that or nothing.
 
     Args:
-        model: a trained classifier; it is moved to the device, and otherwise stays as it is.
+        model: a trained classifier; moved to the device, and otherwise left as it is.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         val_loader: the same, in a fixed order; never the data that the network was trained on, nor the test set.
         budget: passes over the training set (forward and backward) that may be spent in all.
@@ -78,8 +78,7 @@ def improve(
         The network, the judgement, and the table of all that was tried.
 
     Raises:
-        ValueError: if an argument is out of range, or a loader is empty, has no length or no fixed order.
-        RunError: if ``out`` holds something else, or the same with other arguments.
+        ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
@@ -89,11 +88,10 @@ def improve(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
-        logits, targets = logits_on(network, val_loader)
-        chooses, confirms = halves(targets, seed)
-        lengths = (logits.shape[1], _length(train_loader))
+        (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
+        (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
-        centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, lengths[1])
+        centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)
         left = max(budget - spent, 0.1 * budget)
         tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)
         runs = race.go(tried, rungs(len(tried), left))
