@@ -1,7 +1,7 @@
 """``improve``: find out what makes a trained network better, and hand back that or the network as it came.
 
 1. The incoming network is measured, and the largest stable learning rate is searched for.
-2. Candidates race by successive halving within the budget (:mod:`pof.app.improve.search`).
+2. Candidates race by successive halving within the budget (``search.py``).
 3. Without more training, the best networks are put together: interpolated with the incoming one, and a greedy soup.
 4. The one that is best on half of the validation data is confirmed on the other half, or the incoming one is kept.
 """

@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ImproveResult:
-    """What :func:`improve` found."""
+    """What :func:`pof.app.improve.deliver.improve` found."""
 
     model: nn.Module
     """The network that is handed back: a new one, or the incoming one itself, untouched."""
