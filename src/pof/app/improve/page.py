@@ -59,7 +59,7 @@ def write_page(result: ImproveResult, out: Path) -> None:
         f"{result.passes:.1f} forward-backward passes over the training set were spent; {tried} networks were judged."
     )
     page = load_template("improve.html", Path(__file__).parent).render(
-        title="Better" if result.improved else "No better network found",
+        title="A better network" if result.improved else "No better network found",
         result=result,
         cost=cost,
         comparison=comparison(result),
