@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pof._support.random import isolated
 from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, samples_of
@@ -268,6 +270,17 @@ def test_training_images_are_augmented_alike_for_any_workers(tmp_path):
     plain = load_data("folder", data_root=tmp_path, image_size=8, augment="none")
     first, second = (torch.cat([x for x, _ in train_loader(plain, batch_size=3, seed=0).iterate(e)]) for e in (0, 1))
     assert torch.equal(first.flatten(1).sum(1).sort().values, second.flatten(1).sum(1).sort().values)
+
+
+def test_the_data_can_be_sent_to_workers_that_are_not_forked(tmp_path):
+    data = load_data("folder", data_root=write_images(tmp_path, {"red": 5, "green": 5}), image_size=8)
+    for part in (data.train_set, data.test_set):
+        sent = pickle.loads(pickle.dumps(part))
+        with isolated(0):
+            image, label = sent[0]
+        with isolated(0):
+            assert torch.equal(image, part[0][0])
+        assert label == part[0][1]
 
 
 def test_subset_and_validation_part(tmp_path):
