@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +43,16 @@ LITERAL = re.compile(r"::\n\n(?P<code>(?:(?: {4,}[^\n]*)?\n)+)")
 SHELL = {"bash", "sh", "shell", "console"}
 # What cannot run in one process on a CPU: few, each with its reason.
 MOST_NOT_EXECUTED = 6
-PUBLIC = ("pof", "pof.flatness", "pof.optim", "pof.regularizers", "pof.methods", "pof.data", "pof.models")
+PUBLIC = (
+    "pof",
+    "pof.combine",
+    "pof.flatness",
+    "pof.optim",
+    "pof.regularizers",
+    "pof.methods",
+    "pof.data",
+    "pof.models",
+)
 
 
 @dataclass(frozen=True)
@@ -174,23 +183,15 @@ def arguments_of_pof(words: list[str]) -> list[str] | None:
 
 
 @pytest.mark.parametrize("block", SHELL_BLOCKS, ids=lambda block: block.place)
-def test_commands_parse(block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    parsed: list[Any] = []
-    known = {
-        name: replace(command, run=lambda *groups: parsed.append(groups) or 0)
-        for name, command in cli.commands().items()
-    }
-    monkeypatch.setattr(cli, "commands", lambda: known)
+def test_commands_parse(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     # A recipe or configuration is named from the repository's root.
     monkeypatch.chdir(ROOT)
     for words in commands_of(block):
         arguments = arguments_of_pof(words)
         if arguments is None:
             _check_other_command(words, block.place)
-            continue
-        parsed.clear()
-        code = cli.main(arguments)
-        assert code == 0 and parsed, f"{block.place}: {shlex.join(words)}\n{capsys.readouterr().err}"
+        else:
+            cli.parse(arguments)
 
 
 def _check_other_command(words: list[str], place: str) -> None:
@@ -307,7 +308,9 @@ def test_api_reference_has_every_public_name(site: Path) -> None:
 
 def test_api_start_page_links_every_name_of_the_door() -> None:
     text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"\[(\w+)\]\(\w+\.md#", text)) == sorted(pof.__all__)
+    # Those of pof.methods are on one page, named as a whole: a new method need not be listed.
+    assert "[pof.methods](methods.md)" in text
+    assert set(re.findall(r"\[(\w+)\]\(\w+\.md#", text)) == set(pof.__all__) - set(pof.methods.__all__)
 
 
 def test_docstrings_show_no_raw_references(site: Path) -> None:

@@ -61,7 +61,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     about = f"pof-{pof.__version__}.dist-info"
     files = {f"{about}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     assert names == ours | files
-    assert {"pof/py.typed", "pof/report/template.html", "pof/report/style.css"} <= ours
+    assert {"pof/py.typed", "pof/__init__.pyi", "pof/app/report/template.html", "pof/app/report/style.css"} <= ours
     assert wheel.name == f"pof-{pof.__version__}-py3-none-any.whl"
 
 

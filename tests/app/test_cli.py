@@ -295,7 +295,7 @@ BAD_INPUT = {
     "negative lr": (["--lr", "-0.1"], "lr must be a finite number > 0; got -0.1"),
     "lr of words": (["--lr", "fast"], "lr"),
     "epochs in halves": (["--epochs", "1.5"], "epochs"),
-    "no epochs": (["--epochs", "0"], "epochs, accumulation and checkpoint_every must be >= 1; got 0, 1, 3"),
+    "no epochs": (["--epochs", "0"], "epochs must be a whole number >= 1; got 0"),
     "gamma": (["--method", "pof", "--pof.gamma", "-1"], "gamma must be a finite number >= 0; got -1.0"),
     "sampling": (["--pof.sampling", "wild"], "pof.sampling"),
     "unknown flag": (["--nope", "3"], "--nope"),

@@ -66,6 +66,14 @@ def test_check_labels_names_the_first():
         check_labels(torch.tensor([1, 10, 11]), num_classes=10, name="x")
 
 
+def test_labels_in_memory_may_be_of_any_integer_kind():
+    for labels in (image_data().train_labels.byte(), image_data().train_labels.int()[:, None]):
+        data = image_data(train_labels=labels)
+        (_, found), *_ = eval_loader(data, "train", batch_size=6)
+        assert found.dtype == data.train_labels.dtype == torch.int64
+        assert found.tolist() == [0, 1, 2, 0, 1, 2]
+
+
 def test_loaders_of_parts():
     data = image_data()
     chosen = torch.tensor([1, 2, 5])
@@ -75,7 +83,9 @@ def test_loaders_of_parts():
     assert labels.tolist() == [1, 2, 2]
     torch.testing.assert_close(images, (data.train_images[chosen] / 255 - 0.5) / 0.5)
     assert [len(y) for _, y in eval_loader(data, "test", batch_size=2)] == [2, 1]
-    with pytest.raises(DataError, match=r"split is one of .*got 'validation'"):
+    with pytest.raises(DataError, match=r"split is one of .*got 'tests'"):
+        eval_loader(data, "tests", batch_size=2)
+    with pytest.raises(DataError, match="toy has no validation data of its own: hold some out"):
         eval_loader(data, "validation", batch_size=2)
     with pytest.raises(DataError, match="larger than the data"):
         train_loader(data, batch_size=7, seed=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from pof.data import DataError, eval_loader, load_data, summary, train_loader
+from pof.data import DataError, custom, eval_loader, load_data, summary, train_loader
 from pof.data.custom import labels_of
 
 FACTORIES = """
@@ -171,3 +171,83 @@ def test_where_labels_come_from():
     # Neither of these says what the items say.
     assert labels_of(Plain(labels=["a", "b"])).tolist() == [0, 1, 2]
     assert labels_of(Plain(targets=[5, 6, 7], target_transform=lambda y: y)).tolist() == [0, 1, 2]
+
+
+class Tabled(TensorDataset):
+    """Features and labels of any kind; ``classes`` where they are given."""
+
+    def __init__(self, labels, classes=None) -> None:
+        labels = torch.as_tensor(labels)
+        super().__init__(torch.zeros(len(labels), 3), labels)
+        if classes is not None:
+            self.classes = classes
+
+
+def described(monkeypatch, train, test=None):
+    monkeypatch.setattr(custom, "call_factory", lambda name, offered: (train, train if test is None else test))
+    return custom.factory_data("own:data", None)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, "column", "one-hot"])
+def test_labels_of_any_integer_kind_are_class_indices(monkeypatch, kind):
+    labels = torch.tensor([2, 0, 1, 2])
+    kinds = {"column": labels[:, None].int(), "one-hot": torch.eye(3).int()[labels]}
+    data = described(monkeypatch, Tabled(kinds[kind] if isinstance(kind, str) else labels.to(kind)))
+    assert data.train_labels.dtype == torch.int64
+    assert data.train_labels.tolist() == [2, 0, 1, 2]
+    assert data.num_classes == 3
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3, 1], [0, 50, 100, 0], [0, 2, 2, 0]])
+def test_labels_with_gaps_are_refused_unless_the_classes_have_names(monkeypatch, labels):
+    shown = ", ".join(str(label) for label in sorted(set(labels)))
+    with pytest.raises(DataError, match=rf"own:data: labels are {shown}, which would make {max(labels) + 1} classes"):
+        described(monkeypatch, Tabled(labels))
+    # Whoever names a class means it, also where the training set has no sample of it.
+    names = [f"class {i}" for i in range(max(labels) + 1)]
+    assert described(monkeypatch, Tabled(labels, names)).num_classes == max(labels) + 1
+    assert described(monkeypatch, Subset(Tabled(labels, numpy.array(names)), [0, 1])).num_classes == max(labels) + 1
+
+
+def test_a_class_of_the_test_set_alone_is_no_gap(monkeypatch):
+    assert described(monkeypatch, Tabled([0, 2, 2]), Tabled([0, 1, 2])).num_classes == 3
+
+
+BAD_LABELS = {
+    "float": ([0.0, 1.0, 2.0], "labels must be class indices, integers from 0, one per sample; got torch.float32 .3,."),
+    "negative": ([-1, 1, 1], "label -1 of sample 0 is out of range for 2 classes"),
+    "multi-hot": ([[1, 1, 0], [0, 0, 1]], "are not one-hot .row 0."),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_labels_that_are_no_classes(monkeypatch, kind):
+    labels, message = BAD_LABELS[kind]
+    with pytest.raises(ValueError, match=message):
+        described(monkeypatch, Tabled(labels))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "the label of item 0 is a NoneType: give class indices, integers from 0"),
+        (0.5, "the label of item 0 is a float: give"),
+        ("cat", r"targets are texts \('cat', ...\): give class indices"),
+        (torch.tensor([0.2, 0.8]), "labels must be class indices.*got torch.float32"),
+    ],
+)
+def test_items_with_labels_that_are_no_classes(label, message):
+    class Labelled(Plain):
+        def __getitem__(self, index: int):
+            return torch.zeros(1), label
+
+    with pytest.raises(ValueError, match=message):
+        labels_of(Labelled())
+    if not isinstance(label, torch.Tensor | None):
+        with pytest.raises(ValueError, match=r"labels must be class indices|targets are texts"):
+            labels_of(Plain(targets=[label] * 3))
+
+
+def test_another_order_of_classes_in_the_test_set(monkeypatch):
+    with pytest.raises(DataError, match=r"classes of the training Dataset \(\('a', 'b'\)\) and of the test Dataset"):
+        described(monkeypatch, Tabled([0, 1], ["a", "b"]), Tabled([0, 1], ["b", "a"]))

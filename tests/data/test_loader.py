@@ -20,7 +20,7 @@ LABELS = torch.arange(N)
 
 
 class Noisy(Dataset):
-    """Draws from all three global generators, as data sets of other people do."""
+    """Draws from all three global generators, as custom data sets do."""
 
     def __len__(self) -> int:
         return N

@@ -139,17 +139,18 @@ class ShareLoader:
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
-        # The plan itself refuses mini-batches of which a process would get nothing.
-        self.plan, self.place = StatelessBatchSampler(size=43, batch_size=8, shuffle=True, seed=3), (rank, world_size)
+        # The sampler itself refuses mini-batches of which a process would get nothing.
+        self.sampler = StatelessBatchSampler(size=43, batch_size=8, shuffle=True, seed=3)
+        self.place = (rank, world_size)
         self.inputs, self.targets = batch(43, seed=9)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.sampler)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self.plan.order(epoch)
+        order = self.sampler.order(epoch)
         for index in range(start, len(self)):
-            rows = share(self.plan.rows(order, index), *self.place)
+            rows = share(self.sampler.rows(order, index), *self.place)
             yield self.inputs[rows], self.targets[rows]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -350,8 +351,8 @@ def counting(method: Method) -> Iterator[tuple[DistributedDataParallel, dict[str
 
     module.register_comm_hook(None, hook)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "all_gather", counted_gather)
-        patch.setattr(distributed, "all_reduce", counted_reduce)
+        patch.setattr(dist, "all_gather", counted_gather)
+        patch.setattr(dist, "all_reduce", counted_reduce)
         yield module, sent
 
 

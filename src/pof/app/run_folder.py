@@ -25,7 +25,7 @@ from torch import nn
 
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
 from pof.app.documents import read_yaml
-from pof.training.checkpoint import STATE_FILE, check_same
+from pof.training.checkpoint import check_same, has_state
 from pof.weights import save_model
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Run:
             if not resume:
                 raise RunError(f"{self.folder} holds a run already: give another --out, or go on with --resume true")
             check_same(_known(read_config(self.folder), self._config), self._config, self.folder)
-            if (self.folder / "result.json").exists() and not (self.state / STATE_FILE).exists():
+            if (self.folder / "result.json").exists() and not has_state(self.state):
                 raise RunError(f"{self.folder} is finished, and holds no state to go on from: give another --out")
             self._release = lock(self.folder)
         elif self.folder.exists() and not _is_empty(self.folder):
@@ -131,7 +131,7 @@ class Run:
         if not surroundings.exists():
             precision = self._config.get("training", {}).get("precision")
             write_json(surroundings, {**environment(), "precision": precision})
-        resumed = (self.state / STATE_FILE).exists()
+        resumed = has_state(self.state)
         self._rewind(start, read_rows(self.folder) if resumed else [])
         from torch.utils.tensorboard import SummaryWriter
 

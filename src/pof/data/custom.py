@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from pof._support.batches import unpack
+from pof._support.batches import class_targets, unpack
 from pof._support.factory import call_factory
 from pof._support.random import preserved
 from pof.data.checks import DataError
@@ -26,8 +26,9 @@ def factory_data(name: str, data_root: Path | None) -> LazyData:
     shape = _input_shape(train, f"{name} (train)")
     _input_shape(test, f"{name} (test)")
     train_labels, test_labels = labels_of(train), labels_of(test)
-    # Without names there are as many classes as the largest label says.
-    classes = getattr(train, "classes", None) or range(int(train_labels.max()) + 1)
+    own, other = _names(train), _names(test)
+    if own and other and own != other:
+        raise DataError(f"{name}: the classes of the training Dataset ({own}) and of the test Dataset ({other}) differ")
     return LazyData(
         name=name,
         train_set=train,
@@ -36,7 +37,7 @@ def factory_data(name: str, data_root: Path | None) -> LazyData:
         test_set=test,
         train_labels=train_labels,
         test_labels=test_labels,
-        classes=tuple(str(c) for c in classes),
+        classes=own or _counted(name, train_labels, test_labels),
         image_shape=shape,
         mean=None,
         std=None,
@@ -44,21 +45,61 @@ def factory_data(name: str, data_root: Path | None) -> LazyData:
     )
 
 
+def _names(dataset: Any) -> tuple[str, ...]:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    return tuple(str(name) for name in names) if isinstance(names, Iterable) else ()
+
+
+def _counted(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
+    """Without names there are as many classes as the largest label says, and each of them has a sample."""
+    found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
+    if found[0] >= 0 and len(found) <= largest:
+        shown = ", ".join(str(label) for label in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise DataError(
+            f"{name}: labels are {shown}, which would make {largest + 1} classes, {largest + 1 - len(found)} of them"
+            " empty: count classes from 0 without gaps (torch.unique(labels, return_inverse=True) does), or give the"
+            " training Dataset the attribute classes, a name for each"
+        )
+    return tuple(str(label) for label in range(largest + 1))
+
+
 def labels_of(dataset: Dataset[Any]) -> Tensor:
     """Labels of a map-style Dataset, (N,) int64: its ``targets`` or ``labels``; without them every item is read."""
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[-1].long()
+        return _indices(dataset.tensors[-1])
     size = len(cast(Sized, dataset))
     # A target_transform changes what the items say and leaves the attribute as it was.
     if getattr(dataset, "target_transform", None) is None:
         for attribute in ("targets", "labels"):
             stored = getattr(dataset, attribute, None)
             if isinstance(stored, Sized) and len(stored) == size:
-                return torch.as_tensor(stored).long()
+                return _indices(stored)
     with preserved():
-        return torch.tensor([int(unpack(dataset[i])[1]) for i in range(size)], dtype=torch.int64)
+        return _indices([_label(dataset, index) for index in range(size)])
+
+
+def _label(dataset: Dataset[Any], index: int) -> Tensor:
+    label = unpack(dataset[index])[1]
+    if not isinstance(label, Tensor):
+        raise DataError(f"the label of item {index} is a {type(label).__name__}: give class indices, integers from 0")
+    return label.squeeze()
+
+
+def _indices(labels: Any) -> Tensor:
+    """Class indices, (N,) int64, of labels as a Dataset may have them."""
+    if isinstance(labels, list) and labels and isinstance(labels[0], Tensor):
+        labels = torch.stack(labels)
+    found: Tensor = torch.as_tensor(class_targets(labels))
+    found = class_targets(found, found.shape[1] if found.ndim == 2 else None)
+    if found.dtype != torch.int64 or found.ndim != 1:
+        raise DataError(
+            f"labels must be class indices, integers from 0, one per sample; got {found.dtype} {tuple(found.shape)}"
+        )
+    return found
 
 
 def _input_shape(dataset: Any, name: str) -> tuple[int, ...]:

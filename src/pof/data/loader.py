@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pof._support.batches import unpack
+from pof._support.batches import class_targets, unpack
 from pof._support.random import derive_seed, isolated, seeded
 from pof.data.augment import Augmentation, augment, draw_augmentation, normalise
 from pof.data.batch_sampler import StatelessBatchSampler
@@ -92,6 +92,7 @@ class TensorLoader(EpochLoader):
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise DataError(f"images must be uint8 (N, K, H, W); got {images.dtype} {tuple(images.shape)}")
+        labels = class_targets(labels)
         if labels.shape != images.shape[:1]:
             raise DataError(f"{len(images)} images need as many labels; got {tuple(labels.shape)}")
         check_statistics(tuple(mean), tuple(std), channels=images.shape[1])
@@ -244,7 +245,7 @@ class _SeededItems(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         index, seed = key
         # Custom data sets draw from the global generators of torch, Python and NumPy.
-        with isolated(seed, torch.device("cpu")):
+        with isolated(seed):
             try:
                 return self.dataset[index]
             except DataError as error:

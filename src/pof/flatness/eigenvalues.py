@@ -44,7 +44,7 @@ class Eigenvalues:
     """Products with the Hessian that were needed."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the values over their rank; arguments as in :func:`pof.flatness.plots.eigenvalues`."""
+        """Draw the values over their rank; arguments as in ``pof.flatness.plots.eigenvalues``."""
         return plots.eigenvalues(ax, self.values, label=label, series=series)
 
 
@@ -84,7 +84,7 @@ def top_eigenvalues(
     Raises:
         ValueError: for a k outside 1..P, an empty loader, a loss that is no mean, or a Hessian that is not finite.
     """
-    with measuring(model, seed):
+    with measuring(model, seed, head):
         operator = hessian_operator(
             model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
         )

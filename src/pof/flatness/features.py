@@ -51,7 +51,7 @@ class FeatureStatistics:
         return float(self.margins.quantile(0.5))
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0, bins: int = 40) -> Axes:
-        """Draw the histogram of the margins; arguments as in :func:`pof.flatness.plots.margins`."""
+        """Draw the histogram of the margins; arguments as in ``pof.flatness.plots.margins``."""
         return plots.margins(ax, self.margins, bins, label=label, series=series)
 
 
@@ -71,7 +71,7 @@ class PrincipalComponents:
     """(N,) int64."""
 
     def plot(self, ax: Axes | None = None, *, samples: int = 2000) -> Axes:
-        """Draw the first two components; arguments as in :func:`pof.flatness.plots.components`."""
+        """Draw the first two components; arguments as in ``pof.flatness.plots.components``."""
         return plots.components(ax, self.projection, self.explained, self.labels, samples=samples)
 
 
@@ -88,7 +88,7 @@ def feature_statistics(
 ) -> FeatureStatistics:
     """Measure the features of a data set, in eval mode.  The entropies take N^2 D operations: bound ``batches``.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         label_smoothing: of the cross-entropy whose gradient is measured.
@@ -213,7 +213,7 @@ def feature_components(
 ) -> PrincipalComponents:
     """Find the principal components of the features of a data set, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         components: k, at least 2.

@@ -77,7 +77,7 @@ class Landscape:
         return self.test.start - self.test.minimum_loss
 
     def plot(self, ax: Axes | None = None, *, label: str = "") -> Axes:
-        """Draw the change of each loss with its minimum; arguments as in :func:`pof.flatness.plots.landscape`."""
+        """Draw the change of each loss with its minimum; arguments as in ``pof.flatness.plots.landscape``."""
         drawn = {
             f"{plots.joined(label, name)} ({curve.start:.3g} at 0)": (curve.loss - curve.start, curve.lowest)
             for name, curve in self.curves.items()
@@ -97,7 +97,7 @@ class LossIncrement:
     """(K,) float64; NaN where the test set is separable along the direction."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the increments and their mean; arguments as in :func:`pof.flatness.plots.values_and_mean`."""
+        """Draw the increments and their mean; arguments as in ``pof.flatness.plots.values_and_mean``."""
         labels = "mini-batch that gives the direction", "increment of the test loss"
         return plots.values_and_mean(ax, self.increments, self.value, labels, label=label, series=series)
 

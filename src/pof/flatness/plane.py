@@ -33,7 +33,7 @@ class LossPlane:
     """N, samples in the mean."""
 
     def plot(self, ax: Axes | None = None, *, levels: int = 10) -> Axes:
-        """Draw labelled contours of the loss; arguments as in :func:`pof.flatness.plots.contours`."""
+        """Draw labelled contours of the loss; arguments as in ``pof.flatness.plots.contours``."""
         return plots.contours(ax, self.offsets, self.loss, levels=levels)
 
 
@@ -52,7 +52,7 @@ def loss_plane(
 
     Batch norms use the network's own running statistics at every point.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         reach: the grid goes from -reach to reach in both directions.

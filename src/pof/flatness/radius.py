@@ -68,7 +68,7 @@ class RadiusDistribution:
         return self.test.median / self.train.median
 
     def plot(self, ax: Axes | None = None, *, label: str = "", bins: int = 20) -> Axes:
-        """Draw both histograms over the bounded batches; arguments as in :func:`pof.flatness.plots.radii`."""
+        """Draw both histograms over the bounded batches; arguments as in ``pof.flatness.plots.radii``."""
         sets = {"training": self.train} | ({} if self.test is None else {"test": self.test})
         drawn = {
             f"{plots.joined(label, name)}: median {r.median:.3g}, {r.separable_share:.0%} separable": r

@@ -48,7 +48,7 @@ class Calibration:
     """N."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the reliability diagram; arguments as in :func:`pof.flatness.plots.reliability`."""
+        """Draw the reliability diagram; arguments as in ``pof.flatness.plots.reliability``."""
         legend = f"{label} ECE {self.ece:.2%}".strip()
         return plots.reliability(ax, self.confidence, self.accuracy, self.share, label=legend, series=series)
 
@@ -65,7 +65,7 @@ def calibration(
 ) -> Calibration:
     """Measure the calibration of a classifier, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         model: gives logits (N, C), also inside an object with ``.logits``; unchanged afterwards.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs, batch_size
+from pof._support.batches import Inputs
 from pof.flatness import plots
 from pof.flatness._measure import (
     Data,
@@ -49,7 +49,7 @@ class Sharpness:
     """Samples of each chunk."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the rise of each chunk and their mean; arguments as in :func:`pof.flatness.plots.values_and_mean`."""
+        """Draw the rise of each chunk and their mean; arguments as in ``pof.flatness.plots.values_and_mean``."""
         labels = "chunk of the data", rf"rise of the loss, $\rho$ = {self.rho:g}"
         return plots.values_and_mean(ax, self.rises, self.value, labels, label=label, series=series)
 
@@ -66,7 +66,7 @@ def sam_sharpness(
 ) -> Sharpness:
     """SAM's sharpness with one perturbation for all data: L(w + rho g / ||g||) - L(w), g the gradient over the data.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         rho: length of the perturbation over all parameters jointly.
@@ -93,7 +93,7 @@ def m_sharpness(
 ) -> Sharpness:
     """m-sharpness: SAM's sharpness of each chunk of m samples with a perturbation of its own, averaged over samples.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         loader: batches; samples are cut into chunks in the loader's order, whatever its batch size.
@@ -124,7 +124,7 @@ def adaptive_sharpness(
 ) -> Sharpness:
     """ASAM's sharpness with one perturbation for all data: eps = rho T^2 g / ||T g||, T = |w| + eta.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         rho: length of eps / T over all parameters jointly.
@@ -180,7 +180,7 @@ def _sharpness(
         loss=float(share @ torch.tensor(losses, dtype=torch.float64)),
         rho=rho,
         rises=found,
-        chunk_samples=tuple(sum(batch_size(x) for x, _ in chunk) for chunk in chunks),
+        chunk_samples=tuple(sum(len(y) for _, y in chunk) for chunk in chunks),
     )
 
 

@@ -39,7 +39,7 @@ class Trace:
     """N, samples in the mean."""
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the running mean over the probes; arguments as in :func:`pof.flatness.plots.running_mean`."""
+        """Draw the running mean over the probes; arguments as in ``pof.flatness.plots.running_mean``."""
         estimates = [mean_of(self.probes[:n]) for n in range(2, len(self.probes) + 1)]
         means, errors = [e.value for e in estimates], [e.standard_error for e in estimates]
         return plots.running_mean(ax, means, errors, label=label, series=series)
@@ -76,7 +76,7 @@ class SpectralDensity:
         return mean_of((self.weights * self.nodes**order).sum(dim=1))
 
     def plot(self, ax: Axes | None = None, *, label: str = "", series: int = 0) -> Axes:
-        """Draw the density on a logarithmic axis; arguments as in :func:`pof.flatness.plots.density`."""
+        """Draw the density on a logarithmic axis; arguments as in ``pof.flatness.plots.density``."""
         # Less than a hundredth of an eigenvalue per width is the Gaussians' tail, not the spectrum.
         floor = 0.01 / (self.size * self.width)
         return plots.density(ax, self.grid, self.density, floor, label=label, series=series)
@@ -96,7 +96,7 @@ def hessian_trace(
 ) -> Trace:
     """Estimate the trace of the Hessian of the mean loss over the data, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         probes: n, at least 2; one product with the Hessian each.
@@ -109,7 +109,7 @@ def hessian_trace(
         ValueError: for fewer than two probes, or as in :func:`pof.flatness.top_eigenvalues`.
     """
     _check_probes(probes)
-    with measuring(model, seed):
+    with measuring(model, seed, head):
         operator = hessian_operator(
             model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
         )
@@ -132,7 +132,7 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimate the density of the eigenvalues of the Hessian of the mean loss over the data, in eval mode.
 
-    Arguments that all measurements share are described in :mod:`pof.flatness`.
+    Arguments that all measurements share are described in ``pof.flatness``.
 
     Args:
         probes: n, at least 2.
@@ -149,7 +149,7 @@ def spectral_density(
     _check_probes(probes)
     if steps < 2 or points < 2:
         raise ValueError(f"steps and points must be at least 2; got steps={steps}, points={points}")
-    with measuring(model, seed):
+    with measuring(model, seed, head):
         operator = hessian_operator(
             model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
         )

@@ -11,7 +11,7 @@ theta, as PoF does; head ascent goes up, with a negative one.  No parameter is m
 - ``reach(level)``: the distance *up* the gradient at which it has risen to a level, so that -radius is the amount;
 - ``logits(features, logits, amount)``: those of any mini-batch there.
 
-With a linear head and the cross-entropy all of it is exact and in closed form (:mod:`pof.perturbation.linear`).  For
+With a linear head and the cross-entropy all of it is exact and in closed form (``pof.perturbation.linear``).  For
 any other head or loss an evaluation is a forward of the head in eval mode, and the first point found by doubling is
 taken.
 """

@@ -23,12 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pof._support.batches import class_targets
 from pof._support.precision import wide_dtype, without_autocast
 from pof.perturbation.search import Condition, last_of
 
 # Elements of one round's (K, N, C) tensor: on a CPU arithmetic is what costs, on an accelerator the number of rounds.
 _CPU_ROUND, _ACCELERATOR_ROUND = 2**13, 2**22
 _MIN_CANDIDATES, _MAX_CANDIDATES = 3, 31
+
+IGNORED = -100
+"""The class index of a sample without part in the cross-entropy, torch's ``ignore_index``."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +91,24 @@ def encode_targets(
         raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
     if n == 0:
         raise ValueError("the mini-batch is empty: give it at least one sample")
+    targets = class_targets(targets, c)
     if targets.is_floating_point():
         if targets.shape != like.shape:
             raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
         mass, total = targets.to(like.dtype), like.new_tensor(float(n))
     else:
         _check_indices(targets, n, c)
-        mass = F.one_hot(targets.long(), c).to(like.dtype)
-        total = like.new_tensor(float(n)) if class_weights is None else class_weights.to(like)[targets].sum()
+        counted = (targets != IGNORED).to(like.dtype)
+        indices = targets.clamp_min(0)
+        mass = F.one_hot(indices, c).to(like.dtype)
+        total = counted.sum() if class_weights is None else (class_weights.to(like)[indices] * counted).sum()
     if label_smoothing:
         mass = mass * (1.0 - label_smoothing) + label_smoothing / c
     if class_weights is not None:
         mass = mass * class_weights.to(like)
-    rows = mass.sum(dim=1)
-    return Targets(mass / rows.clamp_min(torch.finfo(like.dtype).tiny).unsqueeze(1), rows / total)
+    rows, tiny = mass.sum(dim=1), torch.finfo(like.dtype).tiny
+    weights = rows if targets.is_floating_point() else rows * counted
+    return Targets(mass / rows.clamp_min(tiny).unsqueeze(1), weights / total.clamp_min(tiny))
 
 
 def _check_indices(targets: Tensor, n: int, c: int) -> None:
@@ -109,7 +117,8 @@ def _check_indices(targets: Tensor, n: int, c: int) -> None:
             f"targets must be ({n},) class indices or ({n}, {c}) probabilities; got {tuple(targets.shape)}"
         )
     if targets.device.type == "cpu":
-        low, high = int(targets.min()), int(targets.max())
+        # -100, to be ignored, is as good as 0.
+        low, high = (int(value) for value in torch.aminmax(torch.where(targets == IGNORED, 0, targets)))
         if low < 0 or high >= c:
             raise ValueError(f"class indices must be in [0, {c - 1}]; got values from {low} to {high}")
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pof.app.cli import _demo, _evaluate, _experiment, _report
+from pof.app.cli import _demo, _evaluate, _experiment, _improve, _report
 from pof.app.documents import DocumentError, read_yaml
 from pof.app.errors import one_line
 from pof.app.methods import METHODS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 BAD_INPUT, INTERRUPTED = 2, 130
-REPEATED = {"runs", "set"}
+REPEATED = {"runs", "set", "candidates"}
 """Options that take several values, without brackets."""
 POSITIONAL = {"runs": "*", "recipe": "?"}
 """Options that may be given without their flag, and how many values they then take."""
@@ -59,6 +59,11 @@ COMMANDS = {
         TRAINING,
         "_train:fine_tune",
         (("method", "adarand"), ("lr", 1e-2), ("source_classes", 1000)),
+    ),
+    "improve": Command(
+        "Find out what makes a trained network better, and hand back that or nothing.",
+        (ModelOptions, DataOptions, _improve.ImproveOptions),
+        "_improve:improve",
     ),
     "evaluate": Command(
         "Print error, NLL and calibration of a network.",

@@ -172,7 +172,7 @@ def _take_back(worker: _Worker, progress: _Progress, failed: Path) -> None:
 
 
 def _death(code: int | None) -> str:
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):
         return "its process was killed (SIGKILL): out of memory?"
     if code is not None and code < 0:
         return f"its process was ended by {signal.Signals(-code).name}"

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pof
+from pof._support.batches import class_targets, unpack
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool]
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 1, 1, 0, 1, 1])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_class_indices_of_any_kind_become_int64(dtype, shape):
+    targets = Y.to(dtype).reshape(shape)
+    for batch in ((X, targets), [X, targets], {"x": X, "labels": targets}):
+        found = unpack(batch)[1]
+        assert found.dtype == torch.int64
+        assert found.tolist() == Y.tolist()
+
+
+def test_what_is_right_or_belongs_to_a_custom_loss_is_handed_on():
+    multi_hot = torch.tensor([[1, 1, 0], [0, 0, 1]], dtype=torch.int32)
+    for targets in (Y, torch.rand(6, 3), torch.rand(6, 1), multi_hot, torch.zeros(2, 1, 4, 4).byte(), {"y": Y}):
+        assert unpack((X, targets))[1] is targets
+
+
+def test_arrays_and_lists_of_a_custom_collate():
+    assert torch.equal(unpack((X, Y.tolist()))[1], Y)
+    assert torch.equal(unpack((X, numpy.asarray(Y, dtype="int32")))[1], Y)
+    assert torch.equal(unpack((X, list(Y)))[1], Y)
+    with pytest.raises(ValueError, match=r"targets are texts \('cat', ...\): give class indices, integers from 0"):
+        unpack((X, ["cat", "dog"] * 3))
+
+
+def test_integer_rows_are_one_hot_or_refused():
+    one_hot = F.one_hot(Y, 3)
+    assert torch.equal(class_targets(one_hot, 3), Y)
+    assert torch.equal(class_targets(one_hot.bool(), 3), Y)
+    for wrong in ([0, 1, 1], [0, 0, 0], [0, 2, -1]):
+        one_hot[2] = torch.tensor(wrong)
+        with pytest.raises(ValueError, match=r"integer targets \(6, 3\) are not one-hot \(row 2\): for several labels"):
+            class_targets(one_hot, 3)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+KINDS = {
+    **{str(dtype): Y.to(dtype) for dtype in INTEGERS},
+    "column": Y[:, None].int(),
+    "one-hot": F.one_hot(Y, 2),
+}
+
+
+@pytest.mark.parametrize("method", [pof.Finetune, pof.PoF, pof.HeadAscent])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_label_gives_the_loss_of_class_indices(kind, method):
+    losses = []
+    for targets in (Y, KINDS[kind]):
+        out = method(net(), class_weights=torch.tensor([0.1, 2.0]))(
+            X, targets, *((X, targets) if method is pof.PoF else ())
+        )
+        out.loss.backward()
+        losses.append(out.loss.detach())
+    assert torch.equal(*losses)
+    assert pof.evaluate(net(), [(X, KINDS[kind])]) == pof.evaluate(net(), [(X, Y)])
+    features, weight, bias = torch.randn(6, 5), torch.randn(2, 5), torch.zeros(2)
+    given, wanted = (pof.head_gradient(features, targets, weight, bias).weight for targets in (KINDS[kind], Y))
+    assert torch.equal(given, wanted)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.uint16, "column"])
+def test_regularisers_take_every_kind_of_integer(kind):
+    targets = Y[:, None].int() if kind == "column" else Y.to(kind)
+    states = []
+    for given in (Y, targets):
+        adarand = pof.regularizers.AdaRand(torch.zeros(2, 4), torch.ones(2, 4))
+        penalty = adarand(X, given)
+        adarand.update(X, given)
+        states.append([penalty, *adarand.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True) if isinstance(a, torch.Tensor))
