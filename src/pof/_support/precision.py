@@ -35,8 +35,9 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         # Torch 2.6 has the private names only.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    asked = getattr(torch.get_device_module(device), "is_bf16_supported", None)
-    if asked is None:
+    module = torch.get_device_module(device)
+    asked = getattr(module, "is_bf16_supported", None)
+    if asked is None or not module.is_available():
         return False
     return bool(asked(including_emulation=False) if device.type == "cuda" else asked())
 
