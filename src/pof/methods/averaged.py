@@ -57,6 +57,11 @@ class Averaged(Method):
         """The user's model itself: the iterate, until the run ends."""
         return self.method.model
 
+    @property
+    def head_name(self) -> str:
+        """That of the inner method."""
+        return self.method.head_name
+
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Make the inner method's optimizer."""
         return self.method.build_optimizer(base, **options)
