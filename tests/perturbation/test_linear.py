@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof.perturbation.linear import cross_entropy, encode_targets, head_gradient, line_search, respond
+from pof.perturbation.linear import head_gradient, line_search, respond
+from pof.perturbation.targets import cross_entropy, encode_targets
 from tests.references import pof as twin
 
 PROBLEMS = 1000

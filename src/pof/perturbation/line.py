@@ -32,8 +32,6 @@ from pof.head.split import SplitModel
 from pof.perturbation.linear import (
     HeadGradient,
     LineSearch,
-    Targets,
-    cross_entropy,
     gradient_of,
     level_along,
     minimum_along,
@@ -41,6 +39,7 @@ from pof.perturbation.linear import (
 )
 from pof.perturbation.loss import CrossEntropy, LossFunction
 from pof.perturbation.search import last_of
+from pof.perturbation.targets import Targets, cross_entropy, logit_gradient
 
 # For any head: radii between 2^-10 and 2^4 times the head's norm, then to 2^-16 of the octave.
 _EXPONENTS, _HALVINGS = (-10, 4), 16
@@ -67,7 +66,7 @@ class LinearLine:
         features = features.to(dtype)
         base = respond(features, weight.to(dtype), None if bias is None else bias.to(dtype))
         encoded = loss.encode(targets, base)
-        gradient = gradient_of(features, base, encoded, bias=bias is not None)
+        gradient = gradient_of(features, logit_gradient(base, encoded), bias=bias is not None)
         return cls(gradient.norm, gradient, base, respond(features, gradient.weight, gradient.bias), encoded)
 
     @torch.no_grad()
@@ -157,7 +156,7 @@ class ModuleLine:
         found, bounded = self._last_of(lambda xi: self._slope(xi) <= flat)
         start, end = self.loss_at(0.0), self.loss_at(found)
         radius = torch.where(bounded & (end < start), found, torch.zeros_like(found))
-        return LineSearch(radius=radius, bounded=bounded, loss=torch.where(radius > 0, end, start))
+        return LineSearch(radius, bounded, lambda _: torch.where(radius > 0, end, start))
 
     @torch.no_grad()
     def reach(self, level: float) -> LineSearch:
@@ -165,7 +164,7 @@ class ModuleLine:
         start = self.loss_at(0.0)
         found, reached = self._last_of(lambda rho: self.loss_at(-rho) < level)
         radius = torch.where(reached & (start < level), found, torch.zeros_like(found))
-        return LineSearch(radius=radius, bounded=reached | (start >= level), loss=self.loss_at(-radius))
+        return LineSearch(radius, reached | (start >= level), lambda r: self.loss_at(-r))
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
         """Logits (N, C) at theta - amount * g_hat, the head in its own mode; the graph reaches ``features`` only."""

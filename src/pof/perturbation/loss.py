@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets
 from pof._support.precision import without_autocast
-from pof.perturbation.linear import Targets, cross_entropy, encode_targets
+from pof.perturbation.targets import Targets, cross_entropy, encode_targets
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
@@ -67,7 +67,7 @@ class CrossEntropy(nn.Module):
     def excess(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss less the least that it can be, the entropy of soft or smoothed targets; arguments as of a call."""
         encoded = self.encode(targets, logits)
-        least: Tensor = torch.special.entr(encoded.distribution).sum(dim=1) @ encoded.weights
+        least: Tensor = encoded.mean(torch.special.entr(encoded.distribution(logits)).sum(dim=1))
         return cross_entropy(logits, encoded) - least
 
 
