@@ -171,14 +171,15 @@ def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSea
         moved = response - encoded.expectation(response)
         scale, lead = torch.linalg.vector_norm(moved, torch.inf), encoded.lead(response, moved).amin()
         if _on_processor(logits):
-            root, bounded = 0.0, lead.item() < 0 or not scale.item() > 0
-            if bounded and scale.item() > 0:
-                moved = moved / scale
+            root, size = 0.0, scale.item()
+            bounded = lead.item() < 0 or not size > 0
+            if bounded and size > 0:
+                moved = moved / size
                 weighted = encoded.weigh(moved)
                 both = torch.stack([weighted, -weighted]).clamp_min_(0.0)
                 sides = _sums_along(torch.softmax, logits, moved, both)
                 root = crossing(lambda xi: (*sides(xi),), torch.finfo(logits.dtype).eps)  # type: ignore[arg-type]
-            return _found(logits, response, encoded, root, scale, bounded)
+            return _found(logits, response, encoded, root, size, bounded)
         moved = moved / torch.where(scale > 0, scale, 1.0)
         weighted = encoded.weigh(moved).flatten()
         found, turns = _last_of(lambda z: torch.softmax(z, -1).flatten(1) @ weighted > 0, logits, moved)
@@ -225,24 +226,28 @@ def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float
         scale = torch.linalg.vector_norm(moved, torch.inf)
         shares = encoded.weigh(encoded.distribution(logits)) / -len(logits)
         if _on_processor(logits):
-            root = 0.0
-            if scale.item() > 0:
-                losses = _sums_along(torch.log_softmax, logits, moved / scale, shares.unsqueeze(0))
+            root, size = 0.0, scale.item()
+            if size > 0:
+                losses = _sums_along(torch.log_softmax, logits, moved / size, shares.unsqueeze(0))
                 root = crossing(lambda xi: (level, *losses(xi)), torch.finfo(logits.dtype).eps)  # type: ignore[arg-type]
-            return _found(logits, -response, encoded, root, scale, scale.item() > 0)
+            return _found(logits, -response, encoded, root, size, size > 0)
         moved, shares = moved / torch.where(scale > 0, scale, 1.0), shares.flatten()
         found, reached = _last_of(lambda z: torch.log_softmax(z, -1).flatten(1) @ shares < level, logits, moved)
         return _found(logits, -response, encoded, found, scale, reached & (scale > 0))
 
 
 def _found(
-    logits: Tensor, response: Tensor, encoded: Targets, root: Tensor | float, scale: Tensor, bounded: Tensor | bool
+    logits: Tensor,
+    response: Tensor,
+    encoded: Targets,
+    root: Tensor | float,
+    scale: Tensor | float,
+    bounded: Tensor | bool,
 ) -> LineSearch:
     """What was found at logits - root / scale * response; no radius where there is no bound."""
-    if isinstance(root, float):
-        end = root / scale.item() if root else 0.0
-        bounded = bounded and end < math.inf
-        radius, bounded = logits.new_full((), end if bounded else 0.0), torch.full((), bounded)
+    if isinstance(bounded, bool):
+        bounded = bounded and root < math.inf
+        radius, bounded = logits.new_full((), root / scale if bounded and root else 0.0), torch.tensor(bounded)
     else:
         radius = torch.where(bounded & (scale > 0), root / scale, 0.0)
     return LineSearch(radius, bounded, lambda r: cross_entropy(torch.addcmul(logits, response, r, value=-1), encoded))

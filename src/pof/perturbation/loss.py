@@ -60,9 +60,9 @@ class CrossEntropy(nn.Module):
             )
         return loss
 
-    def encode(self, targets: Tensor, like: Tensor) -> Targets:
+    def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
-        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights)
+        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights, check=check)
 
     def excess(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss less the least that it can be, the entropy of soft or smoothed targets; arguments as of a call."""
