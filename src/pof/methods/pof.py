@@ -159,9 +159,7 @@ class PoF(Method):
             expansion=expansion,
         )
 
-    def _reference(
-        self, inputs: Inputs | None, targets: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    def _reference(self, inputs: Inputs | None, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Features, targets and logits (where known) of B over all ranks, or None where there is no perturbation."""
         if self.features == "previous":
             return (*self._previous, None) if self.training and self._previous else None

@@ -40,11 +40,13 @@ class GramGradient:
     @classmethod
     @torch.no_grad()
     def along(cls, features: Tensor, residual: Tensor, *, bias: bool) -> tuple[Self, Tensor]:
-        """From features (M, D) and the gradient dZ (M, C) of the logits; with the response (M, C) of these samples."""
+        """Take features (M, D) and the gradient dZ (M, C) of the logits; gives the response (M, C) of both too."""
         tiny = torch.finfo(features.dtype).tiny
         with without_autocast(features.device):
             # Both are scaled to entries of at most 1: products of small ones underflow, of large ones overflow.
-            largest = torch.linalg.vector_norm(features, torch.inf, dim=1, keepdim=True).clamp_min(1.0 if bias else tiny)
+            largest = torch.linalg.vector_norm(features, torch.inf, dim=1, keepdim=True).clamp_min(
+                1.0 if bias else tiny
+            )
             rows, offset = features / largest, largest.reciprocal().squeeze(1) if bias else None
             shares = residual * largest
             scale = torch.linalg.vector_norm(shares, torch.inf).clamp_min(tiny)

@@ -121,7 +121,10 @@ def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradie
         # Scaled by the largest entry first: squares of a well-fitted batch's gradient underflow in float32.
         tiny = torch.finfo(joint.dtype).tiny
         largest = torch.linalg.vector_norm(joint, torch.inf).clamp_min(tiny)
-        length = torch.linalg.vector_norm(joint.div_(largest))
+        joint.div_(largest)
+        # vector_norm adds one square after the other: of millions it is 1e-4 off in float32.
+        many = joint.numel() > 2**14
+        length = joint.square().sum().sqrt() if many else torch.linalg.vector_norm(joint)
         joint.div_(length.clamp_min(tiny))
         return HeadGradient(weight, offset, length * largest)
 
@@ -264,14 +267,14 @@ def _sums_along(squash: Callable[..., Tensor], logits: Tensor, moved: Tensor, ro
     flat = values.view(-1)
 
     def sums(xi: float) -> Any:
-        squash(torch.add(logits, moved, alpha=-xi), 1, out=values)
+        squash(torch.add(logits, moved, alpha=-xi) if xi else logits, 1, out=values)
         return torch.mv(rows, flat).tolist()
 
     return sums
 
 
 def _last_of(holds: Condition, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest xi for which a condition on (K, N, C) logits holds, to the last bits of the dtype; and if it fails."""
+    """The largest xi for which a condition on (K, N, C) logits holds, to the last bits; and whether it fails."""
     info = torch.finfo(logits.dtype)
     bits = max(2, min(_MOST_BITS, (_ROUND // logits.numel()).bit_length() - 1))
     normal = math.frexp(info.tiny)[1], math.frexp(info.max)[1] - 1

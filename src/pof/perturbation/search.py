@@ -55,7 +55,9 @@ def last_of(
         share /= parts[1]
         index = count(torch.addcmul(lower, size, fractions, value=share))
         lower = torch.addcmul(lower, size, index, value=share)
-    return torch.addcmul(lower, size, (lower > 0).to(dtype), value=0.5 * share).squeeze(0), (exponent < highest).squeeze(0)
+    return torch.addcmul(lower, size, (lower > 0).to(dtype), value=0.5 * share).squeeze(0), (
+        exponent < highest
+    ).squeeze(0)
 
 
 def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *, evaluations: int = 200) -> float:

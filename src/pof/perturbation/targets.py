@@ -28,30 +28,30 @@ class Targets(ABC):
 
     @abstractmethod
     def distribution(self, like: Tensor) -> Tensor:
-        """P (N, C), in the dtype of ``like`` (N, C)."""
+        """The probabilities P (N, C), in the dtype of ``like`` (N, C)."""
 
     @abstractmethod
     def expectation(self, values: Tensor) -> Tensor:
-        """sum_c P_nc v_nc (N, 1) of values (N, C)."""
+        """The mean over the targets, sum_c P_nc v_nc (N, 1), of values (N, C)."""
 
     @abstractmethod
     def lead(self, response: Tensor, moved: Tensor) -> Tensor:
-        """(N, C), nowhere negative exactly where no class responds less than the targets do; ``moved``: R - P . R."""
+        """(N, C): nowhere negative if and only if no class responds less than the targets; ``moved`` is R - P . R."""
 
     @abstractmethod
     def excess(self, probabilities: Tensor) -> Tensor:
-        """p - P (N, C); takes the place of its argument."""
+        """The difference p - P (N, C), in the place of p."""
 
     def weights(self, like: Tensor) -> Tensor:
-        """w (N,)."""
+        """The sample weights w (N,)."""
         return like.new_full((len(like),), 1.0 / len(like)) if self.unequal is None else self.unequal
 
     def mean(self, values: Tensor) -> Tensor:
-        """sum_n w_n v_n of values (N,)."""
+        """The mean over the samples, sum_n w_n v_n, of values (N,)."""
         return values.mean() if self.unequal is None else values @ self.unequal
 
     def weigh(self, values: Tensor) -> Tensor:
-        """N w_n v_nc of values (N, C)."""
+        """Values (N, C) times N w_n."""
         return values if self.unequal is None else values * (len(values) * self.unequal.unsqueeze(1))
 
 
