@@ -56,7 +56,8 @@ def float32_products(device: torch.device, precision: Literal["highest", "high"]
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
     """Find the dtype that tensors are computed in together: one that holds them all, float32 at least."""
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    dtypes = {tensor.dtype for tensor in tensors}
+    return torch.float32 if dtypes == {torch.float32} else reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Run the body in the dtypes of its tensors, whatever autocast and TF32 do outside; also without autocast."""
-    if not torch.amp.is_autocast_available(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
