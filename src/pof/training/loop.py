@@ -46,7 +46,7 @@ class FitResult:
     steps: int
     """Optimizer steps taken."""
     stopped: str | None
-    """Why the run ended early: None, ``"diverged"`` or ``"interrupted"``."""
+    """Why the run ended early: None, ``"diverged"``, ``"interrupted"`` or ``"paused"``."""
     message: str
     """What happened, in a sentence."""
     history: list[dict[str, Any]]
@@ -62,6 +62,15 @@ class Timetable:
     accumulation: int
     checkpoint_every: int | None
     schedule: Schedule
+    total_steps: int | None = None
+    """Optimizer steps of the whole run, which the schedule is over; None for those of all epochs."""
+    stop_at: int | None = None
+    """The step to pause at: the state is saved, and a resume goes on."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch if self.total_steps is None else self.total_steps
 
 
 class _Diverged(Exception):
@@ -84,7 +93,7 @@ class Loop:
         self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
         self.val_loader, self.folder, self.log = val_loader, folder, log
         self.frozen = frozen_norms(method.model)
-        self.scheduler = times.schedule.attach(stepper.optimizer, times.epochs * times.steps_per_epoch)
+        self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
         self.sums: dict[str, float] = {}
@@ -97,14 +106,18 @@ class Loop:
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
         within = self._load(state) if state is not None else None
-        lengths = {"steps": self.times.epochs * self.times.steps_per_epoch, "epochs": self.times.epochs}
+        lengths = {"steps": self.times.steps, "epochs": self.times.epochs}
         self.log({"event": "start", "step": self.steps, "epoch": self.epoch, **lengths})
         if state is None:
             self._validate(0, time.perf_counter())
             self._save(None)
         try:
             while self.epoch < self.times.epochs:
+                if self.steps == self.times.stop_at:
+                    return self._end("paused", f"paused at step {self.steps}")
                 if not self._train_epoch(within, interrupts):
+                    if not interrupts.requested():
+                        continue  # to the pause
                     saved = "resume to go on from there" if self.folder else "nothing was saved (no checkpoint_dir)"
                     message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
                     return self._end("interrupted", message)
@@ -129,7 +142,7 @@ class Loop:
             first, last = first or window[0].size, result.samples
             self.last = window[-1]
             due = self.times.checkpoint_every is not None and self.steps % self.times.checkpoint_every == 0
-            stop = interrupts.requested()
+            stop = interrupts.requested() or self.steps == self.times.stop_at
             if due or stop or len(self.pending) >= self.flush_every:
                 self._flush()
             if due or stop:
@@ -219,7 +232,7 @@ class Loop:
             )
 
     def _end(self, stopped: str | None, message: str) -> FitResult:
-        if stopped != "interrupted":
+        if stopped not in {"interrupted", "paused"}:
             self.selection.deliver(self.method.model)
         row = {"event": "end", "stopped": stopped, "best_epoch": self.selection.epoch, "message": message}
         self.log({**row, "step": self.steps, "epoch": self.epoch})
@@ -247,6 +260,7 @@ class Loop:
             **self.method.settings(),
             "epochs": self.times.epochs,
             "steps_per_epoch": self.times.steps_per_epoch,
+            "steps": self.times.steps,
             "accumulation": self.times.accumulation,
             "schedule": vars(self.times.schedule) | {"milestones": list(self.times.schedule.milestones)},
             "optimizer": type(optimizer).__name__,

@@ -61,17 +61,21 @@ def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T,
 
 def fetched(batches: Iterator[Any], held: list[Any]) -> Any:
     """The next mini-batch, or ``END``; refused where it was written over one of those held."""
-    before = [(tensor, tensor._version) for batch in held for tensor in tensors_of(batch) if not tensor.is_inference()]
+    before = [(tensor, tensor._version) for tensor in _plain(held)]
     batch = next(batches, END)
     there = {tensor.data_ptr(): _storage(tensor) for tensor, _ in before if tensor.numel()}
     written = any(tensor._version != version for tensor, version in before)
     # Storages of their own on the memory of another one, as torch.from_numpy makes them.
-    if written or any(there.get(t.data_ptr(), _storage(t)) != _storage(t) for t in tensors_of(batch)):
+    if written or any(there.get(t.data_ptr(), _storage(t)) != _storage(t) for t in _plain(batch)):
         raise ValueError(
             "the loader writes a mini-batch into the memory of one that is still needed (PoF's reference, or"
             " accumulation): let it give copies, such as tensor.clone()"
         )
     return batch
+
+
+def _plain(batch: Any) -> list[Tensor]:
+    return [t for t in tensors_of(batch) if t.layout is torch.strided and not t.is_inference()]
 
 
 def _storage(tensor: Tensor) -> int:
@@ -123,7 +127,7 @@ class Stream(Generic[T]):
             "epoch_random": self._epoch_random,
             "ahead_random": self._ahead_random,
             "random": capture(),
-            "generators": [g.get_state() for g in _generators(self.loader)],
+            "generators": [g.get_state() for g in loader_generators(self.loader)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,7 +136,7 @@ class Stream(Generic[T]):
         self._put_back(state["generators"])
 
     def _put_back(self, states: list[Tensor]) -> None:
-        for generator, state in zip(_generators(self.loader), states, strict=True):
+        for generator, state in zip(loader_generators(self.loader), states, strict=True):
             generator.set_state(state)
 
     def _stateless(self, epoch: int, resume: dict[str, Any] | None) -> tuple[Iterator[T], T | None]:
@@ -147,7 +151,7 @@ class Stream(Generic[T]):
     def _replayed(self, epoch: int, resume: dict[str, Any] | None) -> tuple[Iterator[T], T | None]:
         """The same for any loader: fetch again what the interrupted run had fetched; there is no shorter way."""
         if not resume:
-            states = [g.get_state() for g in _generators(self.loader)]
+            states = [g.get_state() for g in loader_generators(self.loader)]
             self._epoch_random = {"global": capture(), "loader": states}
             set_epoch(self.loader, epoch)
             return self._fetched(iter(self.loader)), None
@@ -198,7 +202,7 @@ def _window(micros: Iterator[Micro], size: int) -> list[Micro]:
     return window
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def loader_generators(loader: Any) -> list[torch.Generator]:
     """The generators of a DataLoader and its samplers, each once."""
     owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
     owners.append(getattr(owners[-1], "sampler", None))
