@@ -256,7 +256,10 @@ class PostTraining(LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is not None and epochs > 0:
             return epochs
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):  # a loader without a length: the epoch at hand is the last that is known of
+            return int(self.current_epoch) + 1
+        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         return max(1, math.ceil(self.trainer.max_steps / per_epoch))
 
     def _training_inputs(self) -> Iterator[Inputs]:

@@ -7,6 +7,7 @@ stopped and rolled back with a message that names step and remedy; a run that is
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,12 @@ def fit(
     method.to(place)
     _check_network(method)
     _check_shared(train_loader)
+    if checkpoint_dir is not None and getattr(train_loader, "persistent_workers", False):
+        warnings.warn(
+            "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
+            " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
+            stacklevel=2,
+        )
     with _attached(method), modes_kept(method):
         stepper = Stepper(method, _made(method, optimizer), found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
