@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from pof._support.batches import Inputs, unpack
 from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
-from pof.methods import Method
+from pof.methods import Method, StepOutput
 from pof.optim import MSAM, PerturbingOptimizer
 from pof.training.step import TINY, over_processes, weighted
 from pof.training.stream import one_pass
@@ -76,7 +76,7 @@ class PostTraining(LightningModule):
         """
         inputs, targets = unpack(batch)
         reference = () if self._reference is None else unpack(self._reference)
-        output = self.method(inputs, targets, *reference)
+        output: StepOutput = self.method(inputs, targets, *reference)
         if self._pass == 1:
             values = {"loss": output.loss.detach(), **output.metrics}
             self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=len(targets))

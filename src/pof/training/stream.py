@@ -55,7 +55,7 @@ def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T,
         first = current
     while current is not END:
         following: Any = fetched(batches, [current, first])
-        yield current, first if following is END else following  # type: ignore[misc]
+        yield current, first if following is END else following
         current = following
 
 
