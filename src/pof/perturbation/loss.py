@@ -30,7 +30,8 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     if weights is None:
         return counted.sum().double()
     rows = weights.to(targets.device, torch.float64)[torch.where(counted, targets, 0).long()]
-    return (rows * counted).sum()
+    weight: Tensor = (rows * counted).sum()
+    return weight
 
 
 class CrossEntropy(nn.Module):

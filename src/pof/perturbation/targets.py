@@ -165,7 +165,7 @@ def encode_targets(
 
 
 def may_ignore(targets: Tensor) -> bool:
-    """Whether a class index may be one to be ignored; on an accelerator nobody looks, which would be a synchronisation."""
+    """Whether a class index may be one to be ignored; an accelerator is not asked, which would synchronise the host."""
     return targets.device.type != "cpu" or (targets.numel() > 0 and int(targets.min()) < 0)
 
 
