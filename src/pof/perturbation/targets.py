@@ -144,8 +144,8 @@ def encode_targets(
         if not label_smoothing:
             if class_weights is None and counted is None:
                 return Labels(None, labels)
-            of_samples = counted if class_weights is None else class_weights.to(like)[targets]
-            return Labels(_shares(of_samples, counted), labels)
+            of_samples = like.new_ones(n) if class_weights is None else class_weights.to(like)[targets]
+            return Labels(_shares(of_samples if counted is None else of_samples * counted), labels)
         mass = torch.zeros_like(like).scatter_(1, labels, 1.0)
     elif targets.shape != like.shape:
         raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
@@ -169,10 +169,9 @@ def may_ignore(targets: Tensor) -> bool:
     return targets.device.type != "cpu" or (targets.numel() > 0 and int(targets.min()) < 0)
 
 
-def _shares(weights: Tensor | None, counted: Tensor | None) -> Tensor:
-    """Weights (N,) of the samples that count, as shares of their sum; all 0 where none counts."""
-    given = weights if counted is None or weights is counted else weights * counted  # type: ignore[operator]
-    return given / given.sum().clamp_min(torch.finfo(given.dtype).tiny)  # type: ignore[union-attr]
+def _shares(weights: Tensor) -> Tensor:
+    """Weights (N,) as shares of their sum; all 0 where none counts."""
+    return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def _check_indices(targets: Tensor, n: int, c: int, *, values: bool) -> None:
