@@ -102,12 +102,13 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[s
     """What to call ``model`` with: one by one, inputs that ``forward`` cannot do without several of."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    if type(inputs) in (tuple, list):
+    several: Any = inputs
+    if isinstance(several, (tuple, list)) and not isinstance(several, PackedSequence):
         inner = getattr(model, "module", getattr(model, "_orig_mod", model))  # of DDP, of torch.compile
         wanted = inspect.signature(inner.forward).parameters.values()
         needed = [p for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         if len(needed) > 1 or any(p.kind is p.VAR_POSITIONAL for p in wanted):
-            return tuple(inputs), {}
+            return tuple(several), {}
     return (inputs,), {}
 
 

@@ -25,7 +25,7 @@ def lock(folder: Path) -> Callable[[], None]:
     """Keep other processes out of a folder until the returned function is called, or say at once who is in it.
 
     The lock is this process's own, not its children's: workers that outlive a kill for seconds keep nobody out.
-    Windows is not guarded.
+    Windows, and file systems without locks, are not guarded.
     """
     try:
         fcntl = import_module("fcntl")
@@ -41,7 +41,7 @@ def lock(folder: Path) -> Callable[[], None]:
                 holder = os.read(file, 200).decode() or "another process"
                 os.close(file)
                 if error.errno not in {errno.EACCES, errno.EAGAIN}:
-                    raise
+                    return lambda: None
                 raise LockedError(f"{folder} is in use by {holder}: stop it, or wait") from None
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 break

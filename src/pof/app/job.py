@@ -119,8 +119,8 @@ def _train(
     if result.stopped == "interrupted":
         return JobResult(Path(run.out), result, None, None)
     test = evaluating("test")
-    before = None if incoming is None else evaluate(incoming.to(device), test)
-    after = evaluate(network, test)
+    before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
+    after = evaluate(network, test, head=model.head)
     if folder is not None:
         folder.finish(network, _figures(result, before, after))
     return JobResult(Path(run.out), result, before, after)

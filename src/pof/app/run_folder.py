@@ -279,13 +279,9 @@ def _commit() -> str | None:
 def commit_of(file: Path) -> str | None:
     """The commit that a file is of; None if no repository tracks it, as in the environment inside of a project."""
     asked = (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty", "--abbrev=12"])
+    options: Any = {"capture_output": True, "text": True, "check": False, "timeout": 10}
     try:
-        tracked, described = (
-            subprocess.run(
-                ["git", "-C", str(file.parent), *each], capture_output=True, text=True, check=False, timeout=10
-            )
-            for each in asked
-        )
+        tracked, described = (subprocess.run(["git", "-C", file.parent, *each], **options) for each in asked)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (described.stdout.strip() or None) if tracked.returncode == 0 else None

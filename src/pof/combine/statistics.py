@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,17 +43,18 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
 
 
 @contextmanager
-def _counting(norms: list[nn.Module]) -> Iterator[dict[nn.Module, int]]:
+def _counting(norms: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int]]:
     """Norms take the mean over the rows of all their calls in the body, of which a forward may make several."""
     rows = dict.fromkeys(norms, 0)
-    momenta = [norm.momentum for norm in norms]
+    momenta: list[Any] = [norm.momentum for norm in norms]
 
     def count(norm: Any, arguments: tuple[Tensor, ...]) -> None:
         rows[norm] += len(arguments[0])
         norm.momentum = len(arguments[0]) / max(rows[norm], 1)
 
     for norm in norms:
-        norm.reset_running_stats()
+        restart: Any = norm.reset_running_stats
+        restart()
         norm.train()
     handles = [norm.register_forward_pre_hook(count) for norm in norms]
     try:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from pof._support.batches import Inputs, unpack
 from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
-from pof.methods import Method
+from pof.methods import Method, StepOutput
 from pof.optim import MSAM, PerturbingOptimizer
 from pof.training.step import TINY, over_processes, weighted
 from pof.training.stream import one_pass
@@ -76,7 +76,7 @@ class PostTraining(LightningModule):
         """
         inputs, targets = unpack(batch)
         reference = () if self._reference is None else unpack(self._reference)
-        output = self.method(inputs, targets, *reference)
+        output: StepOutput = self.method(inputs, targets, *reference)
         if self._pass == 1:
             values = {"loss": output.loss.detach(), **output.metrics}
             self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=len(targets))
@@ -256,7 +256,10 @@ class PostTraining(LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is not None and epochs > 0:
             return epochs
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):  # a loader without a length: the epoch at hand is the last that is known of
+            return int(self.current_epoch) + 1
+        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         return max(1, math.ceil(self.trainer.max_steps / per_epoch))
 
     def _training_inputs(self) -> Iterator[Inputs]:

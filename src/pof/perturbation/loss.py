@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets
 from pof._support.precision import without_autocast
-from pof.perturbation.linear import IGNORED, Targets, cross_entropy, encode_targets
+from pof.perturbation.targets import IGNORED, Targets, cross_entropy, encode_targets, may_ignore
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
@@ -32,7 +32,8 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     if weights is None:
         return counted.sum().double()
     rows = weights.to(targets.device, torch.float64)[torch.where(counted, targets, 0).long()]
-    return (rows * counted).sum()
+    weight: Tensor = (rows * counted).sum()
+    return weight
 
 
 class CrossEntropy(nn.Module):
@@ -76,7 +77,7 @@ class CrossEntropy(nn.Module):
         """
         targets = class_targets(targets, logits.shape[1])
         _check_probabilities(targets)
-        counts = None if targets.is_floating_point() else weight_of(self, targets) > 0
+        counts = weight_of(self, targets) > 0 if self._may_count_nothing(targets) else None
         # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.
         given = targets if counts is None else torch.where(counts, targets, IGNORED)
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
@@ -84,14 +85,17 @@ class CrossEntropy(nn.Module):
             loss: Tensor = F.cross_entropy(logits, given, weight=weight, label_smoothing=self.label_smoothing)
         return loss if counts is None else torch.where(counts, loss, torch.zeros_like(loss))
 
-    def encode(self, targets: Tensor, like: Tensor) -> Targets:
+    def _may_count_nothing(self, targets: Tensor) -> bool:
+        return not targets.is_floating_point() and (self.class_weights is not None or may_ignore(targets))
+
+    def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
-        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights)
+        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights, check=check)
 
     def excess(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss less the least that it can be, the entropy of soft or smoothed targets; arguments as of a call."""
         encoded = self.encode(targets, logits)
-        least: Tensor = torch.special.entr(encoded.distribution).sum(dim=1) @ encoded.weights
+        least: Tensor = encoded.mean(torch.special.entr(encoded.distribution(logits)).sum(dim=1))
         return cross_entropy(logits, encoded) - least
 
 

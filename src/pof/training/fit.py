@@ -7,6 +7,7 @@ stopped and rolled back with a message that names step and remedy; a run that is
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,7 @@ def fit(
     place = find_device(device)
     method.to(place)
     _check_network(method)
-    _check_shared(train_loader)
+    _check_loader(train_loader, checkpoint_dir)
     with _attached(method), modes_kept(method), Interrupts() as interrupts:
         stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
@@ -180,7 +181,13 @@ def _check_network(method: Method) -> None:
         )
 
 
-def _check_shared(loader: Any) -> None:
+def _check_loader(loader: Any, checkpoint_dir: str | Path | None) -> None:
+    if checkpoint_dir is not None and getattr(loader, "persistent_workers", False):
+        warnings.warn(
+            "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
+            " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
+            stacklevel=3,
+        )
     if distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
         raise ValueError(
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"

@@ -100,6 +100,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
         self.last: Micro | None = None
+        self.unreached: list[str] | None = None
         # Reading a loss is a host synchronisation: on an accelerator it is done for many steps at once.
         self.flush_every = 1 if stepper.device.type == "cpu" else 20
 
@@ -163,14 +164,25 @@ class Loop:
 
     def _step(self, window: list[Micro]) -> StepResult:
         try:
-            return self.stepper.step(window)
-        except ValueError as error:
-            if "Expected more than 1 value per channel" not in str(error):
-                raise
-            raise ValueError(
-                f"step {self.steps + 1} has a mini-batch of {min(m.size for m in window)} sample, too few for batch"
-                " norm: give the loader drop_last=True, or freeze the norms with eval()"
-            ) from error
+            result = self.stepper.step(window)
+            if distributed.active() and self.unreached is None:
+                named = self.method.model.named_parameters()
+                self.unreached = [name for name, p in named if p.requires_grad and p.grad is None]
+            return result
+        except (ValueError, RuntimeError) as error:
+            place = f"step {self.steps + 1}"
+            if "Expected more than 1 value per channel" in str(error):
+                raise ValueError(
+                    f"{place} has a mini-batch of {min(m.size for m in window)} sample, too few for batch norm: give"
+                    " the loader drop_last=True, or freeze the norms with eval()"
+                ) from error
+            if "Expected to have finished reduction in the prior iteration" in str(error):
+                name = next(iter(self.unreached or []), "a parameter")
+                raise ValueError(
+                    f"{place}: the loss does not reach {name!r} (an auxiliary head?), for whose gradient the processes"
+                    " would wait: freeze it with requires_grad_(False)"
+                ) from error
+            raise
 
     def _flush(self) -> None:
         """Read the losses of the last steps: log them, and stop at the first that is not finite."""
@@ -211,7 +223,8 @@ class Loop:
         candidate = self.method.candidate()
         metrics = None
         if self.val_loader is not None:
-            found = evaluate(candidate, self.val_loader, precision=self.stepper.autocast)
+            head, precision = self.method.head_name, self.stepper.autocast
+            found = evaluate(candidate, self.val_loader, head=head, precision=precision)
             metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
@@ -232,6 +245,7 @@ class Loop:
             )
 
     def _end(self, stopped: str | None, message: str) -> FitResult:
+        self.stepper.optimizer_mode(training=False)
         if stopped not in {"interrupted", "paused"}:
             self.selection.deliver(self.method.model)
         row = {"event": "end", "stopped": stopped, "best_epoch": self.selection.epoch, "message": message}

@@ -49,6 +49,11 @@ class Stepper:
         self.method, self.optimizer, self.clip_norm = method, optimizer, clip_norm
         self.device = next(method.parameters()).device
         self.autocast = AUTOCAST[precision]
+        if precision == "fp16" and any(p.dtype == torch.float16 for p in method.trainable_parameters()):
+            raise ValueError(
+                "precision='fp16' casts float32 weights for each pass, and these are float16 themselves: use"
+                " model.float(), or precision='fp32', which leaves the dtype as it is"
+            )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.module: nn.Module = method
         if distributed.active():

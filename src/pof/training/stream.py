@@ -55,23 +55,27 @@ def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T,
         first = current
     while current is not END:
         following: Any = fetched(batches, [current, first])
-        yield current, first if following is END else following  # type: ignore[misc]
+        yield current, first if following is END else following
         current = following
 
 
 def fetched(batches: Iterator[Any], held: list[Any]) -> Any:
     """The next mini-batch, or ``END``; refused where it was written over one of those held."""
-    before = [(tensor, tensor._version) for batch in held for tensor in tensors_of(batch) if not tensor.is_inference()]
+    before = [(tensor, tensor._version) for tensor in _plain(held)]
     batch = next(batches, END)
     there = {tensor.data_ptr(): _storage(tensor) for tensor, _ in before if tensor.numel()}
     written = any(tensor._version != version for tensor, version in before)
     # Storages of their own on the memory of another one, as torch.from_numpy makes them.
-    if written or any(there.get(t.data_ptr(), _storage(t)) != _storage(t) for t in tensors_of(batch)):
+    if written or any(there.get(t.data_ptr(), _storage(t)) != _storage(t) for t in _plain(batch)):
         raise ValueError(
             "the loader writes a mini-batch into the memory of one that is still needed (PoF's reference, or"
             " accumulation): let it give copies, such as tensor.clone()"
         )
     return batch
+
+
+def _plain(batch: Any) -> list[Tensor]:
+    return [t for t in tensors_of(batch) if t.layout is torch.strided and not t.is_inference()]
 
 
 def _storage(tensor: Tensor) -> int:

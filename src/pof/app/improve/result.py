@@ -100,9 +100,10 @@ def message_of(found: Row | None, confirmation: Confirmation | None, improved: b
     """Say what happened."""
     if found is None or confirmation is None:
         return "no candidate was better on the samples that choose: the incoming network is handed back unchanged"
+    chance = ", which may be chance" if confirmation.p_error >= 0.05 else ""
     counts = (
         f"of {confirmation.n} samples that chose nothing it corrects {confirmation.fixed} and breaks"
-        f" {confirmation.broken} (p {confirmation.p_error:.2g}{', which may be chance' if confirmation.p_error >= 0.05 else ''})"
+        f" {confirmation.broken} (p {confirmation.p_error:.2g}{chance})"
     )
     if improved:
         return f"{found.name}: {counts}"
