@@ -67,3 +67,36 @@ def with_a_bug(num_classes: int) -> nn.Module:
     """A factory that trips over itself."""
     settings: dict[str, int] = {}
     return nn.Linear(settings["depth"], num_classes)
+
+
+class Tripping(nn.Module):
+    """A model that trips over itself in training."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Flatten(), nn.Linear(64, num_classes)
+        self.settings: dict[str, int] = {}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc(self.body(inputs)) * self.settings["depth"]
+
+
+def tripping(num_classes: int) -> nn.Module:
+    return Tripping(num_classes)
+
+
+class Unreadable(Labelled):
+    """Sample 3 raises."""
+
+    def __init__(self, kind: type[Exception] = KeyError) -> None:
+        super().__init__(*images(150))
+        self.kind = kind
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        if index == 3:
+            raise self.kind("sample 3")
+        return super().__getitem__(index)
+
+
+def unreadable() -> tuple[Labelled, Labelled]:
+    return Unreadable(), Labelled(*images(30))

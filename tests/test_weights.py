@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -203,6 +204,16 @@ def test_damaged_and_dangerous_files(tmp_path, monkeypatch, case):
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     assert not Path("executed").exists()
+
+
+def test_an_archive_that_is_far_larger_inside(tmp_path):
+    torch.save({"weight": torch.zeros(2**22)}, tmp_path / "plain.pt")
+    assert read_weights(tmp_path / "plain.pt")["weight"].shape == (2**22,)
+    with ZipFile(tmp_path / "plain.pt") as plain, ZipFile(tmp_path / "bomb.pt", "w", ZIP_DEFLATED) as bomb:
+        for member in plain.infolist():
+            bomb.writestr(member.filename, plain.read(member))
+    with pytest.raises(WeightsError, match=r"bomb\.pt: 16,77\d,\d+ bytes once it is unpacked, 100 times its size"):
+        read_weights(tmp_path / "bomb.pt")
 
 
 def test_no_such_file_folder_and_suffix(tmp_path):

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,7 @@ WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
 NAMED_IN_ERRORS = 5
+MAX_EXPANSION = 100
 
 
 class WeightsError(ValueError):
@@ -149,6 +151,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickled(file: Path) -> Any:
+    _check_expansion(file)
     try:
         with warnings.catch_warnings():
             # Said of plain pickles, which are refused right after.
@@ -171,6 +174,20 @@ def _read_pickled(file: Path) -> Any:
         raise WeightsError(
             f"{file}: damaged, or not a file of torch.save ({reason}); copy or download it again"
         ) from error
+
+
+def _check_expansion(file: Path) -> None:
+    """Refuse an archive that says it is far larger inside: ``torch.save`` compresses nothing."""
+    try:
+        with ZipFile(file) as archive:
+            inside = sum(member.file_size for member in archive.infolist())
+    except (BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # a plain pickle, or damaged, which is said in reading
+    if inside > MAX_EXPANSION * file.stat().st_size:
+        raise WeightsError(
+            f"{file}: {inside:,} bytes once it is unpacked, {MAX_EXPANSION} times its size or more; weights do not"
+            " shrink so far: write it again with torch.save"
+        )
 
 
 def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:

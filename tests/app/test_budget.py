@@ -47,6 +47,8 @@ CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHODS} 
     "sam lawa": {"method": "sam", "average": AverageOptions(kind="lawa", window=2)},
     "swa late": {"method": "swa", "average": AverageOptions(start=0.5)},
     "late-sam 2": {"method": "late-sam", "sam": SAMOptions(last_epochs=2)},
+    "sam at 0": {"method": "sam", "sam": SAMOptions(rho=0.0)},
+    "late-sam at 0": {"method": "late-sam", "sam": SAMOptions(rho=0.0, last_epochs=2)},
     "sam of half": {"method": "sam", "sam": SAMOptions(ascent_share=0.5), "batch_size": 4},
     "randreg normal": {"method": "randreg", "regularizer": RegularizerOptions(prior="normal")},
 }
@@ -85,6 +87,8 @@ def test_an_unknown_method_is_refused_with_the_names() -> None:
         (TrainOptions("pof", pof=PoFOptions(reference_size=32)), 11),
         (TrainOptions("sam"), 6),
         (TrainOptions("sam", sam=SAMOptions(ascent_share=0.2)), 10),
+        (TrainOptions("sam", sam=SAMOptions(rho=0.0)), 12),
+        (TrainOptions("sam", sam=SAMOptions(rho="auto")), 6),
         (TrainOptions("late-sam", sam=SAMOptions(last_epochs=3)), 9),
         (TrainOptions("ema"), 9),
         (TrainOptions("swa", average=AverageOptions(start=0.5)), 10),

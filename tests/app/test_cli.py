@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pof._support import precision
 from pof.app import job
 from pof.app.cli import main
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.run_folder import read_rows
+from pof.app.run_folder import read_config, read_rows
 from pof.data import eval_loader, train_loader
 from pof.methods import SharpnessAware
 from pof.training.evaluation import Metrics, evaluate
@@ -30,6 +31,7 @@ from tests.processes import Process, Stop, pof, python, start
 
 STRANGERS = "tests.strangers"
 SMALL = ["--data", "digits", "--model", "small-cnn", "--train_size", "100", "--batch_size", "20", "--lr", "0.05"]
+SMALL += ["--precision", "fp32"]  # whatever the processor is fast in
 # Five steps per epoch, each with dropout; a state in the middle of each epoch.
 RUN = ["train", *SMALL, "--model", f"{STRANGERS}:dropping", "--epochs", "2", "--checkpoint_every", "3"]
 METHODS = {
@@ -151,6 +153,20 @@ def test_resume_of_a_finished_run_changes_nothing(whole: Any, tmp_path: Path) ->
 def test_resume_where_there_is_no_run_starts_one(whole: Any, tmp_path: Path) -> None:
     assert pof(*RUN, *METHODS["finetune"], "--out", str(tmp_path / "run"), "--resume", "true").code == 0
     assert_equal_runs(tmp_path / "run", whole("finetune"))
+
+
+@pytest.mark.parametrize(("native", "found"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_that_auto_found_is_written_down(
+    native: bool, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: native)
+    out = tmp_path / "run"
+    auto = ["--precision", "auto", "--epochs", "1", "--device", "cpu", "--out", str(out)]
+    assert main(["train", *SMALL, *auto]) == 0
+    assert read_config(out)["training"]["precision"] == found
+    assert json.loads((out / "environment.json").read_text())["precision"] == found
+    monkeypatch.setattr(precision, "has_bf16", lambda device: not native)
+    assert main(["train", *SMALL, *auto, "--resume"]) == 2
 
 
 # Divergence
@@ -279,7 +295,7 @@ BAD_INPUT = {
     "negative lr": (["--lr", "-0.1"], "lr must be a finite number > 0; got -0.1"),
     "lr of words": (["--lr", "fast"], "lr"),
     "epochs in halves": (["--epochs", "1.5"], "epochs"),
-    "no epochs": (["--epochs", "0"], "epochs, accumulation and checkpoint_every must be >= 1; got 0, 1, 3"),
+    "no epochs": (["--epochs", "0"], "epochs must be a whole number >= 1; got 0"),
     "gamma": (["--method", "pof", "--pof.gamma", "-1"], "gamma must be a finite number >= 0; got -1.0"),
     "sampling": (["--pof.sampling", "wild"], "pof.sampling"),
     "unknown flag": (["--nope", "3"], "--nope"),

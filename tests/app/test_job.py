@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pof.app.job import convolutions_channels_last
+from pof.app.job import convolutions_channels_last, make_optimizer
 from pof.app.job import find_learning_rate as learning_rate
+from pof.app.methods import Context, build_method
 from pof.app.options import ModelOptions, TrainOptions
 
 
@@ -36,6 +37,14 @@ def test_it_says_what_it_cannot_know(tmp_path: Path) -> None:
         learning_rate(folder(tmp_path / "a", "{lr: 0.1, optimizer: adamw}"), TrainOptions("pof", lr="auto"))
     with pytest.raises(ValueError, match=r"lr None"):
         learning_rate(folder(tmp_path / "b", "{}"), TrainOptions("pof", lr="auto"))
+
+
+@pytest.mark.parametrize(("method", "nesterov"), [("finetune", True), ("sam", True), ("msam", False)])
+def test_momentum_is_nesterovs_but_of_msam_whose_authors_take_plain_momentum(method: str, nesterov: bool) -> None:
+    training = TrainOptions(method)
+    made = build_method(Context(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), None, training, 2, ()))
+    (group,) = make_optimizer(made, training).param_groups
+    assert (group["nesterov"], group["momentum"]) == (nesterov, 0.9)
 
 
 def test_only_weights_of_images_convolutions_change_their_order() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import pickle
+import tracemalloc
 import urllib.error
 from pathlib import Path
 
@@ -127,6 +129,10 @@ def test_fashion_mnist_of_mismatched_files(tmp_path):
 DAMAGED = {
     "truncated gzip": (lambda content: gzip.compress(content)[:-20], ".gz", "damaged gzip file"),
     "no gzip": (lambda content: content, ".gz", "damaged gzip file"),
+    "too long": (lambda content: content + b"?", "", r"more than 12 bytes where its header says \[3, 4\]"),
+    "cut in its header": (lambda content: content[:9], "", r"0 bytes where its header says \[3, 0\]"),
+    "huge": (lambda content: content[:4] + b"\xff" * 8, "", r"header says \[4294967295, 4294967295\], more than the"),
+    "bomb": (lambda content: gzip.compress(content + bytes(2**26)), ".gz", "more than 12 bytes where its header"),
     "truncated": (lambda content: content[:-1], "", r"11 bytes where its header says \[3, 4\]"),
     "floats": (lambda content: content[:2] + b"\x0d" + content[3:], "", "not an IDX file of unsigned bytes"),
     "text": (lambda content: b"<html>", "", "not an IDX file"),
@@ -141,8 +147,11 @@ def test_damaged_idx_files(tmp_path, case):
     assert read_idx(tmp_path / "good").tolist() == torch.arange(12).reshape(3, 4).tolist()
     file = tmp_path / f"bad{suffix}"
     file.write_bytes(change((tmp_path / "good").read_bytes()))
+    tracemalloc.start()
     with pytest.raises(DataError, match=message):
         read_idx(file)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
 
 
 # CIFAR
@@ -201,6 +210,15 @@ def test_damaged_cifar(tmp_path, monkeypatch):
     with (tmp_path / "cifar-10-batches-py" / "data_batch_2").open("ab") as file:
         file.write(b"x")
     with pytest.raises(DataError, match=r"damaged or not the original ones.*unpack http.* again"):
+        load_data("cifar10", data_root=tmp_path)
+
+
+def test_a_file_that_would_never_end(tmp_path, monkeypatch):
+    write_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
+    file = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="data_batch_2 is no regular file; unpack http"):
         load_data("cifar10", data_root=tmp_path)
 
 

@@ -83,7 +83,9 @@ def test_loaders_of_parts():
     assert labels.tolist() == [1, 2, 2]
     torch.testing.assert_close(images, (data.train_images[chosen] / 255 - 0.5) / 0.5)
     assert [len(y) for _, y in eval_loader(data, "test", batch_size=2)] == [2, 1]
-    with pytest.raises(DataError, match=r"split is one of .*got 'validation'"):
+    with pytest.raises(DataError, match=r"split is one of .*got 'tests'"):
+        eval_loader(data, "tests", batch_size=2)
+    with pytest.raises(DataError, match="toy has no validation data of its own: hold some out"):
         eval_loader(data, "validation", batch_size=2)
     with pytest.raises(DataError, match="larger than the data"):
         train_loader(data, batch_size=7, seed=0)

@@ -92,9 +92,21 @@ def test_confident_samples_keep_their_digits_in_float32() -> None:
     assert float(found.values) == pytest.approx(float(exact.values), rel=1e-4)
 
 
-def test_a_softmax_after_the_head_is_part_of_the_loss() -> None:
-    model = network(SoftmaxAfter)
+@pytest.mark.parametrize("parameters", ["head", "all"])
+@pytest.mark.filterwarnings("ignore:SoftmaxAfter returns probabilities")
+def test_a_softmax_after_the_head_is_left_out_of_the_cross_entropy(parameters: str) -> None:
     loss = nn.CrossEntropyLoss()
+    expected = top_eigenvalues(network(), loss, data(), 2, parameters)
+    found = top_eigenvalues(network(SoftmaxAfter), loss, data(), 2, parameters)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-7, atol=1e-10)
+
+
+def test_what_else_follows_the_head_is_part_of_the_loss() -> None:
+    class Scaled(ConvNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * super().forward(x)
+
+    model, loss = network(Scaled), nn.CrossEntropyLoss()
     dense = dense_hessian(model, loss, data(), HEAD)
     found = top_eigenvalues(model, loss, data(), 2)
     torch.testing.assert_close(found.values, torch.linalg.eigvalsh(dense).flip(0)[:2], rtol=1e-8, atol=1e-10)

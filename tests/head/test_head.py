@@ -80,11 +80,15 @@ def test_library_networks(network: Network) -> None:
     parts = split(model)
 
     assert torch.equal(parts(inputs), expected)
+    if not network.ends_with_head:
+        with pytest.raises(ValueError, match=r"is not the end of the network: .* differ"):
+            parts.features_and_logits(inputs)
+        return
     features, logits = parts.features_and_logits(inputs)
     assert logits.shape == (2, 10)
     # Far from zero, so that what follows could fail.
     assert features.abs().amax() > 0.01
-    assert torch.equal(logits, expected) is network.ends_with_head
+    assert torch.equal(logits, expected)
     assert parts.linear is network.linear
     if network.linear:
         # Float32: sums over up to 4096 features, in another order for 1x1 convolutions.
@@ -398,13 +402,15 @@ def test_features_and_logits_come_from_one_forward_with_graph() -> None:
     model = linear_net(drop=nn.Dropout(0.5)).train()
     parts = split(model)
     torch.manual_seed(0)
+    parts.features(batch())
+    calls = model.calls  # the first mini-batch is checked too
     features, logits = parts.features_and_logits(batch())
-    assert model.calls == 1
+    assert model.calls == calls + 1
     assert torch.equal(F.linear(features, parts.weight, parts.bias), logits)
     (features.sum() + logits.sum()).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert torch.equal(parts.features(batch()), features)
-    assert model.calls == 2
+    assert model.calls == calls + 2
 
 
 @pytest.mark.parametrize("after", [nn.Softmax(1), nn.Dropout(0.5), nn.Dropout(0.5, inplace=True)], ids=repr)
@@ -439,8 +445,11 @@ def test_hooks_of_the_user_stay() -> None:
     model = linear_net()
     seen: list[Tensor] = []
     model.fc.register_forward_hook(lambda module, args, output: seen.append(output))
-    split(model).features(batch())
-    assert len(seen) == hooks(model) == 1
+    parts = split(model)
+    parts.features(batch())
+    parts.features(batch())
+    assert len(seen) == 3  # one is the check of the first mini-batch
+    assert hooks(model) == 1
 
 
 def test_output_of_any_type_is_passed_on() -> None:

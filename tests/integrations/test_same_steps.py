@@ -50,6 +50,22 @@ def sam(model: nn.Module) -> pof.Method:
     return pof.SharpnessAware(model, rho=0.5)
 
 
+def weighted_pof(model: nn.Module) -> pof.Method:
+    return pof.PoF(model, class_weights=torch.tensor([0.1, 1.0, 3.0, 0.5]))
+
+
+def test_class_weights_weigh_mini_batches_alike_everywhere(tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    wanted = in_fit(weighted_pof, net()).weights
+    for found in (
+        trainers.in_lightning(weighted_pof, net()),
+        trainers.in_hugging_face(weighted_pof, net(), tmp_path),
+    ):
+        for name, value in found.weights.items():
+            torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=2e-6, msg=name)
+
+
 def adarand(model: nn.Module) -> pof.Method:
     generator = torch.Generator().manual_seed(2)
     mean = torch.randn(trainers.CLASSES, 12, generator=generator)

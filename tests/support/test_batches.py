@@ -75,3 +75,15 @@ def test_every_kind_of_label_gives_the_loss_of_class_indices(kind, method):
     features, weight, bias = torch.randn(6, 5), torch.randn(2, 5), torch.zeros(2)
     given, wanted = (pof.head_gradient(features, targets, weight, bias).weight for targets in (KINDS[kind], Y))
     assert torch.equal(given, wanted)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.uint16, "column"])
+def test_regularisers_take_every_kind_of_integer(kind):
+    targets = Y[:, None].int() if kind == "column" else Y.to(kind)
+    states = []
+    for given in (Y, targets):
+        adarand = pof.regularizers.AdaRand(torch.zeros(2, 4), torch.ones(2, 4))
+        penalty = adarand(X, given)
+        adarand.update(X, given)
+        states.append([penalty, *adarand.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True) if isinstance(a, torch.Tensor))

@@ -280,7 +280,7 @@ def test_resume_with_another_accumulation_is_refused_where_the_steps_are_as_many
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / checkpoint.STATE_FILE).write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(pof.CheckpointError, match=r"state.pt is damaged .*remove it to start again"):
+    with pytest.raises(pof.CheckpointError, match=r"state.pt is damaged .*remove .* to start anew"):
         pof.fit(pof.Finetune(mlp()), batches(2), checkpoint_dir=tmp_path, resume=True, device="cpu")
 
 
@@ -329,7 +329,13 @@ def test_jobs_leave_out_a_last_mini_batch_under_a_quarter(samples: int, batch_si
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     method = pof.Finetune(mlp())
     for options, message in (
-        ({"epochs": 0}, "epochs, accumulation and checkpoint_every must be >= 1; got 0, 1, None"),
+        ({"epochs": 0}, "epochs must be a whole number >= 1; got 0"),
+        ({"epochs": 2.5}, "epochs must be a whole number >= 1; got 2.5"),
+        ({"epochs": float("nan")}, "epochs must be a whole number >= 1; got nan"),
+        ({"epochs": float("inf")}, "epochs must be a whole number >= 1; got inf"),
+        ({"accumulation": 1.5}, "accumulation must be a whole number >= 1; got 1.5"),
+        ({"checkpoint_every": float("nan")}, "checkpoint_every must be a whole number >= 1; got nan"),
+        ({"clip_norm": float("nan")}, "clip_norm must be > 0 or None; got nan"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0 or None; got 0.0"),
         ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16; got 'fp8'"),
         ({"resume": True}, "resume=True needs checkpoint_dir"),

@@ -1,16 +1,22 @@
 """What a batch is: ``(inputs, targets)``, or a dict with the targets under ``labels``.
 
-Inputs are one tensor (N, ...), or a mapping of tensors passed to the model as keywords (the Hugging Face
-convention).  Every other module takes batches apart through these functions, so a new kind of batch is one change.
+Inputs are one tensor (N, ...), a mapping of tensors passed to the model as keywords (the Hugging Face convention), or
+several in a tuple.  Every other module takes batches apart through these functions, so a new kind of batch is one
+change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 Inputs = Tensor | Mapping[str, Any]
 TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -20,17 +26,36 @@ T = TypeVar("T")
 def unpack(batch: Any) -> tuple[Inputs, Tensor]:
     """Split a batch into inputs, a tensor (N, ...) or a mapping of tensors, and targets, (N,) indices or (N, C).
 
-    A mapping has its targets under one of ``TARGET_KEYS``.  Targets are as :func:`class_targets` makes them.
+    A mapping has its targets under one of ``TARGET_KEYS``; so have named tuples and dataclasses of more than two
+    fields.  Targets are as :func:`class_targets` makes them.
     """
+    fields = _fields(batch)
+    if fields is not None:
+        batch = tuple(fields.values()) if len(fields) == 2 else fields
     if isinstance(batch, Mapping):
         found = [key for key in TARGET_KEYS if key in batch]
         if len(found) != 1:
             raise ValueError(f"a dict batch needs exactly one of the keys {TARGET_KEYS}; got the keys {sorted(batch)}")
-        return {key: value for key, value in batch.items() if key != found[0]}, class_targets(batch[found[0]])
+        return {key: value for key, value in batch.items() if key != found[0]}, _targets(batch[found[0]])
     if isinstance(batch, Sequence) and len(batch) == 2:
-        return batch[0], class_targets(batch[1])
+        return batch[0], _targets(batch[1])
     size = f" of length {len(batch)}" if isinstance(batch, Sequence) else ""
     raise ValueError(f"a batch must be (inputs, targets) or a dict with 'labels'; got {type(batch).__name__}{size}")
+
+
+def _fields(batch: Any) -> dict[str, Any] | None:
+    """The fields of a named tuple or dataclass."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclass_fields(batch)}
+    named = isinstance(batch, tuple) and hasattr(batch, "_fields")
+    return dict(zip(batch._fields, batch, strict=True)) if named else None
+
+
+def _targets(given: Any) -> Tensor:
+    targets = class_targets(given)
+    if not isinstance(targets, Tensor):
+        raise ValueError(f"targets must be a tensor of class indices or probabilities; got {type(given).__name__}")
+    return targets
 
 
 def class_targets(targets: Any, classes: int | None = None) -> Any:
@@ -68,47 +93,118 @@ def _from_one_hot(targets: Tensor) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """Call ``model`` on inputs (N, ...): a mapping is passed as keywords."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    """Call ``model`` on inputs (N, ...): a mapping as keywords, several inputs as its ``forward`` takes them."""
+    args, kwargs = arguments(model, inputs)
+    return model(*args, **kwargs)
 
 
-def logits_of(output: Any) -> Tensor:
-    """Take the logits (N, C) out of a model's output.
+def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What to call ``model`` with: one by one, inputs that ``forward`` cannot do without several of."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    several: Any = inputs
+    if isinstance(several, (tuple, list)) and not isinstance(several, PackedSequence):
+        inner = getattr(model, "module", getattr(model, "_orig_mod", model))  # of DDP, of torch.compile
+        wanted = inspect.signature(inner.forward).parameters.values()
+        needed = [p for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if len(needed) > 1 or any(p.kind is p.VAR_POSITIONAL for p in wanted):
+            return tuple(several), {}
+    return (inputs,), {}
 
-    That is a tensor, an object with ``.logits`` (transformers, torchvision's auxiliary outputs), a mapping with
-    ``"logits"``, or a tuple whose first entry is the logits.
+
+def outputs_in(output: Any) -> dict[int | str, Tensor]:
+    """Find the tensors of a model's output that could be its logits.
+
+    Of a tensor itself, an object with ``.logits`` (transformers, torchvision's auxiliary outputs) and a mapping with
+    ``"logits"`` that is one; of any other mapping, tuple or list all floating-point tensors with two axes.
+
+    Returns:
+        Position or key in the output -> tensor; ``"logits"`` where there is one only.
     """
-    if isinstance(output, Tensor):
-        return output
-    candidate = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if candidate is None and isinstance(output, tuple) and output:
-        candidate = output[0]
-    if isinstance(candidate, Tensor):
-        return candidate
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(named, Tensor):
+        return {"logits": named}
+    items = (
+        output.items()
+        if isinstance(output, Mapping)
+        else enumerate(output)
+        if isinstance(output, (tuple, list))
+        else ()
+    )
+    return {k: v for k, v in items if isinstance(v, Tensor) and v.is_floating_point() and v.ndim == 2}
+
+
+def logits_of(output: Any, place: int | str | None = None) -> Tensor:
+    """Take the logits (N, C) out of a model's output; ``place`` is one of :func:`outputs_in`, None the only one."""
+    found = outputs_in(output)
+    if place in found or len(found) == 1:
+        return found[place] if place in found else next(iter(found.values()))
+    if found:
+        raise ValueError(
+            f"which are the logits? The network returns {described_outputs(found)}; let it return them alone, or in an"
+            " object with .logits"
+        )
     raise ValueError(f"no logits in the model's output of type {type(output).__name__}")
 
 
-def batch_size(inputs: Inputs) -> int:
-    """Count the samples N of inputs (N, ...)."""
-    tensor = next(v for v in inputs.values() if isinstance(v, Tensor)) if isinstance(inputs, Mapping) else inputs
-    return int(tensor.shape[0])
+def described_outputs(found: Mapping[int | str, Tensor]) -> str:
+    """List the tensors in an output with their shapes, for an error."""
+    return ", ".join(f"{tuple(tensor.shape)} at {place!r}" for place, tensor in found.items())
 
 
 def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
-    """View the first ``count`` samples of a mini-batch of N; of a mapping, those of every tensor with N rows."""
-    if isinstance(inputs, Tensor):
-        return inputs[:count], targets[:count]
-    samples = batch_size(inputs)
-    rows = {key: isinstance(value, Tensor) and value.shape[:1] == (samples,) for key, value in inputs.items()}
-    return {key: value[:count] if rows[key] else value for key, value in inputs.items()}, targets[:count]
+    """View the first ``count`` samples of a mini-batch of N: those of every tensor with N rows."""
+    if isinstance(inputs, PackedSequence):
+        raise ValueError("a PackedSequence cannot be cut into samples: use the whole mini-batch")
+    return first_inputs(inputs, count, len(targets)), targets[:count]
+
+
+def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inputs:
+    """View the inputs of the first ``count`` of so many ``samples``; packed sequences whole."""
+    if isinstance(inputs, PackedSequence):
+        return inputs
+    if samples is None:
+        lengths = [len(tensor) for tensor in tensors_of(inputs) if tensor.ndim]
+        samples = max(lengths, key=lengths.count, default=0)  # a table beside the samples has another length
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:count] if tensor.shape[:1] == (samples,) else tensor
+
+    return cast("Inputs", _mapped(inputs, cut))
 
 
 def to_device(value: T, device: torch.device | str) -> T:
     """Move every tensor in a (nested) batch; other values pass unchanged."""
+    return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=True)))
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)  # type: ignore[return-value]
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}  # type: ignore[return-value]
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, PackedSequence):  # whose batch sizes stay on the CPU
+        rest = (None if each is None else change(each) for each in value[2:])
+        return PackedSequence(change(value.data), value.batch_sizes, *rest)
+    fields = _fields(value)
+    if fields is not None and is_dataclass(value):
+        moved = copy.copy(value)
+        for name, item in fields.items():
+            object.__setattr__(moved, name, _mapped(item, change))
+        return moved
     if isinstance(value, (list, tuple)):
-        return type(value)(to_device(item, device) for item in value)
+        items = (_mapped(item, change) for item in value)
+        return type(value)(*items) if fields is not None else type(value)(items)
     return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Every tensor in a (nested) batch."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(value, keep)
+    return found

@@ -36,13 +36,14 @@ def world_size() -> int:
 def weighted_mean(values: Tensor, weights: Tensor) -> tuple[list[list[float]], list[float]]:
     """Average numbers over the processes, each by its weight.
 
-    ``values`` (K, M) are the process's own means, ``weights`` (K,) what each of its K rows counts, such as samples.
+    ``values`` (K, M) are the process's own means, ``weights`` (K,) what each of its K rows counts.
     Gives K lists of M means, and the K sums of the weights.
     """
     if active():
         parts = torch.cat([values * weights.unsqueeze(1), weights.unsqueeze(1)], dim=1)
         dist.all_reduce(parts)
-        values, weights = parts[:, :-1] / parts[:, -1:], parts[:, -1]
+        tiny = torch.finfo(parts.dtype).tiny
+        values, weights = parts[:, :-1] / parts[:, -1:].clamp_min(tiny), parts[:, -1]
     return values.tolist(), weights.tolist()
 
 

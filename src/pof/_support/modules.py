@@ -1,9 +1,12 @@
-"""Temporary changes to modules, undone when the body raises."""
+"""Modules kept and put back: temporary changes, undone when the body raises; copies; all that a network holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +15,36 @@ TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def evaluating(module: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode; afterwards each has its own mode again."""
-    return _in_mode(module, training=False)
-
-
-def in_training(module: nn.Module) -> AbstractContextManager[None]:
-    """Put every submodule into training mode; afterwards each has its own mode again."""
-    return _in_mode(module, training=True)
+    with modes_kept(module):
+        module.eval()
+        yield
 
 
 @contextmanager
-def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+def in_training(module: nn.Module) -> Iterator[None]:
+    """Put submodules into training mode, but for frozen norms; afterwards each has its own mode again."""
     with modes_kept(module):
-        module.train(training)
+        train(module, frozen_norms(module))
         yield
+
+
+def train(module: nn.Module, frozen: list[nn.Module]) -> None:
+    """Put every submodule into training mode, but for some norms."""
+    module.train()
+    for norm in frozen:
+        norm.training = False
+
+
+def frozen_norms(module: nn.Module) -> list[nn.Module]:
+    """Batch norms that the user froze: in eval mode inside of a network in training mode."""
+    inside: dict[nn.Module, None] = {}
+    for m in module.modules():
+        if m.training:
+            inside.update(dict.fromkeys(m.modules()))
+    return [m for m in inside if not m.training and _normalises_batches(m)]
 
 
 @contextmanager
@@ -44,9 +62,9 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Forward passes in the body leave all running statistics untouched; normalisation itself is as before.
 
-    Batch norms of torch (and their subclasses: SyncBatchNorm, timm's) stop tracking; nothing is copied for them.
-    All other buffers are copied before and written back after, so that a custom batch norm is covered whatever it
-    calls its statistics.
+    Batch norms of torch (SyncBatchNorm too) and of timm stop tracking; nothing is copied for them.  All other buffers
+    are copied before and written back after, so that a custom batch norm is covered whatever it calls its statistics,
+    and one that tracks whatever it is told.
     """
     norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats and m.training]
     saved = [(m, name, buffer, buffer.clone()) for m, name, buffer in _other_buffers(module)]
@@ -87,5 +105,80 @@ def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
         for m in module.modules()
         if m.training
         for name, buffer in m.named_buffers(recurse=False)
-        if not (isinstance(m, BATCH_NORMS) and name in TRACKED)
+        if not (_stops_tracking(m) and name in TRACKED)
     ]
+
+
+def _stops_tracking(module: nn.Module) -> bool:
+    """Tell norms that obey ``track_running_stats``: a custom ``forward`` may not."""
+    known = type(module).forward.__module__.split(".")[0] in {"torch", "timm"}
+    return known and isinstance(module, BATCH_NORMS)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; a parameter's gradient is not copied."""
+    # Tensors that hooks compute (torch's older weight norm, pruning) have a graph, with which they cannot be copied.
+    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def contents(module: nn.Module, *, copies: bool = True) -> dict[str, dict[str, Any]]:
+    """Everything that a module holds, whatever its ``state_dict`` says: parameters, all buffers, extra states."""
+    extra = {n: m.get_extra_state() for n, m in module.named_modules() if _has_extra_state(m)}
+    found = {
+        "parameters": {name: p.detach() for name, p in module.named_parameters()},
+        "buffers": {_join(n, key): b for n, m in module.named_modules() for key, b in m._buffers.items()},
+        "extra": extra,
+    }
+    if not copies:
+        return found
+    return {kind: {name: _copy(value) for name, value in each.items()} for kind, each in found.items()}
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+@torch.no_grad()
+def put_back(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put what :func:`contents` gave into a module of the same kind, in place where shapes are as they were."""
+    for name, parameter in module.named_parameters():
+        value = saved["parameters"].get(name)
+        if value is not None and value.shape == parameter.shape:
+            parameter.copy_(value)
+        elif value is not None:
+            parameter.data = value.to(parameter.device, parameter.dtype, copy=True)
+    buffers: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
+    for path, value in saved["buffers"].items():
+        prefix, _, name = path.rpartition(".")
+        buffers[prefix][name] = value
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    for prefix, m in module.named_modules():
+        put_buffers(m, buffers[prefix], device)
+        if prefix in saved["extra"] and _has_extra_state(m):
+            m.set_extra_state(_copy(saved["extra"][prefix]))
+
+
+@torch.no_grad()
+def put_buffers(module: nn.Module, wanted: Mapping[str, Tensor | None], device: torch.device) -> None:
+    """Give one module these buffers, by name: some may have appeared, vanished, or changed their shape."""
+    for name in module._buffers.keys() - wanted.keys():
+        delattr(module, name)
+    for name, value in wanted.items():
+        old = module._buffers.get(name)
+        if value is not None and old is not None and (old.shape, old.dtype) == (value.shape, value.dtype):
+            old.copy_(value)
+            continue
+        new = None if value is None else value.to(device if old is None else old.device, copy=True)
+        if name in module._buffers:
+            module._buffers[name] = new
+        else:
+            module.register_buffer(name, new)

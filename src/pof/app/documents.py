@@ -15,10 +15,11 @@ def read_yaml(text: str, where: object) -> Any:
     """Read YAML as plain values; a yaml.YAMLError if it is none."""
     import yaml
 
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
     if node is not None and _count(node, str(where), {}) > MOST_VALUES:
         raise DocumentError(f"{where} has more than {MOST_VALUES} values, its aliases (*name) written out")
-    return yaml.safe_load(text)
+    return None if node is None else loader.construct_document(node)
 
 
 def _count(node: Any, where: str, known: dict[int, int]) -> int:

@@ -28,6 +28,7 @@ from pof.data import (
     stratified_fraction,
     train_loader,
 )
+from pof.data.description import DataSplit
 from pof.head.split import split as split_at_head
 from pof.methods import Method
 from pof.models import PRETRAINED, build_model, replace_head
@@ -52,10 +53,12 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Splits:
-    """Indices into the training set."""
+    """Indices into the training set; those of the validation data into ``held_in``."""
 
     train: torch.Tensor
     validation: torch.Tensor | None
+    held_in: DataSplit = "train"
+    """"validation" for a data set with validation data of its own."""
 
 
 def train(
@@ -91,7 +94,7 @@ def _train(
         config[CONTENT] = content
     loaded = load(data)
     splits = split(loaded, data)
-    batches = _training_batches(loaded, splits, data, training, device, (rank, world))
+    batches = training_batches(loaded, splits, data, training, device, (rank, world))
     torch.manual_seed(training.seed + rank)
     network = load_network(model, loaded)
     if training.freeze_head:
@@ -111,13 +114,13 @@ def _train(
         statistics = evaluating("train", indices=splits.train)
         own = (loaded.num_classes, statistics, first_epoch, not model.is_trained)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
-    validation = None if splits.validation is None else evaluating("train", indices=splits.validation)
+    validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     result = _fit(method, batches, validation, training, run, device, both)
     if result.stopped == "interrupted":
         return JobResult(Path(run.out), result, None, None)
     test = evaluating("test")
-    before = None if incoming is None else evaluate(incoming.to(device), test)
-    after = evaluate(network, test)
+    before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
+    after = evaluate(network, test, head=model.head)
     if folder is not None:
         folder.finish(network, _figures(result, before, after))
     return JobResult(Path(run.out), result, before, after)
@@ -151,13 +154,13 @@ def _fit(
     )
 
 
-def _training_batches(
+def training_batches(
     loaded: Data,
     splits: Splits,
     data: DataOptions,
     training: TrainOptions,
     device: torch.device,
-    place: tuple[int, int],
+    place: tuple[int, int] = (0, 1),
 ) -> TensorLoader | DatasetLoader:
     """The mini-batches that this process (rank, number of processes) trains with."""
     return train_loader(
@@ -195,17 +198,23 @@ def load(options: DataOptions) -> Data:
 
 
 def split(loaded: Data, options: DataOptions) -> Splits:
-    """Split the training set into training and validation, and cut training to size."""
+    """Split the training set into training and validation, and cut training to size.
+
+    Where a data set has validation data of its own, nothing is held out of the training set.
+    """
     labels = loaded.train_labels
     indices, validation = torch.arange(len(labels)), None
-    if options.validation:
+    held_in: DataSplit = "train" if loaded.val_labels is None else "validation"
+    if options.validation and loaded.val_labels is not None:
+        validation = torch.arange(len(loaded.val_labels))
+    elif options.validation:
         indices, validation = split_validation(labels, options.validation, seed=options.split_seed)
     if options.train_size is not None and options.fraction is not None:
         raise ValueError(f"give train_size ({options.train_size}) or fraction ({options.fraction}), not both")
     for name, size in (("train_size", options.train_size), ("fraction", options.fraction)):
         if size is not None:
             indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed, name=name)]
-    return Splits(indices, validation)
+    return Splits(indices, validation, held_in)
 
 
 def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
@@ -277,7 +286,7 @@ def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
     lr, decay, momentum = training.lr, training.weight_decay, training.momentum
     if training.optimizer == "adamw":
         return method.build_optimizer(torch.optim.AdamW, lr=lr, weight_decay=decay)
-    nesterov = momentum > 0
+    nesterov = momentum > 0 and entry_of(training.method).nesterov
     return method.build_optimizer(torch.optim.SGD, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
 
 

@@ -173,6 +173,8 @@ class MethodEntry:
     """Learning rate of ``--lr auto``, as a share of that of the network's training."""
     average: Average = "none"
     """The average that the method's name stands for."""
+    nesterov: bool = True
+    """Whether SGD's momentum is Nesterov's."""
 
 
 def _finetune(context: Context) -> "Method":
@@ -224,10 +226,13 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
         return method
 
     def ascents(options: MethodOptions) -> Fraction:
+        if kind == "msam" or options.sam.rho == 0:  # a radius from the data that turns out to be 0 counts in full
+            return Fraction(0)
         epochs = min(options.sam.last_epochs, options.epochs) if late else options.epochs
-        return Fraction(options.sam.ascent_share).limit_denominator(1000) * (0 if kind == "msam" else epochs)
+        return Fraction(options.sam.ascent_share).limit_denominator(1000) * epochs
 
-    return MethodEntry(build, "sam", ascents)
+    # MSAM's authors: plain momentum.
+    return MethodEntry(build, "sam", ascents, nesterov=kind != "msam")
 
 
 def _regularized(

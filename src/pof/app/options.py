@@ -47,7 +47,8 @@ class DataOptions:
     Args:
         data: digits, fashion-mnist, cifar10, cifar100, svhn, an image folder, or package.module:factory.
         data_root: where the files of a built-in data set are.
-        validation: share of the training set held out for the selection; 0 for none.
+        validation: share of the training set held out for the selection, unless the data set has validation data of its
+            own; 0 for none.
         split_seed: of the validation split; keep it over all stages of a network's training.
         train_size: train on a stratified part of this many samples; all if not given.
         fraction: the same as a share of the training samples, in (0, 1).
@@ -77,7 +78,7 @@ class TrainOptions(MethodOptions):
 
     Args:
         lr: peak learning rate; auto: from that of the run whose folder --weights names.
-        optimizer: sgd (Nesterov) or adamw.
+        optimizer: sgd (Nesterov; of msam plain momentum) or adamw.
         momentum: of sgd.
         weight_decay: of the optimizer.
         schedule: of the learning rate.

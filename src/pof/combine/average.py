@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
+
+from pof._support.modules import copied
 
 REMEDY = "combine networks of one architecture and head that started from the same weights"
 
@@ -17,7 +18,7 @@ def average(models: Sequence[nn.Module], weights: Sequence[float]) -> nn.Module:
     """sum_i weights[i] models[i], a copy of the first network of non-zero weight in everything but its parameters."""
     _check(models)
     used = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight]
-    result = _copy(used[0][0])
+    result = copied(used[0][0])
     others = [dict(model.named_parameters()) for model, _ in used[1:]]
     # Tied parameters come once here, and the copy keeps them tied.
     for name, parameter in result.named_parameters():
@@ -46,10 +47,3 @@ def _shapes(model: nn.Module, index: int) -> dict[str, tuple[int, ...]]:
         if is_lazy(parameter):
             raise ValueError(f"{name!r} of network {index} has no shape yet: run one forward first")
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy; a parameter's gradient is not copied."""
-    # Tensors that hooks compute (torch's older weight norm, pruning) have a graph, with which they cannot be copied.
-    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})

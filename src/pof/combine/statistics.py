@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,48 +11,67 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import TARGET_KEYS, Inputs, batch_size, call, to_device, unpack
-from pof._support.modules import BATCH_NORMS, evaluating
+from pof._support.batches import TARGET_KEYS, Inputs, call, to_device, unpack
+from pof._support.modules import BATCH_NORMS, evaluating, frozen_norms
 
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
     """Estimate the running statistics of batch norms anew: mean over all samples, short batches by their size.
 
-    Everything but the batch norms is in eval mode meanwhile; momenta and modes are put back.  Under several processes
-    each goes through its own share of the data, and all get the mean of what they found.
+    A norm that runs several times in a forward takes the mean over its calls, each by its rows.  Frozen ones, in eval
+    mode inside of a model in training mode, are left alone.  Everything but the batch norms is in eval mode meanwhile;
+    momenta and modes are put back.  Under several processes each goes through its own share of the data, and all get
+    the mean of what they found, by its rows.
 
     Args:
         model: any network; without torch's batch norms (or subclasses) nothing is run.
         loader: the training set, in batches of any kind: ``(inputs, targets)``, dicts with or without ``labels``, or
             inputs (N, ...) alone; moved to the device of the model.
     """
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    frozen = frozen_norms(model)
+    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats and m not in frozen]
     if not norms:
         return
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    momenta = [m.momentum for m in norms]
-    seen = 0
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-        try:
-            for batch in loader:
-                inputs = to_device(_inputs(batch), device)
-                seen += batch_size(inputs)
-                for norm in norms:
-                    norm.momentum = batch_size(inputs) / seen
-                call(model, inputs)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+    with evaluating(model), _counting(norms) as rows:
+        for batch in loader:
+            call(model, to_device(_inputs(batch), device))
     if distributed.active():
         for norm in norms:
-            for buffer in (norm.running_mean, norm.running_var):
-                if buffer is not None:
-                    dist.all_reduce(buffer)
-                    buffer.div_(dist.get_world_size())
+            _join(norm, rows[norm])
+
+
+@contextmanager
+def _counting(norms: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int]]:
+    """Norms take the mean over the rows of all their calls in the body, of which a forward may make several."""
+    rows = dict.fromkeys(norms, 0)
+    momenta: list[Any] = [norm.momentum for norm in norms]
+
+    def count(norm: Any, arguments: tuple[Tensor, ...]) -> None:
+        rows[norm] += len(arguments[0])
+        norm.momentum = len(arguments[0]) / max(rows[norm], 1)
+
+    for norm in norms:
+        restart: Any = norm.reset_running_stats
+        restart()
+        norm.train()
+    handles = [norm.register_forward_pre_hook(count) for norm in norms]
+    try:
+        yield rows
+    finally:
+        for norm, handle, momentum in zip(norms, handles, momenta, strict=True):
+            handle.remove()
+            norm.momentum = momentum
+
+
+def _join(norm: Any, rows: int) -> None:
+    """Average a norm's statistics over the processes, each by the rows that it saw."""
+    counts = distributed.gather_objects(rows)
+    for buffer in (norm.running_mean, norm.running_var):
+        if buffer is not None:
+            buffer.mul_(rows / max(sum(counts), 1))
+            dist.all_reduce(buffer)
 
 
 def _inputs(batch: Any) -> Inputs:

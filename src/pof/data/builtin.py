@@ -106,6 +106,9 @@ def _read(
 ) -> Any:
     # Torchvision compares the md5 of every file before it reads one.
     root = root_folder(data_root)
+    for file in files:
+        if (root / file).exists() and not (root / file).is_file():
+            raise DataError(f"{name}: {root / file} is no regular file; {remedy}")
     try:
         return kind(root, download=data_root is None, **options)
     except ImportError as error:

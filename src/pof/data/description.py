@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch.utils.data import Dataset, Subset
 
 from pof._support.batches import class_targets
 from pof.data.augment import Augmentation
-from pof.data.checks import DataError, check_splits, check_statistics
+from pof.data.checks import DataError, check_labels, check_splits, check_statistics
 from pof.data.loader import DatasetLoader, TensorLoader
 
-DataSplit = Literal["train", "test"]
+DataSplit = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +41,8 @@ class ImageData:
     """What happens to training images; None: nothing."""
     source: str
     """Where the files are."""
+    val_labels: ClassVar[None] = None
+    """No validation data of its own."""
 
     def __post_init__(self) -> None:
         for labels in ("train_labels", "test_labels"):
@@ -93,9 +95,15 @@ class LazyData:
     """Per channel; None if the Datasets normalise, or do not, on their own."""
     source: str
     """Where the items come from."""
+    val_set: Dataset[Any] | None = None
+    """Validation data of its own, as they are evaluated; None if there are none."""
+    val_labels: Tensor | None = None
+    """(V,) int64; None if there are none."""
 
     def __post_init__(self) -> None:
         check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
+        if self.val_labels is not None:
+            check_labels(self.val_labels, num_classes=self.num_classes, name=f"{self.name} (validation)")
 
     @property
     def num_classes(self) -> int:
@@ -171,7 +179,7 @@ def eval_loader(
 
     Args:
         data: the data set.
-        split: ``"test"``, or ``"train"`` (of which a validation set is a part).
+        split: ``"test"``, ``"validation"`` (of its own), or ``"train"`` (of which another validation set is a part).
         batch_size: samples per batch, over all processes; cut to the size of the data.
         indices: of the samples of that split to use, int64; None: all.
         workers: processes that read a lazy data set; images in memory need none.
@@ -183,11 +191,13 @@ def eval_loader(
         The loader.
 
     Raises:
-        DataError: if the split is unknown, or a batch has fewer samples than there are processes.
+        DataError: if the split is unknown or not there, or a batch has fewer samples than there are processes.
     """
     if split not in get_args(DataSplit):
         raise DataError(f"split is one of {get_args(DataSplit)}; got {split!r}")
-    available = data.train_labels if split == "train" else data.test_labels
+    available = {"train": data.train_labels, "validation": data.val_labels, "test": data.test_labels}[split]
+    if available is None:
+        raise DataError(f"{data.name} has no validation data of its own: hold some out (pof.data.split_validation)")
     size = min(batch_size, len(available if indices is None else indices))
     batching = {"batch_size": size, "seed": 0, "rank": rank, "world_size": world_size}
     return _loader(data, split, indices, training=False, workers=workers, device=device, **batching)
@@ -206,7 +216,8 @@ def _loader(
     """The loader of (some samples of) a split: shuffled and augmented for training, in order and plain otherwise."""
     if isinstance(data, LazyData):
         train_set = data.train_set if training else data.plain_train_set
-        dataset = train_set if split == "train" else data.test_set
+        dataset = {"train": train_set, "validation": data.val_set, "test": data.test_set}[split]
+        assert dataset is not None  # its labels were looked at
         part = dataset if indices is None else Subset(dataset, indices.tolist())
         return DatasetLoader(part, shuffle=training, num_classes=data.num_classes, workers=workers, **batching)
     images, labels = data.test_images, data.test_labels
@@ -234,6 +245,7 @@ def summary(data: Data) -> dict[str, str]:
     lines = {
         "name": data.name,
         "training samples": f"{len(data.train_labels)}",
+        "validation samples": "none of their own" if data.val_labels is None else f"{len(data.val_labels)}",
         "test samples": f"{len(data.test_labels)}",
         "classes": f"{data.num_classes} ({names})",
         "training samples per class": str(smallest) if smallest == largest else f"{smallest} to {largest}",

@@ -19,7 +19,7 @@ def root_folder(data_root: Path | None) -> Path:
     """The folder to read from: the one that the user gave, or the cache, which may not exist yet."""
     if data_root is None:
         return cache_folder()
-    if not data_root.is_dir():
+    if not os.path.isdir(data_root):
         raise DataError(f"no such folder: data_root {data_root}")
     return data_root
 

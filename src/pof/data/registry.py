@@ -74,7 +74,7 @@ def load_data(
     folder = root if name == FOLDER else Path(name) if root is None else root / name
     if folder is None:
         raise DataError("the data set 'folder' needs data_root, the folder with one subfolder per class")
-    if name == FOLDER or folder.is_dir():
+    if name == FOLDER or os.path.isdir(folder):
         _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
         return folder_data(
             folder,

@@ -8,7 +8,7 @@ Other weights than the network's own are tried by functional call: no parameter 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, batch_size, call, logits_of, to_device, unpack
+from pof._support.batches import Inputs, arguments, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
+from pof.head.reading import Reading
+from pof.perturbation.loss import weight_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)`` -> scalar: the mean over the samples of a batch, as ``nn.CrossEntropyLoss()``."""
@@ -34,16 +36,23 @@ Weights = dict[str, Tensor]
 """Parameter name -> tensor."""
 Data = list[tuple[Inputs, Tensor]]
 
+# How the outputs of the networks that are being measured are read.
+_readings: dict[nn.Module, Reading] = {}
+
 
 @contextmanager
-def measuring(model: nn.Module, seed: int) -> Iterator[torch.device]:
+def measuring(model: nn.Module, seed: int, head: str | None = None) -> Iterator[torch.device]:
     """Run the body in eval mode, without autocast, on global generators of its own (a shuffling loader uses them)."""
     devices = {p.device for p in model.parameters()}
     if len(devices) != 1:
         raise ValueError(f"the model's parameters must lie on one device; found {sorted(map(str, devices))}")
     (device,) = devices
-    with evaluating(model), isolated(seed, device), without_autocast(device):
-        yield device
+    _readings[model] = Reading(model, head)
+    try:
+        with evaluating(model), isolated(seed, device), without_autocast(device):
+            yield device
+    finally:
+        del _readings[model]
 
 
 def read(
@@ -76,20 +85,9 @@ def check_mean(loss: Loss) -> None:
         raise ValueError(f"loss must be the mean over the batch (reduction='mean'); got reduction={reduction!r}")
 
 
-def batch_weight(loss: Loss, samples: int, targets: Tensor) -> float:
-    """Weight of a batch in the mean over the data: its number of samples, not normalised.
-
-    ``nn.CrossEntropyLoss`` divides by the class weights of the targets that count; so does its weight here.
-    """
-    if isinstance(loss, nn.CrossEntropyLoss) and not targets.is_floating_point():
-        counted = targets[targets != loss.ignore_index]
-        return float(counted.numel() if loss.weight is None else loss.weight[counted.to(loss.weight.device)].sum())
-    return float(samples)
-
-
 def weights_of(loss: Loss, data: Data) -> list[float]:
-    """Weight of each batch in the mean over the data."""
-    return [batch_weight(loss, batch_size(inputs), targets) for inputs, targets in data]
+    """Weight of each batch in the mean over the data, not normalised."""
+    return [float(weight_of(loss, targets)) for _, targets in data]
 
 
 def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None] | None:
@@ -101,12 +99,17 @@ def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None] | None:
     return None
 
 
-def outputs_of(model: nn.Module, inputs: Inputs, weights: Weights | None = None) -> Tensor:
-    """Logits (N, C) of a mini-batch, of the model with other weights where they are given."""
-    if weights is None:
-        return logits_of(call(model, inputs))
-    arguments = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,),)
-    return logits_of(functional_call(model, weights, *arguments))
+def outputs_of(
+    model: nn.Module, inputs: Inputs, weights: Weights | None = None, loss: Loss = F.cross_entropy
+) -> Tensor:
+    """Logits (N, C) of a mini-batch, of the model with other weights where they are given.
+
+    Probabilities are turned into logits for the cross-entropy; any other loss gets them as they are.
+    """
+    reading = _readings.get(model) or Reading(model)
+    args = arguments(model, inputs)
+    output = model(*args[0], **args[1]) if weights is None else functional_call(model, weights, *args)
+    return reading(output, inputs, log=cross_entropy_options(loss) is not None)
 
 
 @torch.no_grad()
@@ -115,7 +118,7 @@ def mean_loss(model: nn.Module, loss: Loss, weights: Weights, data: Data) -> flo
     counts = weights_of(loss, data)
     total = sum(counts)
     return sum(
-        float(loss(outputs_of(model, x, weights), y)) * n / total for (x, y), n in zip(data, counts, strict=True)
+        float(loss(outputs_of(model, x, weights, loss), y)) * n / total for (x, y), n in zip(data, counts, strict=True)
     )
 
 
@@ -126,7 +129,7 @@ def mean_gradient(model: nn.Module, loss: Loss, weights: Weights, data: Data) ->
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     mean, sums = 0.0, {name: torch.zeros_like(w) for name, w in weights.items()}
     for (x, y), n in zip(data, counts, strict=True):
-        value, share = loss(outputs_of(model, x, leaves), y), n / sum(counts)
+        value, share = loss(outputs_of(model, x, leaves, loss), y), n / sum(counts)
         gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
         for name, g in zip(leaves, gradients, strict=True):
             sums[name] += share * g
@@ -162,7 +165,7 @@ def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tup
         features.append(at_least_float32(f))
         logits.append(at_least_float32(z))
         targets.append(wanted)
-        sizes.append(batch_size(inputs))
+        sizes.append(len(wanted))
     return Stored(torch.cat(features), torch.cat(logits), torch.cat(targets), tuple(sizes))
 
 

@@ -84,7 +84,7 @@ def top_eigenvalues(
     Raises:
         ValueError: for a k outside 1..P, an empty loader, a loss that is no mean, or a Hessian that is not finite.
     """
-    with measuring(model, seed):
+    with measuring(model, seed, head):
         operator = hessian_operator(
             model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
         )

@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pof._support.batches import Inputs, batch_size
+from pof._support.batches import Inputs, first_inputs
 from pof._support.precision import at_least_float32
 from pof._support.random import isolated
 from pof.flatness._measure import (
     Data,
     Loss,
     Progress,
-    batch_weight,
     check_mean,
     cross_entropy_options,
     outputs_of,
@@ -36,6 +35,7 @@ from pof.flatness._measure import (
 )
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import respond
+from pof.perturbation.loss import weight_of
 from pof.perturbation.targets import encode_targets
 
 Parameters = Literal["head", "all"]
@@ -83,7 +83,7 @@ def hessian_operator(
     first = next(data)
     options = cross_entropy_options(loss)
     names = {f"{parts.head_name}.{name}".lstrip("."): p for name, p in parts.head.named_parameters()}
-    if options is None or not parts.linear or not _ends_with_head(parts, model, first[0]):
+    if options is None or not parts.linear or not _ends_with_head(parts, first[0]):
         return network_operator(model, loss, [first, *data], names, seed)
     stored = store(parts.features_and_logits, chain([first], data))
     smoothing, class_weights = options
@@ -145,17 +145,19 @@ def network_operator(
             from curvlinops import HessianLinearOperator
     except ImportError as error:
         raise ImportError("the Hessian of a whole network needs curvlinops: pip install 'pof[app]'") from error
-    samples = sum(batch_size(inputs) for inputs, _ in data)
+    samples = sum(len(targets) for _, targets in data)
     first = next(iter(parameters.values()))
     share = _Share(loss, sum(weights_of(loss, data)))
+    with torch.no_grad():  # how the outputs are read is decided outside of any derivative
+        outputs_of(model, first_inputs(data[0][0], 8), loss=loss)
     hessian = HessianLinearOperator(
-        _Outputs(model),
+        _Outputs(model, loss),
         share,
         list(parameters.values()),
         data,
         check_deterministic=False,
         num_data=samples,
-        batch_size_fn=batch_size,
+        batch_size_fn=len,  # asked for, but without part in a sum
     )
     forward_mode = True
 
@@ -236,7 +238,7 @@ def _double_backward(
     wanted = list(leaves.values())
     total = torch.zeros_like(vector)
     for inputs, targets in data:
-        value = share(outputs_of(model, inputs, leaves), targets)
+        value = share(outputs_of(model, inputs, leaves, share.loss), targets)
         gradients = torch.autograd.grad(value, wanted, create_graph=True, materialize_grads=True)
         slope = torch.cat([g.flatten() for g in gradients]) @ vector
         total += torch.cat([h.flatten() for h in torch.autograd.grad(slope, wanted, materialize_grads=True)])
@@ -246,12 +248,13 @@ def _double_backward(
 class _Outputs(nn.Module):
     """The model as curvlinops calls it: one positional input, a tensor out."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.model = model
+        self.loss = loss
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return outputs_of(self.model, inputs)
+        return outputs_of(self.model, inputs, loss=self.loss)
 
 
 class _Share(nn.Module):
@@ -265,13 +268,16 @@ class _Share(nn.Module):
         self.total = total
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(outputs, targets) * (batch_weight(self.loss, outputs.shape[0], targets) / self.total)
+        return self.loss(outputs, targets) * (float(weight_of(self.loss, targets)) / self.total)
 
 
-@torch.no_grad()
-def _ends_with_head(parts: SplitModel, model: nn.Module, inputs: Inputs) -> bool:
-    # A softmax after the head, say, is part of the loss that the caller asks about.
-    return torch.equal(outputs_of(model, inputs), parts.features_and_logits(inputs)[1])
+def _ends_with_head(parts: SplitModel, inputs: Inputs) -> bool:
+    # Where more follows, the Hessian in the head's parameters has no closed form, but exists.
+    try:
+        parts.place(inputs)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs, batch_size
+from pof._support.batches import Inputs
 from pof.flatness import plots
 from pof.flatness._measure import (
     Data,
@@ -180,7 +180,7 @@ def _sharpness(
         loss=float(share @ torch.tensor(losses, dtype=torch.float64)),
         rho=rho,
         rises=found,
-        chunk_samples=tuple(sum(batch_size(x) for x, _ in chunk) for chunk in chunks),
+        chunk_samples=tuple(sum(len(y) for _, y in chunk) for chunk in chunks),
     )
 
 

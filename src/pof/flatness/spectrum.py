@@ -109,7 +109,7 @@ def hessian_trace(
         ValueError: for fewer than two probes, or as in :func:`pof.flatness.top_eigenvalues`.
     """
     _check_probes(probes)
-    with measuring(model, seed):
+    with measuring(model, seed, head):
         operator = hessian_operator(
             model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
         )
@@ -149,7 +149,7 @@ def spectral_density(
     _check_probes(probes)
     if steps < 2 or points < 2:
         raise ValueError(f"steps and points must be at least 2; got steps={steps}, points={points}")
-    with measuring(model, seed):
+    with measuring(model, seed, head):
         operator = hessian_operator(
             model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
         )

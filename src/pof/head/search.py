@@ -8,7 +8,7 @@ takes in.  Auxiliary and distillation heads are left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -22,12 +22,13 @@ _USUAL_NAMES = {
     *("fc", "_fc", "classifier", "classif", "classification_head", "cls_head", "head", "heads", "mlp_head"),
     *("last_linear", "linear", "logits", "logits_proj", "out", "output", "score"),
 }
-_AUXILIARY = re.compile(r"(?:^|[._])(?:aux|distill|teacher|dist(?![a-z]))", re.IGNORECASE)
+_AUXILIARY = re.compile(r"(?:^|[._])(?:aux|distill|teacher|original_module|dist(?![a-z]))", re.IGNORECASE)
 # After the head these change no logit, or (softmax, dropout) must not reach the logits.
 _PASSIVE = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Softmax, nn.LogSoftmax, nn.Sequential),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _INPUT_SIZES = ("in_features", "in_channels", "num_features", "num_channels")
 _SHOWN = 10
 
@@ -48,7 +49,8 @@ def find_head(model: nn.Module) -> str:
     registration, if no other one could be meant.  Auxiliary and distillation heads are left out.  Wrappers
     (``DistributedDataParallel``, ``torch.compile``, a module around one network) are looked through.  Where more than
     dropout, flattening or softmax follows in an ``nn.Sequential`` (SqueezeNet: ReLU and pooling), that
-    ``nn.Sequential`` is the head.
+    ``nn.Sequential`` is the head; where a module of a usual name adds to its last layer (LoRA, IA3, a scale), that
+    module is.
 
     Args:
         model: any module.
@@ -59,7 +61,7 @@ def find_head(model: nn.Module) -> str:
     Raises:
         HeadNotFoundError: if there is none, or if there is doubt; it lists the candidates.
     """
-    found = list(dict.fromkeys(name for name in possible_heads(model) if name))
+    found = list(dict.fromkeys(around(model, name) for name in possible_heads(model) if name))
     if len(found) == 1:
         name = with_what_follows(model, found[0])
         # A container that is the whole network would leave no extractor; a lone layer is a linear probe.
@@ -79,11 +81,12 @@ def possible_heads(module: nn.Module) -> list[str]:
     lone = len(children) == 1 and next(module.parameters(recurse=False), None) is None
     if children and (lone or isinstance(module, nn.Sequential)):
         name, child = children[-1]
-        return [name] if is_layer(child) else [f"{name}.{inner}" for inner in possible_heads(child)]
+        ends = is_layer(child) or has_base_layer(child)
+        return [name] if ends else [f"{name}.{inner}" for inner in possible_heads(child)]
     # A usual name decides, if no other end comes after it; without one, the only end must be the last of all.
-    found = without_auxiliary(open_ends(module))
+    found = list(dict.fromkeys(around(module, name) for name in without_auxiliary(open_ends(module))))
     usual = [name for name in found if name.split(".")[0] in _USUAL_NAMES]
-    last = without_auxiliary([name for name, _ in owners(module)])[-1:]
+    last = [around(module, name) for name in without_auxiliary([name for name, _ in owners(module)])[-1:]]
     return usual if usual[-1:] == found[-1:] else found if last == found[-1:] else []
 
 
@@ -145,6 +148,39 @@ def own_sizes(module: nn.Module) -> set[int]:
     if hasattr(module, "kernel_size"):
         return set()
     return {p.shape[-1] for p in module.parameters(recurse=False) if p.ndim > 1}
+
+
+def around(model: nn.Module, name: str) -> str:
+    """A layer, widened to the module around its ``base_layer`` (LoRA, IA3), or with a usual name, that adds more to it.
+
+    That is a parallel branch of the same size, or parameters that are no layer's, such as a scale.
+    """
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        outer = ".".join(parts[:end])
+        module = model.get_submodule(outer)
+        if has_base_layer(module):
+            return outer
+        if parts[end - 1] not in _USUAL_NAMES or isinstance(module, _CONTAINERS):
+            continue
+        layers = [module.get_submodule(inner) for inner in without_auxiliary(open_ends(module)) if inner]
+        sizes = [layer.weight.shape[0] for layer in layers if is_layer(layer)]
+        if len(set(sizes)) < len(sizes) or next(_loose_parameters(module), None) is not None:
+            return outer
+    return name
+
+
+def has_base_layer(module: nn.Module) -> bool:
+    """Tell an adapter in the way of peft."""
+    return isinstance(getattr(module, "base_layer", None), nn.Module)
+
+
+def _loose_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of the module itself, or in its lists and dicts of parameters."""
+    yield from module.parameters(recurse=False)
+    for child in module.children():
+        if isinstance(child, (nn.ParameterDict, nn.ParameterList)):
+            yield from child.parameters()
 
 
 def with_what_follows(model: nn.Module, name: str) -> str:

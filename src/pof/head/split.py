@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
+from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
-from pof._support.batches import Inputs, call, logits_of
+from pof._support.batches import Inputs, call, described_outputs, first_inputs, outputs_in
+from pof.head.listen import listening, trial, uncompiled
+from pof.head.output import agree, beside, tell_apart
 from pof.head.search import (
     HeadNotFoundError,
     all_layers,
@@ -25,16 +31,23 @@ from pof.head.search import (
     parameter_count,
 )
 
+# Samples that the head is compared with the network on, and how often where its logits are all equal.
+_CHECKED, _TRIES = 8, 3
+_REMEDY = 'with head="name" name the module that returns the final logits, or wrap what follows it into one module'
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 
-def split(model: nn.Module, head: str | None = None) -> SplitModel:
+def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> SplitModel:
     """Split a classifier into extractor and head, without changing it.
+
+    On the first mini-batch the head's logits are compared with the network's output.
 
     Args:
         model: any module.
         head: qualified name of the head, any module of ``model`` that has parameters and runs once in a forward;
             None asks :func:`find_head`.  The prefixes of DDP and ``torch.compile`` may be left out.
+        exact: whether the head must return the very values that the network does, as for a loss that is not the
+            cross-entropy; otherwise only what softmax sees counts, and a softmax may follow the head.
 
     Returns:
         The network with access to its features.
@@ -44,36 +57,42 @@ def split(model: nn.Module, head: str | None = None) -> SplitModel:
         ValueError: if the head shares parameters with the rest of the network.
     """
     if head is None:
-        return SplitModel(model, find_head(model))
+        return SplitModel(model, find_head(model), exact=exact)
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     matches = [name for name in names if head in {name, _WRAPPERS.sub("", name)}]
     if not matches or not parameter_count(model.get_submodule(matches[0])):
         reason = f"head={head!r} has no parameters" if matches else f"there is no module {head!r}"
         candidates = all_layers(model)
         raise HeadNotFoundError(f"{type(model).__name__}: {reason}; {describe_choice(candidates)}", candidates)
-    return SplitModel(model, matches[0])
+    inner = isinstance(getattr(model.get_submodule(matches[0]), "_orig_mod", None), nn.Module)
+    return SplitModel(model, f"{matches[0]}._orig_mod" if inner else matches[0], exact=exact)
 
 
 class SplitModel(nn.Module):
     """A network whose features and logits can be read; made by :func:`split`.
 
-    The network is called as it is; a forward hook sits at its head during that one call.  ``torch.compile`` does not
-    notice hooks that come and go, so compiled parts run uncompiled while features are read, and compiled otherwise.
+    The network is called as it is; its head is listened to during that one call, also inside of what
+    ``torch.compile`` compiled.  On the first mini-batch the head's logits must be the network's own output, up to what
+    softmax cannot see.
 
     Attributes:
         model: the original network; the state dict holds it under ``model.``.
         head_name: qualified name of the head in it.
         linear: whether the head is F W^T + b on features (N, D): an ``nn.Linear``, or a 1x1 convolution, which then
             must get a 1x1 map.
+        exact: as :func:`split`.
     """
 
-    def __init__(self, model: nn.Module, head_name: str) -> None:
+    def __init__(self, model: nn.Module, head_name: str, *, exact: bool = False) -> None:
         super().__init__()
         self.model = model
         self.head_name = head_name
-        self.linear = is_layer(self.head) and computes_linearly(self.head)
-        inside = set(self.head.modules())
-        owned = set(self.head.parameters())
+        self.exact = exact
+        self.linear = is_layer(self._module) and computes_linearly(self._module)
+        self._unchecked, self._deaf = _TRIES, False
+        self._place: int | str = "logits"
+        inside = set(self._module.modules())
+        owned = set(self._module.parameters())
         for name, module in model.named_modules():
             for parameter_name, parameter in module.named_parameters(name, recurse=False):
                 if module not in inside and parameter in owned:
@@ -84,7 +103,17 @@ class SplitModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The head, a module inside ``model``."""
+        """The head, a module inside ``model``; a 1x1 convolution as a layer that takes (N, D) too."""
+        head = self._module
+        if not self.linear or not isinstance(head, nn.Conv2d):
+            return head
+        layer: nn.Module = object.__new__(_on_vectors(type(head)))
+        # Parameters, hooks and mode are those of the convolution itself.
+        layer.__dict__ = head.__dict__
+        return layer
+
+    @property
+    def _module(self) -> nn.Module:
         return self.model.get_submodule(self.head_name)
 
     @property
@@ -100,7 +129,7 @@ class SplitModel(nn.Module):
         return None if bias is None else distributed.whole(bias)
 
     def _linear_head(self) -> nn.Linear | nn.Conv2d:
-        head = self.head
+        head = self._module
         if not self.linear or not is_layer(head):
             raise ValueError(
                 f"the head {self.head_name!r} ({type(head).__name__}) is not a linear layer and has no weight (C, D) "
@@ -114,7 +143,7 @@ class SplitModel(nn.Module):
         Returns:
             All of them, frozen ones included, in the network's order.
         """
-        owned = set(self.head.parameters())
+        owned = set(self._module.parameters())
         return [p for p in self.model.parameters() if p not in owned]
 
     def forward(self, inputs: Inputs) -> Any:
@@ -156,12 +185,20 @@ class SplitModel(nn.Module):
             ValueError: if the head does not run exactly once, or its input is not one vector per sample (it is
                 applied to tokens or map positions), or its output is not (N, C).
         """
-        if "torch._dynamo" in sys.modules:
-            features, logits = torch.compiler.disable(self._listen_uncompiled)(inputs)  # type: ignore[no-untyped-call]
-        else:
-            features, logits = self._listen(inputs)
+        # A frame that is traced from outside hands over; what is compiled inside of it stays compiled.
+        listen = (
+            torch.compiler.disable(self._listen, recursive=False) if torch.compiler.is_compiling() else self._listen
+        )
+        if self._unchecked:
+            check = torch.compiler.disable(self._check) if torch.compiler.is_compiling() else self._check
+            check(inputs)
+        features, logits, _ = listen(inputs)
+        return self._cut(inputs, features, logits)
+
+    def _cut(self, inputs: Inputs, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Refuse what is no vector per sample, and give both as matrices."""
         samples = inputs.shape[0] if isinstance(inputs, Tensor) else features.shape[0]
-        maps = (1, 1) if isinstance(self.head, nn.Conv2d) else ()
+        maps = (1, 1) if isinstance(self._module, nn.Conv2d) else ()
         if self.linear and (features.ndim != 2 + len(maps) or features.shape[2:] != maps or len(features) != samples):
             raise ValueError(
                 f"the head {self.head_name!r} got features of shape {tuple(features.shape)}, not "
@@ -176,20 +213,19 @@ class SplitModel(nn.Module):
             )
         return features.flatten(1) if self.linear else features, logits.flatten(1)
 
-    def _listen_uncompiled(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        with torch.compiler.set_stance("force_eager"):
-            return self._listen(inputs)
-
-    def _listen(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        heard: list[tuple[Any, Any]] = []
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            # A copy of the logits, as the network may go on in place: nn.Dropout(inplace=True) after the head.
-            entered = args[0] if args else next(iter(kwargs.values()), None)
-            heard.append((entered, output.clone() if isinstance(output, Tensor) else output))
-
-        with self.head.register_forward_hook(hook, with_kwargs=True):
+    def _listen(self, inputs: Inputs) -> tuple[Tensor, Tensor, Any]:
+        """What entered the head, what it returned, and the network's output."""
+        with uncompiled() if self._deaf else nullcontext(), listening(self._module) as heard:
             output = call(self.model, inputs)
+        if not heard and not self._deaf and "torch._dynamo" in sys.modules:
+            self._deaf = True
+            result = self._listen(inputs)
+            warnings.warn(
+                f"the compiled network does not run its head {self.head_name!r} as a module, and runs uncompiled while"
+                " features are read; compile the original network by pof.split(model).compile() instead",
+                stacklevel=2,
+            )
+            return result
         if len(heard) != 1:
             raise ValueError(
                 f"the head {self.head_name!r} ran {len(heard)} times in one forward, not once: with "
@@ -201,14 +237,81 @@ class SplitModel(nn.Module):
                 f"the head {self.head_name!r} must take and return one tensor, not {type(features).__name__} and "
                 f'{type(logits).__name__}: name another module with head="name"'
             )
-        return self._reach(output, features, logits)
+        return *self._reach(output, features, logits), output
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place, for calls and for features alike; arguments as of ``torch.compile``."""
+        self.model.compile(*args, **kwargs)
+
+    def place(self, inputs: Inputs) -> int | str:
+        """Find the head's logits in the network's output.
+
+        Args:
+            inputs: tensor (N, ...), or a mapping passed as keywords; the first samples are run in eval mode.
+
+        Returns:
+            Position or key in a tuple or mapping, ``"logits"`` where there is only one tensor.
+
+        Raises:
+            ValueError: if no tensor in the output equals the head's logits, up to what softmax cannot see.
+        """
+        self._check(inputs)
+        return self._place
+
+    def _check(self, inputs: Inputs) -> None:
+        """Compare the head's logits with the network's output: once, or until they tell anything."""
+        # In DDP and FSDP2 a forward with graph would announce a backward pass to the other processes.
+        spread = any(isinstance(m, DistributedDataParallel) or distributed.is_fsdp(m) for m in self.model.modules())
+        few = first_inputs(inputs, _CHECKED)
+        with trial(self.model, graph=not spread):
+            features, returned, output = self._listen(few)
+            _, logits = self._cut(few, features, returned)
+        found = outputs_in(output)
+        compared = {place: agree(tensor, logits, exact=self.exact) for place, tensor in found.items()}
+        places = [place for place, (same, _) in compared.items() if same]
+        if not places:
+            raise ValueError(self._disagreement(found, compared, logits))
+        self._place = places[0]
+        others = beside(found[self._place], returned)
+        if others:
+            name = next((name for name, p in self.model.named_parameters() if p in others), "a parameter")
+            raise ValueError(
+                f"the network's output depends on {name!r} beside the head {self.head_name!r}, so the head's logits"
+                f" do not stay its own; {_REMEDY}"
+            )
+        self._unchecked = 0 if tell_apart(logits) else self._unchecked - 1
+
+    def _disagreement(self, found: dict[int | str, Tensor], compared: dict[Any, tuple[bool, float]], z: Tensor) -> str:
+        shape = f"the head {self.head_name!r} returned {tuple(z.shape)}"
+        if not found:
+            return f"{shape}, but no logits are in the network's output; let it return them, or an object with .logits"
+        largest = min(difference for _, difference in compared.values())
+        if len(found) > 1 or largest == float("inf"):
+            return f"{shape}, but the network {described_outputs(found)}, none of which is the same; {_REMEDY}"
+        return (
+            f"the head {self.head_name!r} is not the end of the network: their outputs differ by up to {largest:.3g}"
+            f" (a temperature, a scale, a second branch or head?); {_REMEDY}"
+        )
 
     def _reach(self, output: Any, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tie features and logits to the output where FSDP2 listens to it."""
         if not any(map(distributed.is_fsdp, self.model.modules())):
             return features, logits
-        end = logits_of(output)
+        end = next(iter(outputs_in(output).values()), features)
         if not end.requires_grad:
             return features, logits
         features, logits = distributed.tied(end, features, logits)
         return features, logits
+
+
+@cache
+def _on_vectors(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """A 1x1 convolution of this class that also takes vectors (N, D), and then gives (N, C)."""
+
+    class OnVectors(kind):  # type: ignore[valid-type, misc]
+        def forward(self, inputs: Tensor) -> Tensor:
+            if inputs.ndim != 2:
+                return super().forward(inputs)  # type: ignore[no-any-return]
+            return super().forward(inputs[:, :, None, None]).flatten(1)  # type: ignore[no-any-return]
+
+    return OnVectors

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pof._support.batches import Inputs, batch_size, unpack
+from pof._support.batches import Inputs, unpack
+from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
-from pof.methods import Method
+from pof.methods import Method, StepOutput
 from pof.optim import MSAM, PerturbingOptimizer
-from pof.training.step import all_samples, weighted
+from pof.training.step import TINY, over_processes, weighted
 from pof.training.stream import one_pass
 
 try:
@@ -58,9 +59,9 @@ class PostTraining(LightningModule):
     _loader: AheadLoader | None = None
     _reference: Any = None
     _held: list[tuple[Any, int]]
-    _samples = 0
-    _expected = 1.0
-    _rescale = 1.0
+    _weight: Any = None
+    # Per mini-batch, after which gradients are rescaled; None where a step is one mini-batch of one process.
+    _expected: Tensor | None = None
     _pass = 1
     _begun: int | None = None
 
@@ -75,12 +76,13 @@ class PostTraining(LightningModule):
         """
         inputs, targets = unpack(batch)
         reference = () if self._reference is None else unpack(self._reference)
-        output = self.method(inputs, targets, *reference)
-        samples = batch_size(inputs)
+        output: StepOutput = self.method(inputs, targets, *reference)
         if self._pass == 1:
             values = {"loss": output.loss.detach(), **output.metrics}
-            self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=samples)
-        return weighted(output.loss, samples * self.trainer.accumulate_grad_batches / self._expected)
+            self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=len(targets))
+        if self._expected is None:
+            return output.loss
+        return weighted(output.loss, self.method.weight_of(targets) / self._expected)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the method's loss, a scalar with graph; ``batch_idx`` is not read."""
@@ -97,7 +99,7 @@ class PostTraining(LightningModule):
                 " pof.with_reference(loader) yourself"
             )
         self._loader, self._held, self._pass, self._begun = None, [], 1, None
-        self.method.train()
+        train(self.method, frozen_norms(self.method.model))
         strategy: Any = self.trainer.strategy
         before = type(strategy).process_dataloader
 
@@ -163,14 +165,14 @@ class PostTraining(LightningModule):
         reference = None if self._loader is None else self._loader.take()
         self._reference = None if reference is None else self._transferred(reference)
         number = batch_idx % self.trainer.accumulate_grad_batches
-        samples, total, processes = batch_size(unpack(batch)[0]), 0, 1
+        weight = self.method.weight_of(unpack(batch)[1])
         if number == 0:
-            self._samples = 0
             self._held.clear()
-            total, processes = all_samples(samples, self.device)
-            # If all mini-batches of the step are as large, weights are 1 and nothing is rescaled.
-            self._expected = total / processes * self.trainer.accumulate_grad_batches
-        self._samples += samples
+            total, processes = over_processes(weight)
+            several = processes > 1 or self.trainer.accumulate_grad_batches > 1
+            # If all mini-batches of the step count as much, weights are 1 and nothing is rescaled.
+            self._expected = torch.where(total > 0, total / processes, 1.0) if several else None
+        self._weight = weight if number == 0 else self._weight + weight
         self._pass = 1
         if isinstance(self._plain_optimizer(), PerturbingOptimizer):
             self._held.append((batch, batch_idx))
@@ -191,8 +193,6 @@ class PostTraining(LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Take the step, with as many passes as the optimizer wants; then let the method adapt."""
-        total, processes = all_samples(self._samples, self.device)
-        self._rescale = self._expected * processes / total
         plain = self._plain_optimizer()
         if isinstance(plain, PerturbingOptimizer) and optimizer_closure is not None:
             optimizer_closure = self._closure(plain, optimizer_closure)
@@ -224,12 +224,14 @@ class PostTraining(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients those of the mean over samples; they are before clipping here."""
         super().on_before_optimizer_step(optimizer)
-        if self._rescale == 1.0:
+        if self._expected is None:
             return
+        total, processes = over_processes(self._weight)
+        rescale = self._expected * self.trainer.accumulate_grad_batches * processes / total.clamp_min(TINY)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self._rescale)
+                    parameter.grad.mul_(rescale)
 
     def configure_gradient_clipping(
         self,
@@ -254,7 +256,10 @@ class PostTraining(LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is not None and epochs > 0:
             return epochs
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):  # a loader without a length: the epoch at hand is the last that is known of
+            return int(self.current_epoch) + 1
+        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         return max(1, math.ceil(self.trainer.max_steps / per_epoch))
 
     def _training_inputs(self) -> Iterator[Inputs]:

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pof._support.batches import Inputs, batch_size, to_device, unpack
+from pof._support.batches import Inputs, to_device, unpack
+from pof._support.modules import frozen_norms, train
 from pof.head.split import SplitModel
 from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.perturbation.loss import CrossEntropy
-from pof.training.step import all_samples, weighted
+from pof.training.step import TINY, over_processes, weighted
 from pof.training.stream import one_pass, with_next
 
 try:
@@ -43,7 +44,7 @@ class PostTrainer(Trainer):
 
     A Trainer of one's own keeps its code: ``class Mine(PostTrainer, MyTrainer)``.  ``label_smoothing_factor`` becomes
     the method's label smoothing.  Logged beside the loss are the method's metrics, such as ``radius``, as means over
-    the samples since the last row.
+    what counts since the last row.
 
     Args:
         *args: of the Trainer.
@@ -74,11 +75,11 @@ class PostTrainer(Trainer):
         # The epoch's first mini-batch is the reference of its last one, also where a resumed run begins later.
         self._first: Any = None
         self._resumed_first: Any = None
+        self._frozen: list[nn.Module] = []
         self._window: deque[tuple[Any, Any]] = deque()
         self._deferred: list[tuple[Any, Any]] = []
-        self._total, self._processes = 0, 1
+        self._total, self._processes = torch.zeros((), dtype=torch.float64, device=self.args.device), 1
         self._sums: dict[str, Tensor] = {}
-        self._samples = 0
         self._surroundings = _Surroundings(self)
         self.add_callback(self._surroundings)
 
@@ -112,6 +113,8 @@ class PostTrainer(Trainer):
         last: Callable[[str], str | None] = get_last_checkpoint
         found = last(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         self._resume_from, self._resumed_first = found or None, None
+        plain: Any = self.model
+        self._frozen = [] if plain is None else frozen_norms(plain)  # model_init makes it later, nothing frozen
         return super().train(found or resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -145,15 +148,16 @@ class PostTrainer(Trainer):
             self._first = pairs[0][0]
         self._window = deque(pairs)
         self._deferred.clear()
-        sizes = sum(batch_size(unpack(batch)[0]) for batch, _ in pairs)
-        self._total, self._processes = all_samples(sizes, self.args.device)
+        weights = [self.method.weight_of(unpack(batch)[1]).to(self.args.device) for batch, _ in pairs]
+        total = torch.stack([torch.zeros_like(self._total), *weights]).sum()
+        self._total, self._processes = over_processes(total)
         found: tuple[list[Any], Any] = super().get_batch_samples(iter([batch for batch, _ in pairs]), *args)
         return found
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward on a mini-batch, and give its share in the mean loss of the step."""
         model.train()
-        self.method.train()
+        train(self.method, self._frozen)
         pair = to_device(self._window.popleft(), self.args.device)
         with self._through(model):
             if not isinstance(self._wrapped, PerturbingOptimizer):
@@ -180,13 +184,12 @@ class PostTrainer(Trainer):
         reference = () if pair[1] is None else unpack(pair[1])
         with self.compute_loss_context_manager():
             output: StepOutput = self.method(inputs, targets, *reference)
-        samples = batch_size(inputs)
-        loss = weighted(output.loss, samples * self._processes / self._total)
+        weight = self.method.weight_of(targets)
+        loss = weighted(output.loss, weight * self._processes / self._total.clamp_min(TINY))
         self.accelerator.backward(loss)
         if record:
-            self._samples += samples
-            for name, value in output.metrics.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach() * samples
+            for name, value in {"weight": torch.ones_like(weight), **output.metrics}.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value.detach() * weight
         return loss.detach()
 
     def _check_targets(self, targets: Tensor) -> None:
@@ -197,9 +200,10 @@ class PostTrainer(Trainer):
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Log, and with a row of training the method's metrics."""
-        if "loss" in logs and self._samples:
-            logs = {**logs, **{name: float(total / self._samples) for name, total in self._sums.items()}}
-            self._sums, self._samples = {}, 0
+        if "loss" in logs and self._sums:
+            weight = self._sums.pop("weight").clamp_min(TINY)
+            logs = {**logs, **{name: float(total / weight) for name, total in self._sums.items()}}
+            self._sums = {}
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

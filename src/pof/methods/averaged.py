@@ -1,7 +1,7 @@
 """Averages of the iterates, around any method: what is validated and delivered is the average.
 
-SWA (Izmailov et al., UAI 2018), EMA, and LAWA (Kaddour, 2022), on ``torch.optim.swa_utils``.  An averaged network
-has no batch-norm statistics of its own: they are estimated anew from the training set, samples weighted.
+SWA (Izmailov et al., UAI 2018), EMA, and LAWA (Kaddour, 2022).  An averaged network has no batch-norm statistics of
+its own: they are estimated anew from the training set, samples weighted.  Averages are kept in float32 at least.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pof._support.batches import Inputs
+from pof._support.batches import Inputs, to_device
+from pof._support.checks import whole_number
+from pof._support.modules import copied, put_buffers
 from pof.combine.statistics import estimate_statistics
 from pof.methods.base import Method, StepOutput, check_choice
 
@@ -41,15 +42,16 @@ class Averaged(Method):
     ) -> None:
         super().__init__()
         check_choice("average", average, get_args(Average))
-        if not 0.0 <= decay < 1.0 or not 0.0 <= start < 1.0 or window < 1:
-            raise ValueError(
-                f"decay and start must be in [0, 1), window >= 1; got decay={decay}, start={start}, window={window}"
-            )
+        whole_number("window", window, 1)
+        if not 0.0 <= decay < 1.0 or not 0.0 <= start < 1.0:
+            raise ValueError(f"decay and start must be in [0, 1); got decay={decay}, start={start}")
         self.method, self.average = method, average
         self.decay, self.start, self.window = decay, start, window
         self.needs_reference, self.remedy = method.needs_reference, method.remedy
-        multi = get_ema_multi_avg_fn(decay) if average == "ema" else None  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(method.model, multi_avg_fn=multi).requires_grad_(False)
+        self.averaged = copied(method.model).requires_grad_(False)
+        # Of parameters in half precision: there an EMA would not move.
+        self._wide = {name: p.detach().float() for name, p in self.averaged.named_parameters() if p.itemsize < 4}
+        self._count = 0
         self._recent: list[dict[str, Tensor]] = []
 
     @property
@@ -57,9 +59,26 @@ class Averaged(Method):
         """The user's model itself: the iterate, until the run ends."""
         return self.method.model
 
+    def weight_of(self, targets: Tensor) -> Tensor:
+        """As the inner method counts."""
+        return self.method.weight_of(targets)
+
+    @property
+    def head_name(self) -> str:
+        """That of the inner method."""
+        return self.method.head_name
+
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Make the inner method's optimizer."""
         return self.method.build_optimizer(base, **options)
+
+    def attach(self) -> None:
+        """As the inner method."""
+        self.method.attach()
+
+    def release(self) -> None:
+        """As the inner method."""
+        self.method.release()
 
     def forward(
         self,
@@ -80,47 +99,71 @@ class Averaged(Method):
         """Tell the inner method, and move the EMA."""
         self.method.after_step()
         if self.average == "ema":
-            self.averaged.update_parameters(self.model)
+            self._move(1 - self.decay)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
         """Take the network of this epoch into the average, and estimate its batch-norm statistics."""
         self.method.after_epoch(epoch, epochs, batches)
         if self.average == "swa" and epoch >= self.start * epochs:
-            self.averaged.update_parameters(self.model)
+            self._move(1 / (self._count + 1))
         if self.average == "lawa":
             now = {name: p.detach().clone() for name, p in self.model.named_parameters()}
             self._recent = [*self._recent, now][-self.window :]
             self._set_mean_of_recent()
-        if self._has_average():
-            _copy_buffers(self.model, self.averaged.module)
-            estimate_statistics(self.averaged.module, batches())
+        if self._count:
+            self._follow()
+            estimate_statistics(self.candidate(), batches())
 
+    @torch.no_grad()
     def candidate(self) -> nn.Module:
         """The average; the iterate as long as nothing has been averaged."""
-        module: nn.Module = self.averaged.module
-        return module if self._has_average() else self.model
+        if not self._count:
+            return self.model
+        for name, parameter in self.averaged.named_parameters():
+            if name in self._wide:
+                parameter.copy_(self._wide[name])
+        return self.averaged
 
-    def _has_average(self) -> bool:
-        return int(self.averaged.n_averaged) > 0
+    def _averages(self) -> dict[str, Tensor]:
+        """What is averaged, by name: in float32 at least."""
+        own = {name: p.detach() for name, p in self.averaged.named_parameters()}
+        self._wide = {name: p.to(own[name].device) for name, p in self._wide.items()}
+        found = {**own, **self._wide}
+        return {name: p for name, p in found.items() if p.is_floating_point() or p.is_complex()}
+
+    @torch.no_grad()
+    def _move(self, share: float) -> None:
+        """Move the average to the iterate by a share of the way; the first time all of it."""
+        iterate, averages = dict(self.model.named_parameters()), self._averages()
+        into = list(averages.values())
+        towards = [iterate[name].detach().to(p.device, p.dtype) for name, p in averages.items()]
+        if self._count:
+            torch._foreach_lerp_(into, towards, share)
+        else:
+            torch._foreach_copy_(into, towards)
+        self._count += 1
 
     @torch.no_grad()
     def _set_mean_of_recent(self) -> None:
-        for name, parameter in self.averaged.module.named_parameters():
-            parameter.copy_(torch.stack([weights[name] for weights in self._recent]).mean(dim=0))
-        self.averaged.n_averaged.fill_(len(self._recent))
+        for name, average in self._averages().items():
+            average.copy_(torch.stack([weights[name].to(average.dtype) for weights in self._recent]).mean(dim=0))
+        self._count = len(self._recent)
+
+    def _follow(self) -> None:
+        """What is not averaged, buffers and modes, is as in the iterate."""
+        modules = dict(self.averaged.named_modules())
+        device = next(self.averaged.parameters()).device
+        for name, source in self.model.named_modules():
+            if name in modules:
+                put_buffers(modules[name], source._buffers, device)
+                modules[name].training = source.training
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The networks that LAWA holds."""
-        return {"recent": self._recent}
+        """The networks that LAWA holds, the averages of what is in half precision, and how many were averaged."""
+        return {"recent": self._recent, "wide": self._wide, "count": self._count}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` gave."""
         device = next(self.method.parameters()).device
-        self._recent = [{name: p.to(device) for name, p in weights.items()} for weights in state["recent"]]
-
-
-@torch.no_grad()
-def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
-    """Buffers that are no running statistics are those of the iterate."""
-    for (_, old), (_, new) in zip(target.named_buffers(), source.named_buffers(), strict=True):
-        old.copy_(new)
+        self._recent, self._wide = to_device(state["recent"], device), to_device(state["wide"], device)
+        self._count = state["count"]

@@ -19,7 +19,7 @@ from pof._support import distributed
 from pof._support.batches import Inputs
 from pof._support.described import described, options_of
 from pof.head.split import SplitModel
-from pof.perturbation.loss import LossFunction
+from pof.perturbation.loss import LossFunction, weight_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self._taken_out: list[nn.Parameter] = []
         self.register_forward_pre_hook(_refuse_sharding)
 
     @abstractmethod
@@ -78,6 +79,11 @@ class Method(nn.Module, ABC):
         """The user's model itself."""
         return self.network.model
 
+    @property
+    def head_name(self) -> str:
+        """Qualified name of the head in the user's model."""
+        return self.network.head_name
+
     def candidate(self) -> nn.Module:
         """The network that is validated and delivered.
 
@@ -85,6 +91,17 @@ class Method(nn.Module, ABC):
             ``model``, unless the method delivers another one, such as an average of its iterates.
         """
         return self.model
+
+    def weight_of(self, targets: Tensor) -> Tensor:
+        """What a mini-batch counts in a mean over several.
+
+        Args:
+            targets: (N,) class indices or (N, C) probabilities.
+
+        Returns:
+            Scalar of float64: N, or with class weights their sum; targets of -100, to be ignored, count 0.
+        """
+        return weight_of(getattr(self, "loss", None), targets)
 
     def settings(self) -> dict[str, Any]:
         """The options that a run may not change when it resumes.
@@ -131,6 +148,7 @@ class Method(nn.Module, ABC):
         Yields:
             Those of the model that require a gradient.
         """
+        self.attach()
         distributed.reshard(self.model)
         yield from (p for p in self.model.parameters() if p.requires_grad)
 
@@ -148,7 +166,18 @@ class Method(nn.Module, ABC):
                 " the method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
             )
         distributed.reshard(self.model)
+        self._taken_out = [p for p in self.network.head.parameters() if p.requires_grad]
         self.network.head.requires_grad_(False)
+
+    def attach(self) -> None:
+        """Take hold of the model again after :meth:`release`; construction does it the first time."""
+        for parameter in self._taken_out:
+            parameter.requires_grad_(False)
+
+    def release(self) -> None:
+        """Leave the model as it was, but for what was trained: no hooks, and the head's ``requires_grad`` as before."""
+        for parameter in self._taken_out:
+            parameter.requires_grad_(True)
 
 
 def _refuse_sharding(method: nn.Module, _: Any) -> None:

@@ -73,7 +73,7 @@ class HeadAscent(Method):
         if not 0.0 <= level < 1.0:
             raise ValueError(f"level is a share of the loss of guessing and must be in [0, 1); got {level}")
         self.level, self.loss = level, chosen_loss(loss, label_smoothing, class_weights)
-        self.network = split(model, head)
+        self.network = split(model, head, exact=loss is not None)
         self._freeze_head()
 
     def forward(

@@ -105,7 +105,7 @@ class PoF(Method):
         if reference_size is not None and reference_size < 1:
             raise ValueError(f"reference_size must be >= 1, or None for the whole mini-batch; got {reference_size}")
         self.loss = chosen_loss(loss, label_smoothing, class_weights)
-        self.network = split(model, head)
+        self.network = split(model, head, exact=loss is not None)
         self._freeze_head()
         self.gamma, self.sampling, self.features, self.batch_norm = gamma, sampling, features, batch_norm
         self.reference_size, self.needs_reference = reference_size, features == "fresh"

@@ -53,6 +53,8 @@ class Regularized(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """The loss plus the penalty, which is among the metrics, or in eval mode the plain loss; needs no reference."""
+        if self.training:
+            self.attach()
         plain, features = plain_step(self.network, self.loss, inputs, targets)
         if not self.training:
             return plain
@@ -61,6 +63,14 @@ class Regularized(Method):
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.
         loss = plain.loss + penalty if self.regularizer.strength else plain.loss
         return StepOutput(loss, plain.logits, {"penalty": penalty.detach()})
+
+    def attach(self) -> None:
+        """The regulariser's hooks are on the model again."""
+        self.regularizer.open()
+
+    def release(self) -> None:
+        """They are off."""
+        self.regularizer.close()
 
     def after_step(self) -> None:
         """Let the regulariser adapt to the features of the step, those of all its mini-batches together."""

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support import distributed
-from pof._support.batches import Inputs, batch_size, first_samples, to_device, unpack
+from pof._support.batches import Inputs, first_samples, to_device, unpack
+from pof._support.checks import whole_number
 from pof._support.modules import frozen_statistics, in_training
 from pof._support.random import isolated
+from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.methods.loss import CrossEntropy, plain_step
@@ -67,8 +69,8 @@ class SharpnessAware(Method):
     ) -> None:
         super().__init__()
         check_choice("kind", kind, get_args(Kind))
-        if last_epochs is not None and last_epochs < 1:
-            raise ValueError(f"last_epochs must be >= 1, or None for all; got {last_epochs}")
+        if last_epochs is not None:
+            whole_number("last_epochs", last_epochs, 1)
         if not 0.0 < ascent_share <= 1.0:
             raise ValueError(f"ascent_share is a share of the mini-batch and must be in (0, 1]; got {ascent_share}")
         if kind == "msam" and ascent_share < 1.0:
@@ -146,9 +148,9 @@ class SharpnessAware(Method):
         device = next(self.model.parameters()).device
         found: list[float] = []
         taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
-        with in_training(self), frozen_statistics(self.model):
+        with in_training(self.model), frozen_statistics(self.model):
             while window := list(islice(taken, accumulation)):
-                if distributed.active() or any(batch_size(inputs) for inputs, _ in window):
+                if distributed.active() or any(len(targets) for _, targets in window):
                     found.append(self._rho_of(window, optimizer, level, found[-1] if found and found[-1] else 0.1))
         if not found:
             raise ValueError("calibrate() got no mini-batch")
@@ -198,7 +200,7 @@ class SharpnessAware(Method):
         """The part of a mini-batch that gives the direction; of two samples at least, for batch norms."""
         if self.ascent_share == 1.0:
             return inputs, targets
-        return first_samples(inputs, targets, max(2, math.ceil(self.ascent_share * batch_size(inputs))))
+        return first_samples(inputs, targets, max(2, math.ceil(self.ascent_share * len(targets))))
 
     def before_epoch(self, epoch: int, epochs: int, optimizer: Optimizer) -> None:
         """Switch the perturbation on for the last epochs; with radius 0 a step is the plain one, at its cost.
@@ -216,6 +218,11 @@ class SharpnessAware(Method):
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
+
+    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
+        """MSAM has no pass at the weights themselves: estimate their batch-norm statistics, which are evaluated."""
+        if self.kind == "msam" and self._optimizer is not None and self._optimizer.will_ascend:
+            estimate_statistics(self.model, batches())
 
     def forward(
         self,

@@ -183,11 +183,22 @@ class PerturbingOptimizer(Optimizer, ABC):
         if closure is None:
             self._refuse_plain_step()
         else:
+            before = self._marks()
             with torch.enable_grad():
                 loss = self.run_passes(closure)
+            if all(old is new and count == now for (old, count), (new, now) in zip(before, self._marks(), strict=True)):
+                raise RuntimeError(
+                    "the closure changed no gradient: it must clear the gradients, compute the loss, call backward and"
+                    " return the loss"
+                )
         self._ascended = False
         self.base_optimizer.step()
         return loss
+
+    def _marks(self) -> list[tuple[Tensor | None, int]]:
+        """The gradients, and how often each was written to."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        return [(g, 0 if g is None else g._version) for g in gradients]
 
     def _scaled_step(self, closure: Callable[[], float] | None) -> None:
         """Do what GradScaler asks for: nothing if it found an overflow, otherwise unscale (unless done) and step."""

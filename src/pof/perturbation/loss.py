@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,28 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets
 from pof._support.precision import without_autocast
-from pof.perturbation.targets import Targets, cross_entropy, encode_targets
+from pof.perturbation.targets import IGNORED, Targets, cross_entropy, encode_targets, may_ignore
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
+
+
+def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
+    """What a mini-batch counts in a mean over several, scalar of float64: what its own mean loss was divided by.
+
+    Returns:
+        Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
+    """
+    entropy = isinstance(loss, CrossEntropy | nn.CrossEntropyLoss) or loss is F.cross_entropy
+    if not entropy or targets.is_floating_point():
+        return targets.new_full((), targets.shape[0], dtype=torch.float64)
+    weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else None
+    counted = targets != getattr(loss, "ignore_index", IGNORED)
+    if weights is None:
+        return counted.sum().double()
+    rows = weights.to(targets.device, torch.float64)[torch.where(counted, targets, 0).long()]
+    weight: Tensor = (rows * counted).sum()
+    return weight
 
 
 class CrossEntropy(nn.Module):
@@ -23,21 +41,24 @@ class CrossEntropy(nn.Module):
 
     Args:
         label_smoothing: mass moved to the uniform distribution, in [0, 1).
-        class_weights: (C,) non-negative, or None.
+        class_weights: (C,) non-negative, not all 0, or None.
 
     Raises:
         ValueError: if an option is out of range.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | Sequence[float] | None = None) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
-        if class_weights is not None and bool((class_weights < 0).any()):
-            raise ValueError(f"class_weights must not be negative; got {class_weights.tolist()}")
         self.label_smoothing = label_smoothing
         self.class_weights: Tensor | None
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("class_weights", _checked(class_weights), persistent=False)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The class weights, under their name in torch."""
+        return self.class_weights
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss.
@@ -54,11 +75,16 @@ class CrossEntropy(nn.Module):
         """
         targets = class_targets(targets, logits.shape[1])
         _check_probabilities(targets)
+        counts = weight_of(self, targets) > 0 if self._may_count_nothing(targets) else None
+        # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.
+        given = targets if counts is None else torch.where(counts, targets, IGNORED)
+        weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         with without_autocast(logits.device):
-            loss: Tensor = F.cross_entropy(
-                logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing
-            )
-        return loss
+            loss: Tensor = F.cross_entropy(logits, given, weight=weight, label_smoothing=self.label_smoothing)
+        return loss if counts is None else torch.where(counts, loss, torch.zeros_like(loss))
+
+    def _may_count_nothing(self, targets: Tensor) -> bool:
+        return not targets.is_floating_point() and (self.class_weights is not None or may_ignore(targets))
 
     def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
@@ -69,6 +95,19 @@ class CrossEntropy(nn.Module):
         encoded = self.encode(targets, logits)
         least: Tensor = encoded.mean(torch.special.entr(encoded.distribution(logits)).sum(dim=1))
         return cross_entropy(logits, encoded) - least
+
+
+def _checked(weights: Tensor | Sequence[float] | None) -> Tensor | None:
+    """Class weights (C,) in floating point, refused where they cannot be."""
+    if weights is None:
+        return None
+    found = torch.as_tensor(weights)
+    found = found if found.is_floating_point() else found.float()
+    if found.ndim != 1:
+        raise ValueError(f"class_weights must be (C,), one per class; got shape {tuple(found.shape)}")
+    if not bool(found.isfinite().all() and (found >= 0).all() and (found > 0).any()):
+        raise ValueError(f"class_weights must be finite, not negative and not all 0; got {found.tolist()}")
+    return found
 
 
 def _check_probabilities(targets: Tensor) -> None:

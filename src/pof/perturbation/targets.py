@@ -18,6 +18,9 @@ from torch import Tensor
 
 from pof._support.batches import class_targets
 
+IGNORED = -100
+"""The class index of a sample without part in the cross-entropy, torch's ``ignore_index``."""
+
 
 @dataclass(frozen=True, eq=False)
 class Targets(ABC):
@@ -135,12 +138,14 @@ def encode_targets(
     hard = not targets.is_floating_point()
     if hard:
         _check_indices(targets, n, c, values=check)
+        counted = (targets != IGNORED).to(like.dtype) if may_ignore(targets) else None
+        targets = targets if counted is None else targets.clamp_min(0)
         labels = targets.unsqueeze(1)
         if not label_smoothing:
-            if class_weights is None:
+            if class_weights is None and counted is None:
                 return Labels(None, labels)
-            of_samples = class_weights.to(like)[targets]
-            return Labels(of_samples / of_samples.sum(), labels)
+            of_samples = like.new_ones(n) if class_weights is None else class_weights.to(like)[targets]
+            return Labels(_shares(of_samples if counted is None else of_samples * counted), labels)
         mass = torch.zeros_like(like).scatter_(1, labels, 1.0)
     elif targets.shape != like.shape:
         raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
@@ -148,12 +153,25 @@ def encode_targets(
         mass = targets.to(like.dtype)
     if label_smoothing:
         mass = mass * (1.0 - label_smoothing) + label_smoothing / c
-    total: Tensor | int = n
-    if class_weights is not None:
-        class_weights = class_weights.to(like)
-        mass, total = mass * class_weights, class_weights[targets].sum() if hard else n
-    rows = mass.sum(dim=1)
-    return Soft(rows / total, mass / rows.clamp_min(torch.finfo(like.dtype).tiny).unsqueeze(1))
+    class_weights = None if class_weights is None else class_weights.to(like)
+    mass = mass if class_weights is None else mass * class_weights
+    rows, total = mass.sum(dim=1), like.new_tensor(float(n))
+    if hard and (counted is not None or class_weights is not None):
+        ones = torch.ones_like(rows) if counted is None else counted
+        total = (ones if class_weights is None else ones * class_weights[targets]).sum()
+        rows = rows * ones
+    tiny = torch.finfo(like.dtype).tiny
+    return Soft(rows / total.clamp_min(tiny), mass / mass.sum(dim=1).clamp_min(tiny).unsqueeze(1))
+
+
+def may_ignore(targets: Tensor) -> bool:
+    """Whether a class index may be one to be ignored; an accelerator is not asked, which would synchronise the host."""
+    return targets.device.type != "cpu" or (targets.numel() > 0 and int(targets.min()) < 0)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Weights (N,) as shares of their sum; all 0 where none counts."""
+    return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def _check_indices(targets: Tensor, n: int, c: int, *, values: bool) -> None:
@@ -162,7 +180,8 @@ def _check_indices(targets: Tensor, n: int, c: int, *, values: bool) -> None:
             f"targets must be ({n},) class indices or ({n}, {c}) probabilities; got {tuple(targets.shape)}"
         )
     if values and targets.device.type == "cpu":
-        low, high = (int(end) for end in targets.aminmax())
+        # -100, to be ignored, is as good as 0.
+        low, high = (int(end) for end in torch.where(targets == IGNORED, 0, targets).aminmax())
         if low < 0 or high >= c:
             raise ValueError(f"class indices must be in [0, {c - 1}]; got values from {low} to {high}")
 

@@ -8,15 +8,15 @@ The paper weighs channels by a supervised attention; here the weights are 1 unle
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pof._support.batches import Inputs, call
-from pof._support.modules import evaluating
+from pof._support.modules import copied, evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer, zero
 
@@ -115,7 +115,7 @@ class DELTA(Regularizer):
     Hooks on the model keep the maps of its latest forward pass with gradients, so the training step needs no
     second one; the source network runs without gradients, in eval mode.  The source is a copy made at
     construction; it is in neither ``parameters()`` nor ``state_dict``, so build DELTA before loading the
-    state of a resumed run. :meth:`close` takes the hooks off.
+    state of a resumed run.  :meth:`close` takes the hooks off, as :func:`pof.fit` does at its end.
 
     Args:
         model: the model that is fine-tuned, with its start weights.
@@ -149,13 +149,13 @@ class DELTA(Regularizer):
             self.register_buffer(f"channel_weights_{i}", weights.detach().clone())
         self._weighted = channel_weights is not None
         self._recorders = [_Recorder() for _ in self.layers]
+        # In tuples: a submodule would be trained, saved, and switched to training mode.
+        self._watched: tuple[nn.Module, ...] = ()
+        self._handles: list[RemovableHandle] = []
         if self.strength > 0:
-            # In a tuple: a submodule would be trained, saved, and switched to training mode.
-            self._source = (deepcopy(model).eval().requires_grad_(False),)
-            self._handles = [
-                model.get_submodule(name).register_forward_hook(recorder)
-                for name, recorder in zip(self.layers, self._recorders, strict=True)
-            ]
+            self._source = (copied(model).eval().requires_grad_(False),)
+            self._watched = tuple(model.get_submodule(name) for name in self.layers)
+            self.open()
 
     def forward(
         self, features: Tensor | None = None, targets: Tensor | None = None, inputs: Inputs | None = None
@@ -194,10 +194,17 @@ class DELTA(Regularizer):
             distances = [self._distance(i, maps[name], source_maps[name]) for i, name in enumerate(self.layers)]
             return self.strength * torch.stack(distances).sum()
 
+    def open(self) -> None:
+        """Put the hooks on the model again."""
+        if not self._handles:
+            pairs = zip(self._watched, self._recorders, strict=True)
+            self._handles.extend(module.register_forward_hook(recorder) for module, recorder in pairs)
+
     def close(self) -> None:
         """Take the hooks off the model, after training."""
-        for handle in getattr(self, "_handles", ()):
+        for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
     def _distance(self, index: int, maps: Tensor, source_maps: Tensor) -> Tensor:
         if maps.shape != source_maps.shape:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, class_targets, logits_of, to_device, unpack
+from pof._support.batches import call, class_targets, to_device, unpack
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, autocast
+from pof.head.reading import Reading
+from pof.perturbation.targets import IGNORED
 
 
 @dataclass(frozen=True)
@@ -36,29 +38,36 @@ class Metrics:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype | None = None) -> Metrics:
+def evaluate(
+    model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
+) -> Metrics:
     """Evaluate a classifier, in eval mode; the modes of its modules are put back.
 
     Args:
-        model: any classifier; gives logits (N, C), also inside an object with ``.logits``.
-        loader: yields ``(inputs, targets)`` or dicts with ``labels``; targets are (N,) class indices.
+        model: any classifier; gives logits (N, C), also inside an object with ``.logits``, or probabilities (N, C),
+            whose logarithm is then taken.  Of several tensors in a tuple or mapping, that of its head counts.
+        loader: yields ``(inputs, targets)`` or dicts with ``labels``; targets are (N,) class indices,
+            -100 to be left out.
+        head: qualified name of the head, for outputs with several tensors; found by :func:`pof.find_head` if None.
         precision: dtype of autocast, or None for none.
 
     Returns:
         The figures over all samples.
 
     Raises:
-        ValueError: if the loader is empty, a label is out of range, or targets are not class indices.
+        ValueError: if the loader is empty, a label is out of range, targets are not class indices, or it is not clear
+            which tensor of the output is meant.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     losses, confidences, hits = [], [], []
+    reading = Reading(model, head)
     with evaluating(model):
         for batch in loader:
             inputs, targets = unpack(to_device(batch, device))
             with autocast(device, precision):
-                logits = at_least_float32(logits_of(call(model, inputs)))
+                logits = at_least_float32(reading(call(model, inputs), inputs))
             targets = class_targets(targets, logits.shape[1])
-            _check(logits, targets)
+            logits, targets = _counted(logits, targets)
             losses.append(F.cross_entropy(logits, targets, reduction="none").double())
             confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
             confidences.append(confidence.double())
@@ -75,15 +84,19 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, precision: torch.dtype 
     )
 
 
-def _check(logits: Tensor, targets: Tensor) -> None:
+def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Those that count: not to be ignored."""
     if logits.ndim != 2 or targets.is_floating_point() or targets.shape != logits.shape[:1]:
         raise ValueError(
             f"evaluate needs logits (N, C) and class indices (N,); got {tuple(logits.shape)} and"
             f" {tuple(targets.shape)} of {targets.dtype}"
         )
-    low, high = int(targets.min()), int(targets.max())
+    counted = targets != IGNORED
+    logits, targets = logits[counted], targets[counted]
+    low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(
             f"labels must be in [0, {logits.shape[1] - 1}] for this model's {logits.shape[1]} classes;"
             f" got values from {low} to {high}"
         )
+    return logits, targets

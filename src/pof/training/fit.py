@@ -7,20 +7,25 @@ stopped and rolled back with a message that names step and remedy; a run that is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pof._support import distributed
+from pof._support.checks import whole_number
 from pof._support.modules import modes_kept
 from pof._support.precision import AskedPrecision, find_precision
 from pof.methods import Method
+from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
 from pof.training.loop import DivergenceWarning, FitResult, Log, Loop, Timetable
 from pof.training.schedules import Schedule
@@ -57,24 +62,22 @@ def fit(
     """Train with a method.
 
     Several processes (``torchrun``) are found and used; the loader then gives each its share, as a
-    ``DistributedSampler`` and the loaders of ``pof.data`` do.  Train and eval modes are put back at the end.
+    ``DistributedSampler`` and the loaders of ``pof.data`` do.  Batch norms in eval mode inside of a model in training
+    mode stay frozen; at the end modes, hooks and ``requires_grad`` are as they were before the method was made.
 
     Args:
         method: such as :class:`pof.PoF` around a model.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
-        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them; by default SGD in what
-            the method wraps around it.
+        optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
         schedule: of the learning rate, over all steps.
-        val_loader: for the selection, and to notice a collapse; never the test set.  Without it the last network is
-            handed back, and only non-finite losses are noticed.
+        val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
         accumulation: mini-batches per optimizer step; each counts by its samples.
         clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
-        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (with a scaled loss); ``"auto"``: bf16 where the
-            hardware computes in it, else fp32.
+        precision: ``"fp32"``, autocast to ``"bf16"`` or ``"fp16"`` (scaled), or ``"auto"``: bf16 where hardware has it.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per step, per epoch, and at the end.
 
@@ -82,31 +85,44 @@ def fit(
         What happened; ``method.model`` holds the selected weights.
 
     Raises:
-        ValueError: if an argument is out of range (TypeError for a schedule), or the loader empty or without a length.
+        ValueError: if an argument is out of range (TypeError for a schedule), the loader empty or without a length, the
+            optimizer another network's, or ``checkpoint_dir`` holds a state that is not to be resumed.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
     _check_choices(schedule, resume, checkpoint_dir)
     place = find_device(device)
-    found = find_precision(precision, place)
     method.to(place)
-    _check_not_sharded(method)
-    _check_shared(train_loader)
-    stepper = Stepper(method, _made(method, optimizer), found, clip_norm)
-    batches = micro_batches(train_loader, method.needs_reference, stepper.device)
-    steps = math.ceil(_length(train_loader) / accumulation)
-    timetable = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    loop = Loop(method, stepper, batches, timetable, val_loader, folder, log or (lambda row: None))
-    with modes_kept(method), Interrupts() as interrupts:
-        return loop.run(resume, interrupts)
+    _check_network(method)
+    _check_loader(train_loader, checkpoint_dir)
+    with _attached(method), modes_kept(method), Interrupts() as interrupts:
+        stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
+        batches = micro_batches(train_loader, method.needs_reference, stepper.device)
+        steps = math.ceil(_length(train_loader) / accumulation)
+        times = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
+
+
+def _silent(row: Mapping[str, Any]) -> None:
+    """Nobody listens."""
+
+
+@contextmanager
+def _attached(method: Method) -> Iterator[None]:
+    """The method holds the model for the body only."""
+    method.attach()
+    try:
+        yield
+    finally:
+        method.release()
 
 
 def _check_numbers(epochs: int, accumulation: int, checkpoint_every: int | None, clip_norm: float | None) -> None:
-    if epochs < 1 or accumulation < 1 or (checkpoint_every is not None and checkpoint_every < 1):
-        raise ValueError(
-            f"epochs, accumulation and checkpoint_every must be >= 1; got {epochs}, {accumulation}, {checkpoint_every}"
-        )
+    whole_number("epochs", epochs, 1)
+    whole_number("accumulation", accumulation, 1)
+    if checkpoint_every is not None:
+        whole_number("checkpoint_every", checkpoint_every, 1)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be > 0 or None; got {clip_norm}")
 
@@ -116,14 +132,29 @@ def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | Non
         raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs checkpoint_dir: the folder that the interrupted run wrote to")
+    if checkpoint_dir is not None and not resume:
+        refuse_overwriting(Path(checkpoint_dir))
 
 
 def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
+    trainable = list(method.trainable_parameters())
+    if not trainable:
+        raise ValueError(
+            f"nothing to train: no parameter outside of what {type(method).__name__} holds fixed requires a gradient;"
+            " unfreeze some, such as model.requires_grad_(True)"
+        )
     if isinstance(make, Optimizer):
-        return make
-    if make is default_optimizer:
-        return method.build_optimizer(make)
-    return make(method.trainable_parameters())
+        made = make
+    else:
+        made = method.build_optimizer(make) if make is default_optimizer else make(trainable)
+    own = {id(p) for p in method.parameters()}
+    foreign = sum(id(p) not in own for group in made.param_groups for p in group["params"])
+    if foreign:
+        raise ValueError(
+            f"{foreign} parameters of the optimizer are not those of the method's network (a copy of it, or another"
+            " one): build it over method.trainable_parameters()"
+        )
+    return made
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
@@ -139,7 +170,10 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return wanted or found
 
 
-def _check_not_sharded(method: Method) -> None:
+def _check_network(method: Method) -> None:
+    lazy = next((name for name, p in method.model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise ValueError(f"{lazy!r} has no shape yet: run the model once on a mini-batch before")
     if any(distributed.is_sharded(parameter) for parameter in method.parameters()):
         raise ValueError(
             "pof.fit keeps, selects and saves whole networks, so it takes no parameters that fully_shard has sharded:"
@@ -147,7 +181,13 @@ def _check_not_sharded(method: Method) -> None:
         )
 
 
-def _check_shared(loader: Any) -> None:
+def _check_loader(loader: Any, checkpoint_dir: str | Path | None) -> None:
+    if checkpoint_dir is not None and getattr(loader, "persistent_workers", False):
+        warnings.warn(
+            "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
+            " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
+            stacklevel=3,
+        )
     if distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
         raise ValueError(
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import Inputs
-from pof._support.modules import BATCH_NORMS
+from pof._support.batches import Inputs, call, outputs_in
+from pof._support.modules import BATCH_NORMS, contents, evaluating, frozen_norms, put_back, train
+from pof._support.precision import autocast
 from pof.methods import Method
-from pof.training.checkpoint import check_same, load_state, save_state
+from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.interrupt import Interrupts
 from pof.training.schedules import Schedule
 from pof.training.selection import Selection
 from pof.training.step import Stepper, StepResult
-from pof.training.stream import Stream, one_pass, windows
+from pof.training.stream import Micro, Stream, one_pass, windows
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -45,7 +46,7 @@ class FitResult:
     steps: int
     """Optimizer steps taken."""
     stopped: str | None
-    """Why the run ended early: None, ``"diverged"`` or ``"interrupted"``."""
+    """Why the run ended early: None, ``"diverged"``, ``"interrupted"`` or ``"paused"``."""
     message: str
     """What happened, in a sentence."""
     history: list[dict[str, Any]]
@@ -61,6 +62,15 @@ class Timetable:
     accumulation: int
     checkpoint_every: int | None
     schedule: Schedule
+    total_steps: int | None = None
+    """Optimizer steps of the whole run, which the schedule is over; None for those of all epochs."""
+    stop_at: int | None = None
+    """The step to pause at: the state is saved, and a resume goes on."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch if self.total_steps is None else self.total_steps
 
 
 class _Diverged(Exception):
@@ -82,26 +92,33 @@ class Loop:
     ) -> None:
         self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
         self.val_loader, self.folder, self.log = val_loader, folder, log
-        self.scheduler = times.schedule.attach(stepper.optimizer, times.epochs * times.steps_per_epoch)
+        self.frozen = frozen_norms(method.model)
+        self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
+        self.last: Micro | None = None
+        self.unreached: list[str] | None = None
         # Reading a loss is a host synchronisation: on an accelerator it is done for many steps at once.
         self.flush_every = 1 if stepper.device.type == "cpu" else 20
 
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
         within = self._load(state) if state is not None else None
-        lengths = {"steps": self.times.epochs * self.times.steps_per_epoch, "epochs": self.times.epochs}
+        lengths = {"steps": self.times.steps, "epochs": self.times.epochs}
         self.log({"event": "start", "step": self.steps, "epoch": self.epoch, **lengths})
         if state is None:
             self._validate(0, time.perf_counter())
             self._save(None)
         try:
             while self.epoch < self.times.epochs:
+                if self.steps == self.times.stop_at:
+                    return self._end("paused", f"paused at step {self.steps}")
                 if not self._train_epoch(within, interrupts):
+                    if not interrupts.requested():
+                        continue  # to the pause
                     saved = "resume to go on from there" if self.folder else "nothing was saved (no checkpoint_dir)"
                     message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
                     return self._end("interrupted", message)
@@ -113,18 +130,20 @@ class Loop:
 
     def _train_epoch(self, within: dict[str, Any] | None, interrupts: Interrupts) -> bool:
         start = time.perf_counter()
-        self.method.train()
+        train(self.method, self.frozen)
+        self.stepper.optimizer_mode(training=True)
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
         first = last = 0
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             rate = self.stepper.optimizer.param_groups[0]["lr"]
-            result = self.stepper.step(window)
+            result = self._step(window)
             self.scheduler.step()
             self.steps += 1
             self.pending.append((self.steps, rate, result))
             first, last = first or window[0].size, result.samples
+            self.last = window[-1]
             due = self.times.checkpoint_every is not None and self.steps % self.times.checkpoint_every == 0
-            stop = interrupts.requested()
+            stop = interrupts.requested() or self.steps == self.times.stop_at
             if due or stop or len(self.pending) >= self.flush_every:
                 self._flush()
             if due or stop:
@@ -134,12 +153,36 @@ class Loop:
         self._flush()
         if self.epoch == 0 and 0 < last < first / 4:
             _warn_of_incomplete(self.method.model, first, last)
+        self.stepper.optimizer_mode(training=False)
         inputs = partial(one_pass, self.stream.loader, self.stepper.device)
         self.method.after_epoch(self.epoch, self.times.epochs, inputs)
+        self._check_finite()
         self.epoch += 1
         self._validate(self.epoch, start)
         self._save(None)
         return True
+
+    def _step(self, window: list[Micro]) -> StepResult:
+        try:
+            result = self.stepper.step(window)
+            if distributed.active() and self.unreached is None:
+                named = self.method.model.named_parameters()
+                self.unreached = [name for name, p in named if p.requires_grad and p.grad is None]
+            return result
+        except (ValueError, RuntimeError) as error:
+            place = f"step {self.steps + 1}"
+            if "Expected more than 1 value per channel" in str(error):
+                raise ValueError(
+                    f"{place} has a mini-batch of {min(m.size for m in window)} sample, too few for batch norm: give"
+                    " the loader drop_last=True, or freeze the norms with eval()"
+                ) from error
+            if "Expected to have finished reduction in the prior iteration" in str(error):
+                name = next(iter(self.unreached or []), "a parameter")
+                raise ValueError(
+                    f"{place}: the loss does not reach {name!r} (an auxiliary head?), for whose gradient the processes"
+                    " would wait: freeze it with requires_grad_(False)"
+                ) from error
+            raise
 
     def _flush(self) -> None:
         """Read the losses of the last steps: log them, and stop at the first that is not finite."""
@@ -147,8 +190,7 @@ class Loop:
             return
         names = ["loss", *self.pending[0][2].metrics]
         own = torch.stack([torch.stack([r.loss, *r.metrics.values()]) for _, _, r in self.pending])
-        samples = torch.tensor([r.samples for _, _, r in self.pending], dtype=own.dtype, device=own.device)
-        means, totals = distributed.weighted_mean(own, samples)
+        means, totals = distributed.weighted_mean(own, torch.stack([r.weight for _, _, r in self.pending]))
         for (step, rate, _), values, total in zip(self.pending, means, totals, strict=True):
             row = dict(zip(names, values, strict=True))
             if not math.isfinite(row["loss"]):
@@ -158,20 +200,36 @@ class Loop:
                 )
             for name, value in row.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value * total
-            self.sums["samples"] = self.sums.get("samples", 0.0) + total
+            self.sums["weight"] = self.sums.get("weight", 0.0) + total
             self.log({"event": "step", "step": step, "epoch": self.epoch + 1, "lr": rate, **row})
         self.pending.clear()
+
+    def _check_finite(self) -> None:
+        """Notice a network that the epoch's last step destroyed: no later loss would tell."""
+        candidate = self.method.candidate()
+        finite = all(bool(parameter.isfinite().all()) for parameter in candidate.parameters())
+        if finite and self.last is not None and self.last.size:
+            with torch.no_grad(), evaluating(candidate), autocast(self.stepper.device, self.stepper.autocast):
+                found = outputs_in(call(candidate, self.last.inputs)).values()
+                finite = all(bool(tensor.isfinite().all()) for tensor in found)
+        self.last = None
+        if not all(distributed.gather_objects(finite)):
+            raise _Diverged(
+                f"the network gives no finite outputs after step {self.steps}, the last of epoch {self.epoch + 1}; the"
+                f" network of epoch {self.selection.epoch} was put back. Remedy: {self.method.remedy}"
+            )
 
     def _validate(self, epoch: int, start: float) -> None:
         candidate = self.method.candidate()
         metrics = None
         if self.val_loader is not None:
-            found = evaluate(candidate, self.val_loader, precision=self.stepper.autocast)
+            head, precision = self.method.head_name, self.stepper.autocast
+            found = evaluate(candidate, self.val_loader, head=head, precision=precision)
             metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
-        samples = self.sums.pop("samples", 0.0)
-        row |= {f"train_{name}": total / samples for name, total in self.sums.items()}
+        weight = self.sums.pop("weight", 0.0)
+        row |= {f"train_{name}": total / weight if weight else 0.0 for name, total in self.sums.items()}
         if metrics is not None:
             row |= {f"val_{name}": value for name, value in vars(metrics).items()}
         row["seconds"] = round(time.perf_counter() - start, 3)
@@ -187,7 +245,8 @@ class Loop:
             )
 
     def _end(self, stopped: str | None, message: str) -> FitResult:
-        if stopped != "interrupted":
+        self.stepper.optimizer_mode(training=False)
+        if stopped not in {"interrupted", "paused"}:
             self.selection.deliver(self.method.model)
         row = {"event": "end", "stopped": stopped, "best_epoch": self.selection.epoch, "message": message}
         self.log({**row, "step": self.steps, "epoch": self.epoch})
@@ -215,6 +274,7 @@ class Loop:
             **self.method.settings(),
             "epochs": self.times.epochs,
             "steps_per_epoch": self.times.steps_per_epoch,
+            "steps": self.times.steps,
             "accumulation": self.times.accumulation,
             "schedule": vars(self.times.schedule) | {"milestones": list(self.times.schedule.milestones)},
             "optimizer": type(optimizer).__name__,
@@ -234,19 +294,24 @@ class Loop:
             parts = {name: part.state_dict() for name, part in self._parts().items()}
             own = {name: getattr(self, name) for name in ("epoch", "steps", "sums", "history")}
             place = {"streams": streams, "within_epoch": within is not None, "selection": self.selection.state_dict()}
-            save_state(self.folder, {"fingerprint": self._fingerprint(), **parts, **own, **place})
+            method = contents(self.method, copies=False)
+            save_state(self.folder, {"fingerprint": self._fingerprint(), "method": method, **parts, **own, **place})
 
     def _parts(self) -> dict[str, Any]:
-        """What has a state of its own, by its name in the checkpoint."""
-        stepper = self.stepper
-        parts = {"method": self.method, "optimizer": stepper.optimizer, "scaler": stepper.scaler}
-        return {**parts, "scheduler": self.scheduler}
+        """What has a state dict, by its name in the checkpoint."""
+        return {"optimizer": self.stepper.optimizer, "scaler": self.stepper.scaler, "scheduler": self.scheduler}
 
     def _load(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Put everything back; give the stream's state where the run was inside an epoch."""
-        check_same(state["fingerprint"], self._fingerprint(), self.folder or Path())
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        where = self.folder or Path()
+        check_same(state["fingerprint"], self._fingerprint(), where)
+        try:
+            check_shapes(contents(self.method, copies=False), state["method"])
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"the state in {where} does not fit this network and optimizer: {error}") from error
+        put_back(self.method, state["method"])
         self.selection.load_state_dict(state["selection"], self.stepper.device)
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.history = state["history"]

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pof._support.checks import whole_number
+
 if TYPE_CHECKING:  # options and help texts need no torch
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
@@ -31,8 +33,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in {"constant", "step", "cosine"}:
             raise ValueError(f"schedule must be constant, step or cosine; got {self.kind!r}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be >= 0; got {self.warmup_steps}")
+        whole_number("warmup_steps", self.warmup_steps, 0)
         if any(not 0.0 < m < 1.0 for m in self.milestones):
             raise ValueError(f"milestones are fractions of the run in (0, 1); got {self.milestones}")
         if not 0.0 < self.decay <= 1.0:

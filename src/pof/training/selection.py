@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pof._support.batches import to_device
+from pof._support.modules import contents, put_back
 from pof.training.evaluation import Metrics
-
-
-def snapshot(network: nn.Module) -> dict[str, Tensor]:
-    """Copy the parameters and buffers of a network."""
-    return {k: v.detach().clone() for k, v in network.state_dict().items() if isinstance(v, Tensor)}
 
 
 class Selection:
@@ -23,7 +20,7 @@ class Selection:
     """
 
     def __init__(self) -> None:
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, dict[str, Any]] = {}
         self.epoch = 0
         self.metrics: Metrics | None = None
         self.incoming: Metrics | None = None
@@ -34,7 +31,7 @@ class Selection:
             self.incoming = metrics
         better = metrics is None or self.metrics is None or _rank(metrics) < _rank(self.metrics)
         if better:
-            self.weights, self.epoch, self.metrics = snapshot(network), epoch, metrics
+            self.weights, self.epoch, self.metrics = contents(network), epoch, metrics
         return better
 
     def collapsed(self, metrics: Metrics | None) -> bool:
@@ -49,9 +46,8 @@ class Selection:
         return start < 0.5 * chance and metrics.error > start + 0.5 * (chance - start)
 
     def deliver(self, network: nn.Module) -> None:
-        """Copy the best weights into ``network``, in place."""
-        with torch.no_grad():
-            network.load_state_dict(self.weights)
+        """Copy the best weights into ``network``, in place; its extra states too."""
+        put_back(network, self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The selection for a checkpoint: tensors, numbers and dicts."""
@@ -61,7 +57,7 @@ class Selection:
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take back a :meth:`state_dict`."""
-        self.weights = {k: v.to(device) for k, v in state["weights"].items()}
+        self.weights = to_device(state["weights"], device)
         self.epoch = state["epoch"]
         self.metrics = None if state["metrics"] is None else Metrics(**state["metrics"])
         self.incoming = None if state["incoming"] is None else Metrics(**state["incoming"])

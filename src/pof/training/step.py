@@ -17,12 +17,16 @@ from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.training.stream import Micro
 
+TINY = torch.finfo(torch.float64).tiny
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """Means over the samples of a step, on the device."""
+    """Means over a step, on the device."""
 
     loss: Tensor
+    weight: Tensor
+    """What the step counts in the mean of an epoch, scalar of float64: the weights of its mini-batches."""
     samples: int
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
@@ -30,9 +34,9 @@ class StepResult:
 class Stepper:
     """Takes optimizer steps with a method.
 
-    Gradients are those of the mean over all samples of the window and of all processes: a short mini-batch counts
-    by its samples.  With SAM the second pass leaves running statistics alone, and its gradient is the one clipped.
-    ``precision="fp16"`` scales the loss.
+    Gradients are those of the mean over all samples of the window and of all processes: a mini-batch counts as
+    ``method.weight_of`` says, by its samples or class weights.  With SAM the second pass leaves running statistics
+    alone, and its gradient is the one clipped.  ``precision="fp16"`` scales the loss.
     """
 
     def __init__(
@@ -45,6 +49,11 @@ class Stepper:
         self.method, self.optimizer, self.clip_norm = method, optimizer, clip_norm
         self.device = next(method.parameters()).device
         self.autocast = AUTOCAST[precision]
+        if precision == "fp16" and any(p.dtype == torch.float16 for p in method.trainable_parameters()):
+            raise ValueError(
+                "precision='fp16' casts float32 weights for each pass, and these are float16 themselves: use"
+                " model.float(), or precision='fp32', which leaves the dtype as it is"
+            )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.module: nn.Module = method
         if distributed.active():
@@ -62,6 +71,13 @@ class Stepper:
         self.method.after_step()
         return result
 
+    def optimizer_mode(self, *, training: bool) -> None:
+        """Tell optimizers that train other weights than those to be evaluated (schedule-free)."""
+        for optimizer in (self.optimizer, getattr(self.optimizer, "base_optimizer", None)):
+            switch = getattr(optimizer, "train" if training else "eval", None)
+            if callable(switch):
+                switch()
+
     def _passes(self, window: list[Micro]) -> StepResult:
         """Compute the gradients, as often as the optimizer wants."""
         if not isinstance(self.optimizer, PerturbingOptimizer):
@@ -70,16 +86,15 @@ class Stepper:
 
     def _gradients(self, window: list[Micro]) -> StepResult:
         self.optimizer.zero_grad(set_to_none=True)
-        sizes = [micro.size for micro in window]
-        total, processes = all_samples(sum(sizes), self.device)
+        weights = [self.method.weight_of(micro.targets) for micro in window]
+        shares = shares_of(weights)
         outputs = []
-        for number, (micro, size) in enumerate(zip(window, sizes, strict=True)):
+        for number, (micro, share) in enumerate(zip(window, shares, strict=True)):
             with self._synchronised(last=number + 1 == len(window)):
                 output = self._forward(micro)
-                loss = weighted(output.loss, size * processes / total)
-                torch.autograd.backward(self.scaler.scale(loss))
+                torch.autograd.backward(self.scaler.scale(weighted(output.loss, share)))
             outputs.append(output)
-        return _mean(outputs, sizes)
+        return _mean(outputs, torch.stack(weights), sum(micro.size for micro in window))
 
     def _forward(self, micro: Micro) -> StepOutput:
         with autocast(self.device, self.autocast):
@@ -92,28 +107,35 @@ class Stepper:
         return self.module.no_sync()
 
 
-def weighted(loss: Tensor, weight: float) -> Tensor:
-    """The loss of a mini-batch times its share of the step; times the number of processes, by which DDP divides."""
-    return loss if weight == 1.0 else loss * weight
+def weighted(loss: Tensor, share: Tensor | None) -> Tensor:
+    """The loss of a mini-batch times its share of the step; None is all of it."""
+    return loss if share is None else loss * share.to(loss.dtype)
 
 
-def all_samples(local: int, device: torch.device) -> tuple[int, int]:
-    """Samples of the step over all processes, and the number of processes."""
+def shares_of(weights: list[Tensor]) -> list[Tensor] | list[None]:
+    """The shares of mini-batches in a step over all processes; times the number of processes, by which DDP divides."""
+    if len(weights) == 1 and not distributed.active():
+        return [None]
+    total, processes = over_processes(torch.stack(weights).sum())
+    return [weight * processes / total.clamp_min(TINY) for weight in weights]
+
+
+def over_processes(weight: Tensor) -> tuple[Tensor, int]:
+    """The sum of a weight over all processes, and the number of processes."""
     if not distributed.active():
-        return local, 1
-    total = torch.tensor([local], device=device)
+        return weight, 1
+    total = weight.clone()
     dist.all_reduce(total)
-    return int(total), dist.get_world_size()
+    return total, dist.get_world_size()
 
 
-def _mean(outputs: list[StepOutput], sizes: list[int]) -> StepResult:
-    # A process may have no sample in a window.
-    weights = [size / max(sum(sizes), 1) for size in sizes]
+def _mean(outputs: list[StepOutput], weights: Tensor, samples: int) -> StepResult:
+    # A process may have no sample in a window, or none that counts.
+    shares = weights / weights.sum().clamp_min(TINY)
 
     def mean(values: list[Tensor]) -> Tensor:
-        terms = [v.detach().double() * w for v, w in zip(values, weights, strict=True)]
-        return torch.stack(terms).sum()
+        return (torch.stack([v.detach().double() for v in values]) * shares).sum()
 
     names = set(outputs[0].metrics).intersection(*(o.metrics for o in outputs))
     metrics = {name: mean([o.metrics[name] for o in outputs]) for name in sorted(names)}
-    return StepResult(mean([o.loss for o in outputs]), sum(sizes), metrics)
+    return StepResult(mean([o.loss for o in outputs]), weights.sum(), samples, metrics)

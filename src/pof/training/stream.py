@@ -16,10 +16,12 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from pof._support.batches import Inputs, batch_size, to_device, unpack
+from pof._support.batches import Inputs, tensors_of, to_device, unpack
 from pof._support.random import capture, restore
 
 T = TypeVar("T")
+# In the place of None, which a loader may give.
+END: Any = object()
 
 
 @runtime_checkable
@@ -40,7 +42,7 @@ class Micro:
 
     @property
     def size(self) -> int:
-        return batch_size(self.inputs)
+        return len(self.targets)
 
 
 def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T, T]]:
@@ -48,15 +50,36 @@ def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T,
 
     ``first`` is that of ``batches``, unless they are the rest of an epoch.
     """
-    current = next(batches, None)
+    current: Any = next(batches, END)
     if first is None:
         first = current
-    while current is not None:
-        following = next(batches, None)
-        reference = first if following is None else following
-        if reference is not None:
-            yield current, reference
+    while current is not END:
+        following: Any = fetched(batches, [current, first])
+        yield current, first if following is END else following
         current = following
+
+
+def fetched(batches: Iterator[Any], held: list[Any]) -> Any:
+    """The next mini-batch, or ``END``; refused where it was written over one of those held."""
+    before = [(tensor, tensor._version) for tensor in _plain(held)]
+    batch = next(batches, END)
+    there = {tensor.data_ptr(): _storage(tensor) for tensor, _ in before if tensor.numel()}
+    written = any(tensor._version != version for tensor, version in before)
+    # Storages of their own on the memory of another one, as torch.from_numpy makes them.
+    if written or any(there.get(t.data_ptr(), _storage(t)) != _storage(t) for t in _plain(batch)):
+        raise ValueError(
+            "the loader writes a mini-batch into the memory of one that is still needed (PoF's reference, or"
+            " accumulation): let it give copies, such as tensor.clone()"
+        )
+    return batch
+
+
+def _plain(batch: Any) -> list[Tensor]:
+    return [t for t in tensors_of(batch) if t.layout is torch.strided and not t.is_inference()]
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -104,7 +127,7 @@ class Stream(Generic[T]):
             "epoch_random": self._epoch_random,
             "ahead_random": self._ahead_random,
             "random": capture(),
-            "generators": [g.get_state() for g in _generators(self.loader)],
+            "generators": [g.get_state() for g in loader_generators(self.loader)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,7 +136,7 @@ class Stream(Generic[T]):
         self._put_back(state["generators"])
 
     def _put_back(self, states: list[Tensor]) -> None:
-        for generator, state in zip(_generators(self.loader), states, strict=True):
+        for generator, state in zip(loader_generators(self.loader), states, strict=True):
             generator.set_state(state)
 
     def _stateless(self, epoch: int, resume: dict[str, Any] | None) -> tuple[Iterator[T], T | None]:
@@ -128,7 +151,7 @@ class Stream(Generic[T]):
     def _replayed(self, epoch: int, resume: dict[str, Any] | None) -> tuple[Iterator[T], T | None]:
         """The same for any loader: fetch again what the interrupted run had fetched; there is no shorter way."""
         if not resume:
-            states = [g.get_state() for g in _generators(self.loader)]
+            states = [g.get_state() for g in loader_generators(self.loader)]
             self._epoch_random = {"global": capture(), "loader": states}
             set_epoch(self.loader, epoch)
             return self._fetched(iter(self.loader)), None
@@ -151,8 +174,8 @@ class Stream(Generic[T]):
         while True:
             if self.references:
                 self._ahead_random = capture()
-            batch = next(iterator, None)
-            if batch is None:
+            batch = next(iterator, END)
+            if batch is END:
                 return
             yield self._convert(batch)
 
@@ -167,12 +190,19 @@ def windows(
 ) -> Iterator[list[Micro]]:
     """Iterate over the mini-batches of each optimizer step of an epoch; the last window may be shorter."""
     micros = (Micro(*batch, reference) for batch, reference in stream.iterate(epoch, resume))
-    while window := list(islice(micros, accumulation)):
+    while window := _window(micros, accumulation):
         stream.consumed += len(window)
         yield window
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def _window(micros: Iterator[Micro], size: int) -> list[Micro]:
+    window: list[Micro] = []
+    while len(window) < size and (micro := fetched(micros, window)) is not END:
+        window.append(micro)
+    return window
+
+
+def loader_generators(loader: Any) -> list[torch.Generator]:
     """The generators of a DataLoader and its samplers, each once."""
     owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
     owners.append(getattr(owners[-1], "sampler", None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from pof.app.experiment.pages import cells, header, latex, markdown, reading, write_pages
+from pof.app.experiment.pages import cells, check_replaceable, header, latex, markdown, reading, write_pages
 from pof.app.experiment.plan import Plan, make_plan
 from pof.app.experiment.recipe import parse_recipe
 from pof.app.experiment.statistics import holm
@@ -127,6 +128,50 @@ def test_unequal_compute_is_said(plan: Plan) -> None:
     assert "Not equal compute: more than one epoch's units from the control's: pof & co (8)." in reading(
         summarise(plan, costly)
     )
+
+
+def test_destroyed_runs_are_left_out_and_named(plan: Plan, tmp_path: Path) -> None:
+    """Their error is that of guessing, a figure like any other; seeds stay paired."""
+    broken = {("10 %", "pof & co", 1): {"nll": math.nan, "error": 0.9}, ("10 %", "sgd", 2): {"ece": math.inf}}
+    mixed = [replace(r, **broken.get((r.setting, r.method, r.seed), {})) for r in rows()]
+    mixed[-1] = replace(mixed[-1], nll_before=math.nan, val_nll_last=math.nan)  # rolled back, and so delivered
+    summary = write_pages(plan, mixed, tmp_path)
+    sgd, ours = summary.entries[:2]
+    assert (sgd.figures.n, ours.figures.n, summary.entries[3].figures.n) == (3, 3, 4)
+    assert ours.to_control is not None and ours.to_control.n == 2
+    assert summary.destroyed == ("10 %, pof & co, seed 1", "10 %, sgd, seed 2")
+    said = "Left out, as figures of theirs are not finite: 10 %, pof & co, seed 1; 10 %, sgd, seed 2."
+    assert said in (tmp_path / "summary.md").read_text() and said in reading(summary)[0]
+    assert (tmp_path / "results.csv").read_text().count("\n") == 1 + len(mixed)
+    json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    for measure in ("nll", "val_nll_last"):
+        assert all(math.isfinite(e.figures.mean) for e in summarise(plan, mixed, measure).entries)  # type: ignore[arg-type]
+    nothing = write_pages(plan, [replace(r, nll=math.nan) for r in rows()], tmp_path)
+    assert nothing.entries == () and len(nothing.destroyed) == 16
+
+
+def test_p_that_is_no_number_changes_no_other() -> None:
+    assert holm([0.01, math.nan, 0.02]) == [0.02, None, 0.02]
+
+
+def test_names_are_no_formulas_and_no_html(tmp_path: Path) -> None:
+    names = {"=HYPERLINK(1)": {"method": "finetune"}, "<img src=x> [a](b)": {"method": "pof"}}
+    plan = make_plan(parse_recipe(RECIPE | {"methods": names, "control": "=HYPERLINK(1)"}))
+    mixed = [replace(r, method=name) for r, name in zip(rows(), [*names] * 8, strict=True)]
+    write_pages(plan, mixed, tmp_path)
+    table = (tmp_path / "results.csv").read_text()
+    assert "10 %,'=HYPERLINK(1),0" in table and "10 %,<img src=x> [a](b),0" in table
+    text = (tmp_path / "summary.md").read_text()
+    assert "&lt;img src=x> [a]\\(b)" in text and "<" not in text
+
+
+def test_tables_replace_those_of_an_experiment_only(plan: Plan, tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "new")
+    write_pages(plan, rows(), tmp_path / "ours")
+    check_replaceable(tmp_path / "ours")
+    (tmp_path / "results.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"results\.csv is there, and no experiment wrote it"):
+        check_replaceable(tmp_path)
 
 
 def test_the_four_formats(plan: Plan, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pof.app import demo
 from pof.app.cli import main, parse
@@ -43,7 +45,7 @@ def test_flatness_of_a_checkpoint_file(runs: Path, capsys: pytest.CaptureFixture
 
 def test_report_is_in_the_last_runs_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(runs / "sam", tmp_path / "sam")
-    assert main(["report", "--runs", str(runs / "pof"), "--runs", str(folder), *FEW]) == 0
+    assert main(["report", "--runs", str(runs / "pof"), str(folder), *FEW]) == 0
     assert (folder / "report.html").exists()
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
@@ -74,6 +76,49 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["flatness", "report"])
+def test_nothing_of_a_run_or_of_others_is_replaced(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    folder = shutil.copytree(runs / "pof", tmp_path / "pof")
+    mine = tmp_path / f"mine.{'html' if command == 'report' else 'json'}"
+    mine.write_text("mine")
+    link = mine.with_stem("link")
+    link.symlink_to(mine)
+    refused = [mine, link, *([folder / "result.json"] if command == "flatness" else [])]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out in refused:
+        assert main([command, "--runs", str(folder), "--out", str(out), *FEW]) == 2
+        error = capsys.readouterr().err
+        assert "give --out another name" in error and error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("command", ["flatness", "report"])
+@pytest.mark.parametrize("key", ["model", "data"])
+def test_code_that_a_folder_names_does_not_run_without_consent(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    key: str,
+) -> None:
+    folder = shutil.copytree(runs / "pof", tmp_path / "pof")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config[key][key] = "payload:net"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "payload.py").write_text("import pathlib\n\npathlib.Path('executed').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--runs", str(folder), *FEW]) == 2
+    assert "names the factory 'payload:net', whose code would run: give --trust_factories" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists() and "payload" not in sys.modules
+    assert main([command, "--runs", str(folder), "--trust_factories", *FEW]) == 2
+    assert "the module 'payload' has no 'net'" in capsys.readouterr().err
+    assert (tmp_path / "executed").exists()
+    del sys.modules["payload"]
 
 
 def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The command ``pof``: parsing and printing only; what a command does is in the package.
 
-Bad input ends with exit code 2 and one line; a traceback is a bug, or wanted: ``POF_TRACEBACK=1``.  A RuntimeError
-counts as bad input: torch raises it for a network that does not fit its data, a device that is not there, no memory.
+Bad input ends with exit code 2 and one line, with ``POF_TRACEBACK=1`` with a traceback.  Any exception counts as bad
+input: models and data are a user's code, and torch raises a RuntimeError for a network that does not fit its data.
 A help text imports no torch: each command imports what it needs when it runs.
 """
 
@@ -13,9 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pof.app.cli import _demo, _evaluate, _experiment, _report
+from pof.app.cli import _demo, _evaluate, _experiment, _improve, _report
+from pof.app.documents import DocumentError, read_yaml
+from pof.app.errors import one_line
 from pof.app.methods import METHODS
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 BAD_INPUT, INTERRUPTED = 2, 130
-REPEATED = {"runs", "set"}
+REPEATED = {"runs", "set", "candidates"}
 """Options that take several values, without brackets."""
 POSITIONAL = {"runs": "*", "recipe": "?"}
 """Options that may be given without their flag, and how many values they then take."""
@@ -55,6 +59,11 @@ COMMANDS = {
         TRAINING,
         "_train:fine_tune",
         (("method", "adarand"), ("lr", 1e-2), ("source_classes", 1000)),
+    ),
+    "improve": Command(
+        "Find out what makes a trained network better, and hand back that or nothing.",
+        (ModelOptions, DataOptions, _improve.ImproveOptions),
+        "_improve:improve",
     ),
     "evaluate": Command(
         "Print error, NLL and calibration of a network.",
@@ -89,10 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(*options)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get("POF_TRACEBACK"):
             raise
-        print(f"pof: error: {_one_line(error)}", file=sys.stderr)
+        print(f"pof: error: {one_line(error)}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -109,6 +118,7 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
         if name in arguments:  # reading the options of all commands takes longer than anything else here
             _add_options(sub, command)
         parsers.add_subcommand(name, sub, help=command.help)
+    _check_configs(arguments)
     try:
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
@@ -117,6 +127,19 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
     made = parser.instantiate(parsed)[parsed.command]
     command = COMMANDS[parsed.command]
     return command, [_group(group, made) for group in command.groups]
+
+
+def _check_configs(arguments: Sequence[str]) -> None:
+    """Refuse what the parser would take from a file without a word; all else it says itself."""
+    files = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    files += [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
+    for file in files:
+        try:
+            read_yaml(Path(file).read_text(encoding="utf-8"), file)
+        except DocumentError:
+            raise
+        except Exception:  # the parser reads it again, and says it
+            continue
 
 
 def _add_options(parser: ArgumentParser, command: Command) -> None:
@@ -155,10 +178,3 @@ def _help(group: type[Any]) -> Iterator[tuple[str, str]]:
     for kind in reversed(group.__mro__):
         for parameter in parse(kind.__doc__ or "").params:
             yield parameter.arg_name, (parameter.description or "").rstrip(".")
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    hint = " (POF_TRACEBACK=1 shows where)" if isinstance(error, RuntimeError) else ""
-    return " ".join(str(error).split()) + hint

@@ -11,12 +11,25 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from pof.app.errors import shortened, visible
 from pof.training.evaluation import Metrics
 from pof.training.fit import DivergenceWarning
 
+
+class PlainConsole(Console):
+    """Takes text as it is: a bracket in a path is no markup, and a control character does nothing to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
 # Under torchrun the first process speaks.
-console = Console(quiet=os.environ.get("RANK", "0") != "0")
+console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0", markup=False, emoji=False)
+
+
+DESCRIPTION = TextColumn("{task.description}", markup=False)
 
 
 class Display:
@@ -26,7 +39,7 @@ class Display:
     """
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, transient=True)
         self._task: Any = None
         self._undo = ExitStack()
@@ -54,7 +67,7 @@ class Display:
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
-    console.print(f"warning: {message}", soft_wrap=True, markup=False)
+    console.print(f"warning: {shortened(str(message))}", soft_wrap=True)
 
 
 def epoch_line(row: Mapping[str, Any]) -> str:
@@ -86,13 +99,13 @@ def metrics_table(title: str, columns: Mapping[str, Metrics]) -> Table:
 @contextmanager
 def showing_progress() -> Iterator[Callable[[str], Callable[[str, int, int | None], None]]]:
     """Show the progress of measurements."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (DESCRIPTION, BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("reading data", total=None)
 
         def start(name: str) -> Callable[[str, int, int | None], None]:
             def show(stage: str, done: int, total: int | None) -> None:
-                progress.update(task, description=f"{name}: {stage}", completed=done, total=total)
+                progress.update(task, description=visible(f"{name}: {stage}"), completed=done, total=total)
 
             return show
 

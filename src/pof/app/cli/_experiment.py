@@ -49,6 +49,7 @@ def experiment(options: ExperimentOptions) -> int:
     from pof.app.cli._display import console
     from pof.app.experiment.estimate import forecast
     from pof.app.experiment.executor import execute
+    from pof.app.experiment.pages import check_replaceable
     from pof.app.experiment.plan import make_plan, shard
     from pof.app.experiment.recipe import importable, read_recipe
     from pof.app.experiment.summary import check_measure
@@ -60,6 +61,7 @@ def experiment(options: ExperimentOptions) -> int:
     jobs = _jobs(options)
     recipe = read_recipe(path, options.set)
     check_measure(recipe, options.measure)
+    check_replaceable(out / recipe.name)
     whole = make_plan(recipe, threads=options.threads)
     mine = whole if options.shard is None else shard(whole, *_part(options.shard))
     with importable(path.parent):
@@ -71,7 +73,7 @@ def experiment(options: ExperimentOptions) -> int:
         finally:
             _write(whole, out / recipe.name, rows_of(whole, out), options)
     for name, reason in failed.items():
-        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False, style="red")
+        console.print(f"failed: {name}: {reason}", soft_wrap=True, style="red")
     if failed:
         console.print(f"{len(failed)} runs failed; tracebacks are in {out / 'failed'}", soft_wrap=True)
     return 1 if failed else 0
@@ -102,7 +104,7 @@ def _show(ended: "Ended") -> None:
 
     what = f"{ended.seconds:.0f} s" if ended.reason is None else f"failed: {ended.reason}"
     line = f"[{ended.done}/{ended.total}] {ended.stage.name} (seed {ended.stage.training.seed}): {what}"
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 def _show_plan(forecasts: "Sequence[Forecast]", jobs: int) -> None:
@@ -113,7 +115,7 @@ def _show_plan(forecasts: "Sequence[Forecast]", jobs: int) -> None:
         size = f"{line.units:.4g} units" + ("" if line.samples is None else f" x {line.samples} samples")
         about = "" if line.seconds is None or line.state == "finished" else f", about {_duration(line.seconds)}"
         text = f"{line.state:<9}  {line.stage.name}  seed {line.stage.training.seed}  {size}{about}"
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        console.print(text, soft_wrap=True, highlight=False)
     counts = Counter(line.state for line in forecasts)
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     seconds = total_seconds(forecasts, jobs)
@@ -139,7 +141,7 @@ def _write(plan: "Plan", folder: Path, rows: "Sequence[ResultRow]", options: Exp
     summary = write_pages(plan, rows, folder, options.measure)
     console.print(f"{summary.name}: {summary.runs} of {summary.planned} runs")
     for line in _columns([header(summary), *(cells(entry, summary) for entry in summary.entries)]):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(f"tables: {folder} (results.csv, summary.md, summary.tex, summary.json, report.html)", soft_wrap=True)
 
 

@@ -52,11 +52,13 @@ class MeasureOptions:
         batches: mini-batches of each kind that are measured on, at most.
         batch_size: samples per mini-batch; that of the first run's training if not given.
         device: cpu, cuda, ...; found by itself if not given.
+        trust_factories: import the models and data that a run folder names as package.module:factory: their code runs.
     """
 
     batches: int = 20
     batch_size: int | None = None
     device: str | None = None
+    trust_factories: bool = False
 
 
 @dataclass
@@ -97,7 +99,8 @@ def print_flatness(
     from pof.app.run_folder import check_replaceable, write_json
 
     paths = _paths(options.runs)
-    records = {path: read_run(path) for path in paths if path.is_dir() or not path.exists()}
+    trusting = measuring.trust_factories
+    records = {path: read_run(path, trust_factories=trusting) for path in paths if path.is_dir() or not path.exists()}
     names = dict(zip(paths, short_names(paths), strict=True))
     subjects = [
         subject_of_run(records[path], names[path]) if path in records else _checkpoint(path, names[path], model, data)
@@ -125,7 +128,7 @@ def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
     from pof.app.report.subjects import read_run
     from pof.app.run_folder import check_replaceable
 
-    records = [read_run(path) for path in _paths(options.runs)]
+    records = [read_run(path, trust_factories=measuring.trust_factories) for path in _paths(options.runs)]
     out = _file(records[-1].folder if options.out is None else options.out, "report.html")
     check_replaceable(out, GENERATOR)
     with showing_progress() as start:
@@ -166,6 +169,7 @@ def _bounds(options: MeasureOptions, records: "Sequence[Record]") -> "Bounds":
 
 def _table(networks: "Sequence[RunFigures]") -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     from pof.app.report.quantities import side_by_side
 
@@ -175,7 +179,7 @@ def _table(networks: "Sequence[RunFigures]") -> "Table":
         table.add_column(network.subject.name, justify="right", overflow="fold")
     for group in side_by_side(networks):
         table.add_section()
-        table.add_row(f"[bold]{group.title}")
+        table.add_row(Text(group.title, style="bold"))
         for row, cells in group.rows:
             table.add_row(row.label, *(cell.text for cell in cells))
     return table

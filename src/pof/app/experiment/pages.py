@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 
 from pof._support.files import replacing
@@ -17,15 +16,17 @@ from pof.app.report.template import load_template
 from pof.app.run_folder import write_json
 
 NOTHING = "–"
+TABLES = ("summary.json", "results.csv", "summary.md", "summary.tex", "report.html")
 
 
 def write_pages(plan: Plan, rows: Sequence[ResultRow], folder: Path, measure: Measure = "error") -> Summary:
     """Write results.csv, summary.json, summary.md, summary.tex and report.html."""
     summary = summarise(plan, rows, measure)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, folder / "results.csv")
     commits = sorted({row.commit or "unknown" for row in rows})
+    # First: where it stands, the other tables are an experiment's.
     write_json(folder / "summary.json", {**asdict(summary), "commits": commits, "recipe": dict(plan.recipe.source)})
+    write_csv(rows, folder / "results.csv")
     for name, text in (
         ("summary.md", markdown(summary)),
         ("summary.tex", latex(summary)),
@@ -34,6 +35,14 @@ def write_pages(plan: Plan, rows: Sequence[ResultRow], folder: Path, measure: Me
         with replacing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return summary
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder with files that the tables would replace, if no experiment has written them."""
+    own = folder / "summary.json"
+    there = [name for name in TABLES if (folder / name).exists() or (folder / name).is_symlink()]
+    if there and (own.is_symlink() or not own.is_file() or '"comparisons"' not in own.read_text(encoding="utf-8")):
+        raise ValueError(f"{folder / there[0]} is there, and no experiment wrote it: give another --out")
 
 
 def markdown(summary: Summary) -> str:
@@ -100,8 +109,9 @@ def reading(summary: Summary) -> list[str]:
     """Say what the table holds."""
     label = LABELS[summary.measure]
     points = "; differences in percentage points" if summary.measure in SHARES else ""
+    left_out = f" Left out, as figures of theirs are not finite: {'; '.join(summary.destroyed)}."
     sentences = [
-        f"{summary.runs} of {summary.planned} runs are finished.",
+        f"{summary.runs} of {summary.planned} runs are finished.{left_out if summary.destroyed else ''}",
         f"{_sentence(label)} of the delivered network, mean ± sample standard deviation over n seeds{points}. A"
         " negative difference is better.",
         "Units: forward-backward passes over the training set (a forward without gradient counts 1/3), without"
@@ -152,7 +162,7 @@ def _sentence(text: str) -> str:
 
 def _md(text: str) -> str:
     """Text as it is: names are no HTML and no links."""
-    return escape(text, quote=False).replace("](", "]\\(")
+    return text.replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _tex(text: str) -> str:

@@ -82,8 +82,12 @@ def parse_recipe(source: Mapping[str, Any]) -> Recipe:
     if missing:
         raise RecipeError(f"the recipe lacks {missing[0]!r}")
     name = source["name"]
-    valid = isinstance(name, str) and re.fullmatch(rf"\w[\w.+-]{{0,{LONGEST - 1}}}", name)
-    if not valid or name in {"runs", "failed"}:
+    if (
+        not isinstance(name, str)
+        or len(name) > LONGEST
+        or not re.fullmatch(r"\w[\w.+-]*", name)
+        or name in {"runs", "failed"}
+    ):
         raise RecipeError(
             f"name: it becomes a folder beside 'runs' and 'failed', so give at most {LONGEST} letters, digits,"
             f" . + - _; got {name!r}"
@@ -117,14 +121,13 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     merged = {key: _merged(source.get(key), part[key]) if key in part else source.get(key) for key in SECTIONS}
     data = _mapping(merged["data"], "data")
     pretrain, train = merged["pretrain"], _mapping(merged["train"] or {}, "train")
-    if pretrain is not None:
-        pretrain = _training({"method": "finetune", **_mapping(pretrain, "pretrain")}, "pretrain", True)
+    first = None if pretrain is None else {"method": "finetune", **_mapping(pretrain, "pretrain")}
     return Setting(
         name,
         parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
         parse_section(DataOptions, data, "data"),
         "split_seed" not in data,
-        pretrain,
+        None if first is None else _training(first, "pretrain", from_scratch=True),
         {
             _check_name(label, "methods"): _method(train, own, merged["budget"], f"methods.{label}")
             for label, own in source["methods"].items()
@@ -147,7 +150,7 @@ def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> Trai
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _training(values: Mapping[str, Any], where: str, from_scratch: bool = False) -> TrainOptions:
+def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool = False) -> TrainOptions:
     if "seed" in values:
         raise RecipeError(f"{where}.seed: the seeds of an experiment are under the recipe's key 'seeds'")
     training = parse_section(TrainOptions, values, where)

@@ -78,7 +78,7 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct p-values for their number, after Holm: p_(k) becomes max over j <= k of min(1, (m - j + 1) p_(j))."""
-    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None and not math.isnan(p))
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
     for rank, (p, index) in enumerate(known):

@@ -6,6 +6,7 @@ are one family for the correction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -57,6 +58,8 @@ class Summary:
     planned: int
     comparisons: int
     """Size of the family of tests."""
+    destroyed: tuple[str, ...]
+    """Runs that are left out, as their network's figures are not finite."""
     entries: tuple[Entry, ...]
 
     @property
@@ -68,8 +71,9 @@ class Summary:
 def summarise(plan: Plan, rows: Sequence[ResultRow], measure: Measure = "error") -> Summary:
     """Compute the table of an experiment."""
     check_measure(plan.recipe, measure)
+    sound = [row for row in rows if _is_sound(row, measure)]
     by_arm: dict[tuple[str, str], dict[int, ResultRow]] = {}
-    for row in rows:
+    for row in sound:
         by_arm.setdefault((row.setting, row.method), {})[row.seed] = row
     entries = [_entry(arm, by_arm, plan.recipe.control, measure) for arm in by_arm]
     tests = [test for entry in entries for test in (entry.to_incoming, entry.to_control) if test is not None]
@@ -82,10 +86,21 @@ def summarise(plan: Plan, rows: Sequence[ResultRow], measure: Measure = "error")
         )
         for entry in entries
     ]
-    family = sum(test.p is not None for test in tests)
     return Summary(
-        plan.recipe.name, measure, plan.recipe.control, len(rows), planned(plan), family, _in_order(plan, entries)
+        plan.recipe.name,
+        measure,
+        plan.recipe.control,
+        len(rows),
+        planned(plan),
+        sum(test.p is not None for test in tests),
+        tuple(f"{row.setting}, {row.method}, seed {row.seed}" for row in rows if row not in sound),
+        _in_order(plan, entries),
     )
+
+
+def _is_sound(row: ResultRow, measure: Measure) -> bool:
+    """Tell whether a run's figures are finite: else its network is destroyed, and its error one of guessing."""
+    return all(math.isfinite(getattr(row, name)) for name in ("error", "nll", "ece", measure))
 
 
 def check_measure(recipe: Recipe, measure: Measure) -> None:
@@ -114,7 +129,7 @@ def _entry(
     values = {seed: float(getattr(row, measure)) for seed, row in own.items()}
     before = f"{measure.removesuffix('_last')}_before"
     known = {s: getattr(row, before) for s, row in own.items()}
-    incoming = {seed: float(value) for seed, value in known.items() if value is not None}
+    incoming = {s: float(value) for s, value in known.items() if value is not None and math.isfinite(value)}
     rival = by_arm.get((arm[0], control or ""), {}) if arm[1] != control else {}
     reference = {seed: float(getattr(row, measure)) for seed, row in rival.items()}
     return Entry(

@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock
 
 from pof.app import job
+from pof.app.errors import one_line
 from pof.app.experiment.plan import Stage
 from pof.app.options import RunOptions
 from pof.training.fit import DivergenceWarning
@@ -64,8 +65,13 @@ def run_stage(stage: Stage, runs: Path) -> bool:
         result = job.train(model, stage.data, stage.training, RunOptions(str(folder), resume=True), _nowhere)
         if result.after is None:
             return False
-        shutil.rmtree(folder / "state")  # several times the size of the network, and of no use any more
+        discard_state(folder)
     return True
+
+
+def discard_state(folder: Path) -> None:
+    """Remove the state of a finished stage: several times the size of the network, and of no use any more."""
+    shutil.rmtree(folder / "state", ignore_errors=True)
 
 
 def is_finished(folder: Path) -> bool:
@@ -79,8 +85,7 @@ def _outcome(stage: Stage, runs: Path) -> Outcome:
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED)
     except Exception as error:  # anything that a user's model or data raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Outcome(reason, traceback.format_exc())
+        return Outcome(one_line(error), traceback.format_exc())
 
 
 def _locked(runs: Path, name: str) -> AbstractContextManager[object]:

@@ -84,9 +84,9 @@ def samples_of(loaded: Data, options: DataOptions, bounds: Bounds) -> Samples:
         drawn_test=plain("test", _full_batches(test, size, most), size),
         drawn_validation=None
         if held is None or len(held) < size
-        else plain("train", _full_batches(held, size, most), size),
+        else plain(splits.held_in, _full_batches(held, size, most), size),
         calibration=plain("test", _shuffled(test, 0)[: most * job.EVAL_BATCH], job.EVAL_BATCH),
-        validation=None if held is None else plain("train", held, job.EVAL_BATCH),
+        validation=None if held is None else plain(splits.held_in, held, job.EVAL_BATCH),
         batches=most,
     )
 

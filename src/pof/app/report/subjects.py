@@ -73,15 +73,26 @@ class Subject:
         return network
 
 
-def read_run(folder: str | Path) -> Record:
-    """Read a run folder."""
+def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
+    """Read a run folder; one that names a factory needs consent, as measuring its network imports that."""
     path = Path(folder)
     config = read_config(path)
+    absent = [name for name in ("model", "data", "training") if not isinstance(config.get(name), Mapping)]
+    if absent:
+        raise RunError(f"{path}/config.yaml is no run's: it has no settings under {absent[0]!r}")
     missing = [name for name in ("result.json", "model.safetensors") if not (path / name).exists()]
     if missing:
         raise RunError(f"{folder} has no {missing[0]}: has that run ended? Go on with it by --resume")
     values = [json.loads((path / name).read_text(encoding="utf-8")) for name in ("environment.json", "result.json")]
-    return Record(path, config, values[0], read_rows(path), values[1])
+    record = Record(path, config, values[0], read_rows(path), values[1])
+    named = [record.config["model"]["model"]] if _model_options(record).is_factory else []
+    named += [record.config["data"]["data"]] if ":" in str(record.config["data"]["data"]) else []
+    if named and not trust_factories:
+        raise RunError(
+            f"{folder}/config.yaml names the factory {named[0]!r}, whose code would run: give --trust_factories if you"
+            " trust it"
+        )
+    return record
 
 
 def subject_of_run(record: Record, name: str) -> Subject:

@@ -1,0 +1,236 @@
+"""``improve``: find out what makes a trained network better, and hand back that or the network as it came.
+
+1. The incoming network is measured, and the largest stable learning rate is searched for.
+2. Candidates race by successive halving within the budget (``search.py``).
+3. Without more training, the best networks are put together: interpolated with the incoming one, and a greedy soup.
+4. The one that is best on half of the validation data is confirmed on the other half, or the incoming one is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pof._support.files import lock
+from pof.app.improve.candidates import families, make_candidates
+from pof.app.improve.halving import most_candidates, rungs
+from pof.app.improve.judge import Figures, confirm, figures, halves, logits_on
+from pof.app.improve.rate import largest_stable_rate
+from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
+from pof.app.improve.search import Race, Run, rank
+from pof.app.options import TrainOptions
+from pof.app.run_folder import RunError, write_json
+from pof.combine import greedy_soup, interpolate
+from pof.training.fit import find_device
+from pof.weights import save_model
+
+SHARES = (0.25, 0.5, 0.75)
+"""Of the way from the incoming network to a candidate."""
+MOST = 64
+"""Candidates that may be named."""
+Log = Callable[[Mapping[str, Any]], None]
+
+
+def improve(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any],
+    *,
+    budget: float = 20,
+    candidates: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    head: str | None = None,
+    lr: float | None = None,
+    training: TrainOptions | None = None,
+    device: str | torch.device | None = None,
+    log: Log | None = None,
+) -> ImproveResult:
+    """Find out what makes a trained network better, and hand back that or nothing.
+
+    Args:
+        model: a trained classifier; moved to the device, and otherwise left as it is.
+        train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
+        val_loader: the same, in a fixed order; never the data that the network was trained on, nor the test set.
+        budget: passes over the training set (forward and backward) that may be spent in all.
+        candidates: names (``"sgd"``, ``"sam auto"``, ..., those of ``--method``), or names and options as in a recipe;
+            None tries as many of the usual ones as the budget pays.
+        seed: of everything random, and of the split of the validation data.
+        out: folder for states, tables and the network; None keeps nothing.
+        resume: go on with what is in ``out``.
+        head: qualified name of the head; found by :func:`pof.find_head` if None.
+        lr: peak rate of the network's training, the centre of the rates; None searches for the largest stable one.
+        training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
+        device: None takes the accelerator that Accelerate finds, else the CPU.
+        log: called with a row per run and rung.
+
+    Returns:
+        The network, the judgement, and the table of all that was tried.
+
+    Raises:
+        ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
+    """
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
+    kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
+    network = model.to(find_device(device))
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
+        _open(folder, {**question, "weights": _digest(network)}, resume, stack)
+        (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
+        (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
+        race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
+        centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)
+        left = max(budget - spent, 0.1 * budget)
+        tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)
+        runs = race.go(tried, rungs(len(tried), left))
+        incoming = figures(logits[chooses], targets[chooses])
+        rows = [row_of("incoming", None, 0.0, incoming), *rows_of(runs)]
+        best, found = _best(race, runs, incoming, rows)
+        spent += sum(run.passes for run in runs)
+        return _deliver(race, best, found, incoming, logits, confirms, rows, spent, folder if out is not None else None)
+
+
+def _best(race: Race, runs: Sequence[Run], incoming: Figures, rows: list[Row]) -> tuple[nn.Module | None, Row | None]:
+    """The best network on the samples that choose, of the finalists and of what can be put together of them."""
+    pool: list[tuple[Row, nn.Module, Figures]] = []
+
+    def judge(name: str, network: nn.Module, run: Run | None) -> Figures:
+        logits, _ = logits_on(network, race.val_loader, race.targets)
+        found = figures(logits[race.chooses], race.targets[race.chooses])
+        row = row_of(name, run.candidate if run else None, run.passes if run else 0.0, found)
+        pool.append((row, network, found))
+        return found
+
+    usable = [run for run in runs if run.figures is not None]
+    parts: list[nn.Module] = []
+    for run in usable[:4]:
+        network = race.networks(run)[run.best]
+        parts.append(network)
+        judge(f"{run.candidate.name}, {run.best}", network, run)
+    for run, network in list(zip(usable, parts, strict=False))[:2]:
+        for share in SHARES:
+            between = race.estimate(interpolate(race.incoming, network, share))
+            judge(f"{share:g} of the way to {run.candidate.name}, {run.best}", between, run)
+    if len(parts) > 1:
+        greedy = greedy_soup([copy.deepcopy(race.incoming), *parts], lambda network: _score(race, network))
+        if len(greedy.indices) > 1:
+            judge(f"soup of {len(greedy.indices)}", greedy.model, None)
+    known = {row.name for row in rows}
+    rows += [row for row, _, _ in pool if row.name not in known]
+    better = [entry for entry in pool if rank(entry[2]) < rank(incoming) and entry[2].error <= incoming.error]
+    if not better:
+        return None, None
+    row, network, _ = min(better, key=lambda entry: rank(entry[2]))
+    return network, row
+
+
+def _score(race: Race, network: nn.Module) -> float:
+    logits, _ = logits_on(race.estimate(network), race.val_loader, race.targets)
+    return figures(logits[race.chooses], race.targets[race.chooses]).scaled_nll
+
+
+def _deliver(
+    race: Race,
+    best: nn.Module | None,
+    found: Row | None,
+    incoming: Figures,
+    logits: torch.Tensor,
+    confirms: torch.Tensor,
+    rows: list[Row],
+    spent: float,
+    folder: Path | None,
+) -> ImproveResult:
+    """Confirm the best network, and write down what is handed back."""
+    targets = race.targets[confirms]
+    before = metrics_of(logits[confirms], targets)
+    after, confirmation, improved = before, None, False
+    if best is not None and found is not None:
+        new, _ = logits_on(best, race.val_loader, race.targets)
+        temperatures = (incoming.temperature, found.temperature)
+        confirmation = confirm(logits[confirms], new[confirms], targets, temperatures, race.seed)
+        improved = confirmation.better
+        after = metrics_of(new[confirms], targets) if improved else before
+    chosen = found.name if improved and found is not None else "incoming"
+    message = message_of(found, confirmation, improved)
+    table = tuple(noted(row, chosen, found) for row in rows)
+    result = ImproveResult(
+        best if improved and best is not None else race.incoming,
+        chosen,
+        improved,
+        before,
+        after,
+        1.0 if confirmation is None else confirmation.p_error,
+        confirmation,
+        spent,
+        message,
+        notes_on(race.incoming, race.train_loader, incoming, before.n),
+        table,
+    )
+    if folder is not None:
+        save_model(result.model, folder / "model.safetensors")
+        write_json(folder / "result.json", as_json(result))
+    return result
+
+
+def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:
+    """Take a folder for this race alone; one that holds another is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stack.callback(lock(folder))
+    question = folder / "improve.json"
+    if not question.exists():
+        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise RunError(f"{folder} holds other files: give --out a new or empty folder")
+        write_json(question, wanted)
+        return
+    if not resume:
+        raise RunError(f"{folder} holds a search already: give another folder, or go on with resume")
+    before = json.loads(question.read_text(encoding="utf-8"))
+    changed = next((name for name in wanted if wanted[name] != before.get(name)), None)
+    if changed is not None:
+        raise RunError(
+            f"cannot go on in {folder}: {changed} was {before.get(changed)!r} and is now {wanted[changed]!r};"
+            " go on with the same arguments, or give another folder"
+        )
+
+
+def _digest(network: nn.Module) -> str:
+    """Weights and buffers by their content."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(
+                name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+    return digest.hexdigest()[:16]
+
+
+def _plain(candidates: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> Any:
+    if isinstance(candidates, Mapping):
+        return {name: dict(options or {}) for name, options in candidates.items()}
+    return None if candidates is None else list(candidates)
+
+
+def _length(loader: Any) -> int:
+    try:
+        length = len(loader)
+    except TypeError as error:
+        raise ValueError("the training loader needs a length: give it __len__") from error
+    if length == 0:
+        raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
+    return length
+
+
+def _quiet(row: Mapping[str, Any]) -> None:
+    """Nobody listens."""

@@ -1,0 +1,43 @@
+"""Successive halving (Jamieson and Talwalkar, AISTATS 2016): every rung costs the same, and half of the runs go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One round of the race."""
+
+    runs: int
+    """How many take part."""
+    passes: float
+    """Forward-backward passes over the training set that each of them may spend in all, earlier rungs included."""
+
+
+LEAST = 1.0
+"""Passes that a run needs at least in its first rung to be told from the others."""
+FINALISTS = 2
+
+
+def rungs(candidates: int, budget: float) -> list[Rung]:
+    """Share a budget among candidates: n of them, then half, until two are left."""
+    if candidates < 1 or not 0 < budget < float("inf"):
+        raise ValueError(f"halving needs candidates >= 1 and a finite budget > 0; got {candidates} and {budget}")
+    sizes = [candidates]
+    while sizes[-1] > FINALISTS:
+        sizes.append(max(FINALISTS, -(-sizes[-1] // 2)))
+    each = budget / len(sizes)
+    spent, found = 0.0, []
+    for size in sizes:
+        spent += each / size
+        found.append(Rung(size, spent))
+    return found
+
+
+def most_candidates(budget: float) -> int:
+    """The largest number of candidates of which each gets at least ``LEAST`` passes in the first rung; at least two."""
+    number = FINALISTS
+    while rungs(number + 1, budget)[0].passes >= LEAST and number < 64:
+        number += 1
+    return number

@@ -1,0 +1,124 @@
+"""Judging networks by their logits on validation data: one part chooses, another confirms.
+
+Every network is judged by its NLL after its own temperature, fitted on the part that chooses: judged before it, the
+wrong one can win.  The confirmation compares the chosen network with the incoming one on samples that chose nothing:
+exact McNemar for the error, paired bootstrap intervals for NLL and Brier score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pof._support.batches import call, logits_of, to_device, unpack
+from pof._support.modules import evaluating
+from pof._support.precision import at_least_float32
+from pof._support.random import derive_seed, seeded
+from pof.combine import scaled_nll
+from pof.flatness import fit_temperature
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A network on the samples that choose."""
+
+    error: float
+    nll: float
+    scaled_nll: float
+    """After the network's own temperature."""
+    temperature: float | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether the network gives numbers at all."""
+        return self.nll < float("inf")
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The chosen network against the incoming one, on samples that chose nothing."""
+
+    n: int
+    fixed: int
+    """Samples that only the chosen network classifies correctly."""
+    broken: int
+    """Samples that only the incoming network classifies correctly."""
+    p_error: float
+    """Of the exact two-sided McNemar test; 1 where the two never disagree."""
+    nll: tuple[float, float, float]
+    """Difference of the NLL after each one's temperature, chosen minus incoming: low, mean, high (95 %, bootstrap)."""
+    brier: tuple[float, float, float]
+
+    @property
+    def better(self) -> bool:
+        """Fewer errors; or as many, and a likelihood that is better beyond its interval."""
+        return self.fixed > self.broken or (self.fixed == self.broken and self.nll[2] < 0)
+
+
+def halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Split N samples, class by class, into those that choose and those that confirm: two index tensors."""
+    order = torch.randperm(len(targets), generator=seeded(derive_seed(seed, "choose and confirm")))
+    by_class = order[targets.cpu()[order].argsort(stable=True)]
+    return by_class[0::2].sort().values, by_class[1::2].sort().values
+
+
+@torch.no_grad()
+def logits_on(network: nn.Module, batches: Iterable[Any], expected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and targets (N,) on the CPU, in the order of the loader, which must be the same each time."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    found, labels = [], []
+    with evaluating(network):
+        for batch in batches:
+            inputs, targets = unpack(to_device(batch, device))
+            found.append(at_least_float32(logits_of(call(network, inputs))).cpu())
+            labels.append(targets.cpu())
+    if not found:
+        raise ValueError("improve needs validation data: val_loader gave no batch")
+    logits, targets = torch.cat(found), torch.cat(labels)
+    if targets.is_floating_point() or targets.shape != logits.shape[:1]:
+        raise ValueError(f"improve judges classifiers of one class per sample; got targets {tuple(targets.shape)}")
+    if expected is not None and not torch.equal(expected, targets):
+        raise ValueError("val_loader gives its samples in another order each time: give it without shuffling")
+    return logits, targets
+
+
+def figures(logits: Tensor, targets: Tensor) -> Figures:
+    """Judge logits (N, C)."""
+    if not bool(torch.isfinite(logits).all()):
+        return Figures(1.0, float("inf"), float("inf"), None)
+    temperature = fit_temperature(logits, targets)
+    wrong = (logits.argmax(dim=1) != targets).double().mean()
+    nll = float(F.cross_entropy(logits.double(), targets))
+    return Figures(float(wrong), nll, scaled_nll(logits, targets, temperature), temperature)
+
+
+def confirm(
+    before: Tensor, after: Tensor, targets: Tensor, temperatures: tuple[float | None, float | None], seed: int
+) -> Confirmation:
+    """Compare two networks by their logits (N, C) on the samples that confirm."""
+    from scipy.stats import binomtest
+
+    right = [logits.argmax(dim=1) == targets for logits in (before, after)]
+    fixed, broken = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
+    p = float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+    scaled = [z.double() / (t or 1.0) for z, t in zip((before, after), temperatures, strict=True)]
+    losses = [F.cross_entropy(z, targets, reduction="none") for z in scaled]
+    truth = F.one_hot(targets, before.shape[1]).double()
+    scores = [(torch.softmax(z.double(), dim=1) - truth).square().sum(dim=1) for z in (before, after)]
+    picks = torch.randint(len(targets), (RESAMPLES, len(targets)), generator=seeded(derive_seed(seed, "bootstrap")))
+    return Confirmation(
+        len(targets), fixed, broken, p, _interval(losses[1] - losses[0], picks), _interval(scores[1] - scores[0], picks)
+    )
+
+
+def _interval(differences: Tensor, picks: Tensor) -> tuple[float, float, float]:
+    means = differences[picks].mean(dim=1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return low, float(differences.mean()), high

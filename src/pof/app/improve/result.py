@@ -1,0 +1,152 @@
+"""What a search gives: the network, the judgement, a table of all that was tried, and sentences about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pof._support.calibration import expected_calibration_error
+from pof.app.improve.candidates import Candidate
+from pof.app.improve.judge import Confirmation, Figures, logits_on
+from pof.app.improve.search import Run
+from pof.training.evaluation import Metrics
+
+ENOUGH = 100
+"""Validation samples that confirm, below which hardly anything can be shown."""
+FITTED = 0.005
+"""Training error below which a network fits its data."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network that was judged."""
+
+    name: str
+    method: str
+    lr: float | None
+    passes: float
+    error: float | None
+    """On the samples that choose, as the figures that follow; None for a run that gave no network."""
+    nll: float | None
+    scaled_nll: float | None
+    temperature: float | None
+    note: str
+    """``chosen``, or why it was not."""
+
+
+@dataclass(frozen=True)
+class ImproveResult:
+    """What :func:`pof.app.improve.deliver.improve` found."""
+
+    model: nn.Module
+    """The network that is handed back: a new one, or the incoming one itself, untouched."""
+    chosen: str
+    """Its name in the table; ``incoming`` where nothing was better."""
+    improved: bool
+    before: Metrics
+    """The incoming network on the samples that confirm."""
+    after: Metrics
+    """The network handed back, on the same samples."""
+    p_error: float
+    """Of the exact McNemar test between the incoming network and the best candidate; 1 where they are the same."""
+    confirmation: Confirmation | None
+    """The best candidate against the incoming network; None where no candidate was better in choosing."""
+    passes: float
+    """Forward-backward passes over the training set that were spent, the search for the rate included."""
+    message: str
+    """What happened, in a sentence or two."""
+    notes: tuple[str, ...]
+    """What the user should know before trusting it."""
+    table: tuple[Row, ...]
+    """One row per network that was judged, the incoming one first."""
+
+
+def row_of(name: str, candidate: Candidate | None, passes: float, found: Figures | None, note: str = "") -> Row:
+    """A row of the table."""
+    method, lr = ("", None) if candidate is None else (candidate.options.method, candidate.options.lr)
+    rate = None if lr is None else float(lr)
+    if found is None:
+        return Row(name, method, rate, passes, None, None, None, None, note)
+    return Row(name, method, rate, passes, found.error, found.nll, found.scaled_nll, found.temperature, note)
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """Two rows for each run that gave networks, one for each that did not."""
+    rows = []
+    for run in runs:
+        if run.figures is None:
+            rows.append(row_of(run.candidate.name, run.candidate, run.passes, None, run.dropped))
+        else:
+            for kind, found in run.figures.items():
+                rows.append(row_of(f"{run.candidate.name}, {kind}", run.candidate, run.passes, found, run.dropped))
+    return rows
+
+
+def noted(row: Row, chosen: str, found: Row | None) -> Row:
+    """Say of a row whether it was chosen."""
+    if row.name == chosen:
+        return replace(row, note="handed back")
+    if found is not None and row.name == found.name:
+        return replace(row, note="best in choosing, not confirmed")
+    return row
+
+
+def message_of(found: Row | None, confirmation: Confirmation | None, improved: bool) -> str:
+    """Say what happened."""
+    if found is None or confirmation is None:
+        return "no candidate was better on the samples that choose: the incoming network is handed back unchanged"
+    chance = ", which may be chance" if confirmation.p_error >= 0.05 else ""
+    counts = (
+        f"of {confirmation.n} samples that chose nothing it corrects {confirmation.fixed} and breaks"
+        f" {confirmation.broken} (p {confirmation.p_error:.2g}{chance})"
+    )
+    if improved:
+        return f"{found.name}: {counts}"
+    return (
+        f"nothing was confirmed: the best candidate was {found.name}, but {counts}; the incoming network is handed back"
+    )
+
+
+def notes_on(network: nn.Module, train_loader: Iterable[Any], incoming: Figures, n: int) -> tuple[str, ...]:
+    """What the user should know: too little data to judge by, or validation data that were trained on."""
+    notes = []
+    if n < ENOUGH:
+        notes.append(f"only {n} validation samples confirm: a small gain cannot be told from chance")
+    logits, targets = logits_on(network, train_loader)
+    error = float((logits.argmax(dim=1) != targets).double().mean())
+    if error <= FITTED and incoming.error <= max(FITTED, 2 * error):
+        notes.append(
+            f"validation error ({100 * incoming.error:.2f} %) is as low as training error ({100 * error:.2f} %): if the"
+            " network was trained on the validation data, they favour it over every candidate; give data of your own"
+        )
+    return tuple(notes)
+
+
+def metrics_of(logits: Tensor, targets: Tensor) -> Metrics:
+    """Figures of logits (N, C), as :func:`pof.evaluate` gives them."""
+    confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
+    correct = prediction == targets
+    return Metrics(
+        float((~correct).double().mean()),
+        float(F.cross_entropy(logits.double(), targets)),
+        float(expected_calibration_error(confidence.double(), correct)),
+        len(targets),
+        logits.shape[1],
+    )
+
+
+def as_json(result: ImproveResult) -> dict[str, Any]:
+    """Everything but the network."""
+    plain = {name: value for name, value in vars(result).items() if name != "model"}
+    return {
+        **plain,
+        "before": vars(result.before),
+        "after": vars(result.after),
+        "confirmation": None if result.confirmation is None else asdict(result.confirmation),
+        "table": [asdict(row) for row in result.table],
+    }

@@ -1,0 +1,200 @@
+"""The race: every candidate from the same start for a short run, the better half goes on where it was, bitwise.
+
+A run's training state is in a folder of its own; the journal holds what was judged of it at each rung.  A race that is
+killed and started again repeats nothing that the journal knows, and ends bitwise the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pof._support.files import append
+from pof._support.precision import find_precision
+from pof._support.random import derive_seed, isolated
+from pof.app.improve.candidates import EMA_HORIZON, Candidate
+from pof.app.improve.halving import Rung
+from pof.app.improve.judge import Figures, figures, logits_on
+from pof.app.job import make_optimizer
+from pof.app.methods import AverageOptions, Context, build_method
+from pof.combine import estimate_statistics
+from pof.methods import Averaged, Method
+from pof.training.interrupt import Interrupts
+from pof.training.loop import Loop, Timetable
+from pof.training.schedules import Schedule
+from pof.training.step import Stepper
+from pof.training.stream import loader_generators, micro_batches
+
+KINDS = ("last", "ema")
+"""The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
+
+
+@dataclass
+class Run:
+    """What is known of a candidate."""
+
+    candidate: Candidate
+    passes: float = 0.0
+    rung: int = 0
+    figures: dict[str, Figures] | None = None
+    """By kind, on the samples that choose, at its last rung."""
+    dropped: str = ""
+    """Why it did not go on."""
+
+    @property
+    def best(self) -> str:
+        """The better of its networks."""
+        return min(KINDS, key=lambda kind: rank(self.figures[kind]) if self.figures else (math.inf, math.inf))
+
+
+def rank(found: Figures) -> tuple[float, float]:
+    """The order of networks: by the NLL after their own temperature, then by error."""
+    return found.scaled_nll, found.error
+
+
+@dataclass(frozen=True)
+class Cycles(Schedule):
+    """Half a cosine per rung (Loshchilov and Hutter, ICLR 2017): runs are compared with their rates at 0."""
+
+    ends: tuple[int, ...] = ()
+
+    def factor(self, step: int, total: int) -> float:
+        """Factor on the learning rate at a step; the first tenth of each cycle rises."""
+        start = max((end for end in self.ends if end <= step), default=0)
+        length = next((end for end in self.ends if end > step), total) - start
+        warm = length // 10
+        if step - start < warm:
+            return (step - start + 1) / (warm + 1)
+        return 0.5 * (1.0 + math.cos(math.pi * (step - start - warm) / max(1, length - warm)))
+
+
+@dataclass
+class Race:
+    """Runs candidates from one network; the incoming network itself is never touched."""
+
+    incoming: nn.Module
+    head: str | None
+    train_loader: Iterable[Any]
+    val_loader: Iterable[Any]
+    chooses: Tensor
+    """Indices of the validation samples that choose."""
+    targets: Tensor
+    classes: int
+    steps_per_epoch: int
+    folder: Path
+    seed: int
+    log: Callable[[Mapping[str, Any]], None]
+
+    def __post_init__(self) -> None:
+        # Every run sees the mini-batches in the same order, also of loaders that draw from a generator of their own.
+        self._generators = [(g, g.get_state()) for g in loader_generators(self.train_loader)]
+        self._journal = self.folder / "journal.jsonl"
+        lines = self._journal.read_text(encoding="utf-8").splitlines() if self._journal.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        self._known = {(row["run"], row["rung"]): row for row in rows}
+
+    def go(self, candidates: Sequence[Candidate], plan: Sequence[Rung]) -> list[Run]:
+        """Run the whole race; the finalists first, then those dropped last."""
+        self._plan = plan
+        runs = [Run(candidate) for candidate in candidates]
+        alive = list(runs)
+        for number, rung in enumerate(plan):
+            for run in alive:
+                self._advance(run, number, rung)
+            alive = [run for run in alive if not run.dropped]
+            alive.sort(key=lambda run: rank(run.figures[run.best]) if run.figures else (math.inf, math.inf))
+            following = plan[number + 1].runs if number + 1 < len(plan) else len(alive)
+            for place, run in enumerate(alive[following:], start=following + 1):
+                run.dropped = f"place {place} of {len(alive)} after {run.passes:.3g} passes"
+            alive = alive[:following]
+        return sorted(runs, key=lambda run: (bool(run.dropped), -run.passes))
+
+    def estimate(self, network: nn.Module) -> nn.Module:
+        """Estimate batch-norm statistics anew, always from the same pass over the training data; gives the network."""
+        self._rewind()
+        with isolated(derive_seed(self.seed, "statistics")):
+            estimate_statistics(network, self.train_loader)
+        return network
+
+    def _rewind(self) -> None:
+        for generator, state in self._generators:
+            generator.set_state(state)
+
+    def _networks(self, method: Method) -> dict[str, nn.Module]:
+        average = copy.deepcopy(method.candidate())
+        return {"last": method.model, "ema": self.estimate(average)}
+
+    def networks(self, run: Run) -> dict[str, nn.Module]:
+        """The networks of a run where it stands, by kind."""
+        method, loop = self._loop(run.candidate, self._ends(run.candidate)[run.rung])
+        with isolated(0), Interrupts() as interrupts:
+            loop.run(True, interrupts)
+        return self._networks(method)
+
+    def _ends(self, candidate: Candidate) -> tuple[int, ...]:
+        """The steps at which the rungs of a candidate end."""
+        ends: list[int] = []
+        for rung in self._plan:
+            steps = round(rung.passes / candidate.passes_per_epoch * self.steps_per_epoch)
+            ends.append(max(steps, ends[-1] + 1 if ends else 1))
+        return tuple(ends)
+
+    def _advance(self, run: Run, number: int, rung: Rung) -> None:
+        key = (run.candidate.name, number)
+        if key not in self._known:
+            self._known[key] = self._judge(run.candidate, number, rung)
+            append(self._journal, (json.dumps(self._known[key]) + "\n").encode())
+        row = self._known[key]
+        run.passes, run.dropped, run.rung = row["passes"], row["dropped"], number
+        run.figures = {kind: Figures(**row[kind]) for kind in KINDS} if row["last"] is not None else None
+        self.log({"event": "rung", "rung": number + 1, **row})
+
+    def _judge(self, candidate: Candidate, number: int, rung: Rung) -> dict[str, Any]:
+        row = {"run": candidate.name, "rung": number, "passes": rung.passes, "dropped": "", **dict.fromkeys(KINDS)}
+        self._rewind()
+        try:
+            with warnings.catch_warnings(), isolated(derive_seed(self.seed, "run")), Interrupts() as interrupts:
+                warnings.simplefilter("ignore", UserWarning)  # told in the table
+                method, loop = self._loop(candidate, self._ends(candidate)[number])
+                result = loop.run(True, interrupts)
+        except ValueError as error:  # a method that this network does not take
+            return row | {"dropped": " ".join(str(error).split())}
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt
+        if result.stopped == "diverged":
+            return row | {"dropped": f"diverged: {result.message}"}
+        for kind, network in self._networks(method).items():
+            logits, _ = logits_on(network, self.val_loader, self.targets)
+            found = figures(logits[self.chooses], self.targets[self.chooses])
+            if not found.finite:
+                return row | {"dropped": "its outputs are not finite", **dict.fromkeys(KINDS)}
+            row[kind] = asdict(found)
+        return row
+
+    def _loop(self, candidate: Candidate, stop_at: int) -> tuple[Method, Loop]:
+        """A candidate's method around a copy of the incoming network, and its loop up to a step."""
+        ends = self._ends(candidate)
+        decay = 1.0 - 1.0 / max(2.0, EMA_HORIZON * ends[0])
+        epochs = -(-ends[-1] // self.steps_per_epoch)
+        options = replace(candidate.options, epochs=epochs, average=AverageOptions("ema", decay=decay))
+        network = copy.deepcopy(self.incoming)
+        context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
+        device = next(network.parameters()).device
+        method = build_method(context).to(device)
+        if isinstance(method, Averaged) and getattr(method.method, "rho", None) == 0:
+            raise ValueError("its radius from the data is 0, as the network does not fit them: it is plain training")
+        precision = find_precision(options.precision, device)
+        stepper = Stepper(method, make_optimizer(method, options), precision, options.clip_norm)
+        lengths = (epochs, self.steps_per_epoch, options.accumulation, None)
+        times = Timetable(*lengths, Cycles(ends=ends), total_steps=ends[-1], stop_at=stop_at)
+        stream = micro_batches(self.train_loader, method.needs_reference, device)
+        folder = self.folder / "runs" / candidate.name.replace(" ", "_").replace(",", "")
+        return method, Loop(method, stepper, stream, times, None, folder, lambda row: None)

@@ -1,0 +1,186 @@
+"""Image files: only regular ones of known formats are opened, and sizes are looked at before memory is taken.
+
+What 8-bit RGB cannot hold is scaled by its range (16 bits) or refused (floats, whose range no file says); EXIF's
+orientation is applied.  A JPEG is decoded at a half, a quarter or an eighth of its size where it is made smaller
+anyway: the decoder drops the finest frequencies in the place of a filter, in a part of the time and memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pof.data.checks import DataError
+
+# Pillow knows more; some of them start other programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
+ORIENTATION = 0x0112  # the EXIF tag
+# A JPEG is decoded at no less than this times the size that it is brought to, so that a filter still does the rest.
+SPARE = 2.0
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+@cache
+def _known() -> tuple[tuple[str, ...], frozenset[str]]:
+    from PIL import Image
+
+    Image.init()
+    formats = tuple(name for name in FORMATS if name in Image.OPEN)
+    return formats, frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image that can be read here, by the end of its name."""
+    return os.path.splitext(name)[1].lower() in _known()[1]
+
+
+def max_pixels() -> float:
+    """How many pixels an image may have: Pillow's own limit, which ``PIL.Image.MAX_IMAGE_PIXELS`` changes."""
+    from PIL import Image
+
+    return Image.MAX_IMAGE_PIXELS or float("inf")
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """Open an image, of which only the header is read; all that goes wrong in the body is said of the file."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError("no regular file, but a folder, a FIFO or a device")
+        with open(path, "rb") as file, Image.open(file, formats=_known()[0]) as image:
+            if image.width * image.height > max_pixels():
+                raise DataError(f"too large: {image.width} x {image.height} pixels, read are {max_pixels():,} at most")
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: too large: {error}; make it smaller or remove it") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}; replace or remove it") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: not a readable image (none of {', '.join(_known()[0])}); replace or remove it"
+        ) from error
+    except Exception as error:  # a damaged file raises almost anything: SyntaxError, struct.error, OverflowError
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def decode(image: Any, smaller: float = 1.0) -> tuple[Any, int]:
+    """8-bit RGB of an opened image, turned as its EXIF says; and how much smaller it is now: at most ``smaller``."""
+    turn, scale = _turn(image), 1
+    if image.format in {"JPEG", "MPO"}:
+        # An incomplete pixel must stay at the right and at the bottom, where the others are measured from.
+        scale = next((s for s in (8, 4, 2) if s <= smaller and (turn is None or math.gcd(*image.size) % s == 0)), 1)
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+    pixels = _eight_bits(image)
+    return (pixels if turn is None else pixels.transpose(turn)), scale
+
+
+def upright_size(image: Any) -> tuple[int, int]:
+    """Width and height of an opened image once it is turned as its EXIF says."""
+    from PIL.Image import Transpose
+
+    swaps = {Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90}
+    width, height = image.size
+    return (height, width) if _turn(image) in swaps else (width, height)
+
+
+def _turn(image: Any) -> Any:
+    from PIL.Image import Transpose
+
+    turns = (
+        *(None, None, Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM),
+        *(Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90),
+    )
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF says nothing of the pixels
+        return None
+    return turns[value] if isinstance(value, int) and 1 <= value <= 8 else None
+
+
+def _eight_bits(image: Any) -> Any:
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in {"PNG", "PPM"}):
+        # The high byte, which is what Pillow takes of 16-bit colours.
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.mode in {"I", "F"}:
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise DataError(f"its pixels are {kind}, whose range is not known: save it with 8 or 16 bits per channel")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+@cache
+def _torchvision(size: int) -> tuple[Any, Any, Any]:
+    from torchvision.transforms import v2
+
+    return v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.functional
+
+
+def _resized(pixels: Any, size: tuple[int, int], box: tuple[int, int, int, int], scale: int) -> Any:
+    """A part of an image that is ``scale`` times smaller than the coordinates of the box say."""
+    from PIL.Image import Resampling
+
+    return pixels.resize(size, Resampling.BILINEAR, box=tuple(edge / scale for edge in box))
+
+
+@cache
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Makes a tensor (3, size, size) of an opened image; the draws of the augmentation are torchvision's."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool
+
+    def __call__(self, image: Any) -> Tensor:
+        """Crop, resize and normalise."""
+        square = self._augmented(image) if self.augment else self._centred(image)
+        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(self.size, self.size, 3)
+        # As v2.ToDtype(scale=True) and v2.Normalize compute it, in a third of their time.
+        scaled = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+        return scaled.sub_(_column(self.mean)).div_(_column(self.std))
+
+    def _augmented(self, image: Any) -> Any:
+        crop, flip, functional = _torchvision(self.size)
+        width, height = upright_size(image)
+        top, left, down, across = crop.make_params([torch.empty(0, height, width)]).values()
+        pixels, scale = decode(image, min(down, across) / (SPARE * self.size))
+        if scale == 1:
+            return flip(functional.resized_crop(pixels, top, left, down, across, [self.size, self.size]))
+        return flip(_resized(pixels, (self.size, self.size), (left, top, left + across, top + down), scale))
+
+    def _centred(self, image: Any) -> Any:
+        functional = _torchvision(self.size)[-1]
+        side = round(self.size * 8 / 7)
+        short, long = sorted(image.size)
+        if side * side * long / short > max_pixels():
+            raise DataError(
+                f"too narrow: {image.width} x {image.height} pixels with the shorter side resized to {side} would be"
+                f" {side * side * long // short:,}"
+            )
+        width, height = upright_size(image)
+        pixels, scale = decode(image, short / (SPARE * side))
+        if scale == 1:
+            resized = functional.resize(pixels, [side])
+        else:
+            resized = _resized(pixels, (side * width // short, side * height // short), (0, 0, width, height), scale)
+        return functional.center_crop(resized, [self.size])

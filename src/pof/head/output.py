@@ -1,0 +1,87 @@
+"""Whether the head's logits are what the network returns, up to what softmax cannot see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pof._support.precision import at_least_float32
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Tell the output of a softmax, (N, C) with C > 1: entries in [0, 1], rows that sum to 1."""
+    if output.ndim != 2 or output.shape[1] < 2 or not output.numel():
+        return False
+    values = at_least_float32(output.detach())
+    low, high, error = values.amin(), values.amax(), (values.sum(dim=1) - 1).abs().amax()
+    return bool((low >= 0) & (high <= 1) & (error < _rounding(output) * output.shape[1] ** 0.5))
+
+
+def logarithm(probabilities: Tensor) -> Tensor:
+    """Turn probabilities (N, C) into logits; 0 becomes the smallest positive number first."""
+    values = at_least_float32(probabilities)
+    return values.clamp_min(torch.finfo(values.dtype).tiny).log()
+
+
+def agree(output: Tensor, logits: Tensor, *, exact: bool) -> tuple[bool, float]:
+    """Compare what a network returns with the logits (N, C) of its head.
+
+    Equal are logits that differ by a constant per sample, and the softmax of the logits, unless ``exact``; of one
+    logit (C = 1) only equal values are.
+
+    Returns:
+        Whether they agree, and the largest difference, inf where the shapes differ.
+    """
+    if output.numel() != logits.numel() or len(output) != len(logits) or not output.is_floating_point():
+        return False, float("inf")
+    if not logits.numel():
+        return True, 0.0
+    found, wanted = (at_least_float32(t.detach().reshape(logits.shape)) for t in (output, logits))
+    if not exact and logits.shape[1] > 1:
+        if are_probabilities(found):
+            wanted = torch.softmax(wanted, dim=1)
+        else:
+            found, wanted = F.log_softmax(found, dim=1), F.log_softmax(wanted, dim=1)
+    same = (found == wanted) | (found.isnan() & wanted.isnan())
+    largest = float(torch.where(same, 0.0, (found - wanted).abs()).nan_to_num(nan=torch.inf).amax())
+    scale = wanted.nan_to_num(0.0, 0.0, 0.0)
+    spread = float((scale.amax(dim=1) - scale.amin(dim=1)).amax()) if logits.shape[1] > 1 else 0.0
+    allowed = 1e-4 * spread + _rounding(output, logits) * float(scale.abs().amax())
+    return largest <= allowed, largest
+
+
+def tell_apart(logits: Tensor) -> bool:
+    """Tell logits (N, C) by which a wrong scale would be seen: they are not all equal, as those of a head at zero."""
+    return bool(logits.numel()) and float(logits.detach().float().std(correction=0)) > 0
+
+
+def beside(output: Tensor, logits: Tensor) -> set[nn.Parameter]:
+    """Find the trained parameters on which a network's output depends and the head's logits do not.
+
+    Args:
+        output: of the network, with graph.
+        logits: what the head returned in this forward, with graph.
+
+    Returns:
+        Such as a temperature that is still 1 or a second branch that is still 0: they change nothing yet.
+    """
+    return _leaves(output) - _leaves(logits) if logits.grad_fn is not None else set()
+
+
+def _leaves(tensor: Tensor) -> set[Any]:
+    seen: set[Any] = {None}
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]  # type: ignore[union-attr]
+    return {node.variable for node in seen if hasattr(node, "variable")}
+
+
+def _rounding(*tensors: Tensor) -> float:
+    """Relative difference that rounding in the narrowest dtype may leave."""
+    return 16 * max(torch.finfo(tensor.dtype).eps for tensor in tensors)

@@ -1,0 +1,81 @@
+"""One line where torch, or a trainer, would end in words of its own though the cause is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import pof
+from tests.cases import batch, batches, mlp
+from tests.integrations.trainers import QUIET
+from tests.processes import ranks
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
+
+
+def test_half_precision_weights_with_a_scaled_loss() -> None:
+    with pytest.raises(ValueError, match=r"precision='fp16' casts float32 weights .* use model.float\(\)"):
+        pof.fit(pof.Finetune(mlp().half()), batches(1), epochs=1, precision="fp16", device="cpu")
+
+
+class Auxiliary(nn.Module):
+    """A second head that the loss does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.aux = mlp(), nn.Linear(5, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.aux(x)
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+def with_auxiliary_head(rank: int) -> str:
+    x, y = batch(16, seed=rank)
+    half = [(x[rank::2], y[rank::2])] * 3
+    try:
+        pof.fit(pof.Finetune(Auxiliary(), "inner.fc"), half, epochs=1, device="cpu")
+    except ValueError as error:
+        return str(error)
+    assert dist.get_world_size() == 2
+    return ""
+
+
+def test_an_auxiliary_head_under_two_processes(tmp_path: Path) -> None:
+    for message in ranks(with_auxiliary_head, 2, tmp_path):
+        assert "step 2: the loss does not reach 'aux.weight' (an auxiliary head?)" in message
+
+
+def test_persistent_workers_are_warned_of_where_a_resume_is_possible(tmp_path: Path) -> None:
+    data: Any = TensorDataset(*batch(32))
+    loader = DataLoader(data, batch_size=8, num_workers=1, persistent_workers=True)
+    with pytest.warns(UserWarning, match=r"persistent_workers=True: workers keep generators that no checkpoint holds"):
+        pof.fit(pof.Finetune(mlp()), loader, epochs=1, checkpoint_dir=tmp_path, device="cpu")
+
+
+class Endless(IterableDataset[Any]):
+    """It has no length."""
+
+    def __iter__(self) -> Any:
+        from tests.integrations.trainers import samples
+
+        return iter(samples())
+
+
+@pytest.mark.parametrize("make", [pof.PoF, lambda m: pof.SharpnessAware(m, last_epochs=1)])
+def test_lightning_without_a_length(make: Any) -> None:
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    from tests.integrations import trainers
+
+    module = trainers.lightning_module(make(trainers.net()))
+    trainer = trainers.lightning_trainer(max_epochs=-1, max_steps=5)
+    trainer.fit(module, DataLoader(Endless(), batch_size=8))
+    assert trainer.global_step == 5
