@@ -124,7 +124,7 @@ def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradie
 
 
 def _norm(values: Tensor) -> Tensor:
-    """In float64: squares of a well-fitted batch's gradient underflow in float32, and of millions the sum is 1e-4 off."""
+    """In float64: in float32 squares of a well-fitted batch underflow, and a sum of millions is 1e-4 off."""
     if values.device.type != "mps":
         return torch.linalg.vector_norm(values, dtype=torch.float64)
     # No float64 there.
