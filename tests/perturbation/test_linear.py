@@ -202,7 +202,7 @@ def test_accelerators_find_what_processors_find(
 def test_a_level_that_the_loss_does_not_rise_to_has_no_radius() -> None:
     """The loss falls along the ray to log(2)."""
     logits = torch.tensor([[0.0, 4.0, 4.0]])
-    found = reach(logits, torch.tensor([[0.0, -1.0, -1.0]]), torch.tensor([1]), 2.0)
+    found = reach(logits, torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([1]), 2.0)
     assert not bool(found.bounded) and float(found.radius) == 0.0
 
 

@@ -27,8 +27,8 @@ from pof._support.precision import wide_dtype, without_autocast
 from pof.perturbation.search import Condition, crossing, last_of
 from pof.perturbation.targets import Targets, cross_entropy, encode_targets, logit_gradient
 
-# Elements of one round's (K, N, C) tensor on an accelerator, and the bits that a round adds.
-_ROUND, _MOST_BITS = 2**22, 8
+# On an accelerator: elements of one round's (K, N, C) tensor, and the bits that a round adds.
+_ROUND, _MOST_BITS = 2**23, 12
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,18 @@ def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradie
         torch.mm(residual.T, features, out=weight)
         if offset is not None:
             torch.sum(residual, 0, out=offset)
-        # Scaled by the largest entry first: squares of a well-fitted batch's gradient underflow in float32.
-        tiny = torch.finfo(joint.dtype).tiny
-        largest = torch.linalg.vector_norm(joint, torch.inf).clamp_min(tiny)
-        joint.div_(largest)
-        # vector_norm adds one square after the other: of millions it is 1e-4 off in float32.
-        many = joint.numel() > 2**14
-        length = joint.square().sum().sqrt() if many else torch.linalg.vector_norm(joint)
-        joint.div_(length.clamp_min(tiny))
-        return HeadGradient(weight, offset, length * largest)
+        norm = _norm(joint)
+        joint.div_(norm.clamp_min(torch.finfo(joint.dtype).tiny))
+        return HeadGradient(weight, offset, norm.to(joint.dtype))
+
+
+def _norm(values: Tensor) -> Tensor:
+    """In float64: in float32 squares of a well-fitted batch underflow, and a sum of millions is 1e-4 off."""
+    if values.device.type != "mps":
+        return torch.linalg.vector_norm(values, dtype=torch.float64)
+    # No float64 there.
+    largest = torch.linalg.vector_norm(values, torch.inf).clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.linalg.vector_norm(values / largest) * largest
 
 
 @torch.no_grad()
@@ -183,10 +186,12 @@ def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSea
                 sides = _sums_along(torch.softmax, logits, moved, both)
                 root = crossing(lambda xi: (*sides(xi),), torch.finfo(logits.dtype).eps)  # type: ignore[arg-type]
             return _found(logits, response, encoded, root, size, bounded)
-        moved = moved / torch.where(scale > 0, scale, 1.0)
+        bounded = (lead < 0) | (scale == 0)
+        scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        moved = moved / scale
         weighted = encoded.weigh(moved).flatten()
         found, turns = _last_of(lambda z: torch.softmax(z, -1).flatten(1) @ weighted > 0, logits, moved)
-        return _found(logits, response, encoded, found, scale, ((lead < 0) & turns) | (scale == 0))
+        return _found(logits, response, encoded, found, scale, turns & bounded)
 
 
 @torch.no_grad()
@@ -234,9 +239,10 @@ def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float
                 losses = _sums_along(torch.log_softmax, logits, moved / size, shares.unsqueeze(0))
                 root = crossing(lambda xi: (level, *losses(xi)), torch.finfo(logits.dtype).eps)  # type: ignore[arg-type]
             return _found(logits, -response, encoded, root, size, size > 0)
-        moved, shares = moved / torch.where(scale > 0, scale, 1.0), shares.flatten()
+        rises, scale = scale > 0, scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        moved, shares = moved / scale, shares.flatten()
         found, reached = _last_of(lambda z: torch.log_softmax(z, -1).flatten(1) @ shares < level, logits, moved)
-        return _found(logits, -response, encoded, found, scale, reached & (scale > 0))
+        return _found(logits, -response, encoded, found, scale, reached & rises)
 
 
 def _found(
@@ -252,7 +258,7 @@ def _found(
         bounded = bounded and root < math.inf
         radius, bounded = logits.new_full((), root / scale if bounded and root else 0.0), torch.tensor(bounded)
     else:
-        radius = torch.where(bounded & (scale > 0), root / scale, 0.0)
+        radius = torch.where(bounded, root / scale, 0.0)
     return LineSearch(radius, bounded, lambda r: cross_entropy(torch.addcmul(logits, response, r, value=-1), encoded))
 
 
@@ -282,7 +288,7 @@ def _last_of(holds: Condition, logits: Tensor, moved: Tensor) -> tuple[Tensor, T
         lambda xi: holds(torch.addcmul(logits, xi.view(-1, 1, 1), moved, value=-1)),
         logits.new_ones(()),
         normal,
-        parts=(2**bits, 2**bits),
+        parts=(2 ** min(bits, 8), 2**bits),
         rounds=math.ceil(-math.log2(info.eps) / bits),
     )
 

@@ -41,23 +41,22 @@ def last_of(
     fractions = torch.arange(1, parts[1], device=unit.device, dtype=dtype)
 
     def count(candidates: Tensor) -> Tensor:
-        return holds(candidates).sum(0, keepdim=True, dtype=dtype)
+        return holds(candidates).sum(dtype=dtype)
 
-    exponent, width, found = torch.full_like(octaves[:1], lowest), highest - lowest, None
+    exponent, width, found = unit.new_full((), lowest), highest - lowest, None
     while width > 1 or found is None:
         width = -(-width // parts[0])
-        index = count(unit * torch.exp2((exponent + width * octaves).clamp_max(highest)))
+        powers = torch.add(exponent, octaves, alpha=width).clamp_max(highest)
+        index = count(unit * torch.exp2(powers))
         found = index > 0 if found is None else found
-        exponent = (exponent + width * (index - 1).clamp_min(0)).clamp_max(highest)
+        exponent = torch.add(exponent - width, index, alpha=width).clamp(lowest, highest)
     size = unit * torch.exp2(exponent)
     lower, share = size * found, 1.0
     for _ in range(rounds):
         share /= parts[1]
         index = count(torch.addcmul(lower, size, fractions, value=share))
         lower = torch.addcmul(lower, size, index, value=share)
-    return torch.addcmul(lower, size, (lower > 0).to(dtype), value=0.5 * share).squeeze(0), (
-        exponent < highest
-    ).squeeze(0)
+    return torch.addcmul(lower, size, lower.sign(), value=0.5 * share), exponent < highest
 
 
 def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *, evaluations: int = 200) -> float:
