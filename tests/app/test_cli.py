@@ -243,7 +243,7 @@ BAD_INPUT = {
         "label 3 of sample 5 is out of range for 3 classes; labels are 0 to 2",
     ),
     "empty folder": (["--data", "empty"], "empty: no subfolders in it; an image folder has one subfolder"),
-    "class without images": (["--data", "hollow"], "hollow: Found no valid file for the class"),
+    "class without images": (["--data", "hollow"], "hollow: no image in it that can be read"),
     "one class only": (["--data", "single"], "single: only one class (cat); a classifier needs at least two"),
     "not a factory": (["--data", f"{STRANGERS}:Absent"], f"the module {STRANGERS!r} has no 'Absent'"),
     "batch larger than the data": (

@@ -79,14 +79,7 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
             if isinstance(stored, Sized) and len(stored) == size:
                 return _indices(stored)
     with preserved():
-        return _indices([_label(dataset, index) for index in range(size)])
-
-
-def _label(dataset: Dataset[Any], index: int) -> Tensor:
-    label = unpack(dataset[index])[1]
-    if not isinstance(label, Tensor):
-        raise DataError(f"the label of item {index} is a {type(label).__name__}: give class indices, integers from 0")
-    return label.squeeze()
+        return _indices([unpack(dataset[index])[1].squeeze() for index in range(size)])
 
 
 def _indices(labels: Any) -> Tensor:

@@ -23,6 +23,8 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
         Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
     """
     entropy = isinstance(loss, CrossEntropy | nn.CrossEntropyLoss) or loss is F.cross_entropy
+    if isinstance(loss, CrossEntropy):
+        targets = class_targets(targets, targets.shape[-1])
     if not entropy or targets.is_floating_point():
         return targets.new_full((), targets.shape[0], dtype=torch.float64)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else None
