@@ -178,11 +178,17 @@ def measure_head(repetitions: int) -> dict[str, Any]:
 
 
 def random_problem(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Logits and responses of any scale; a quarter separable, some of these with ties."""
+    """Logits and responses of any scale, the same for all samples or not; fitted; staircases; separable, with ties."""
     n, c = int(2 ** rng.uniform(0, 9.01)), int(2 ** rng.uniform(1, np.log2(1000)))
     n = max(1, min(n, 40_000 // c))
-    logits, response = (rng.normal(size=(n, c)) * 10 ** rng.uniform(-6, 6) for _ in range(2))
-    targets, rows = rng.integers(0, c, n), np.arange(n)
+    targets, rows, kind = rng.integers(0, c, n), np.arange(n), rng.integers(6)
+    sizes = [(n, 1) if kind == 1 else (), (n, 1) if kind == 2 else ()]
+    logits, response = (rng.normal(size=(n, c)) * 10 ** rng.uniform(-6, 6, size) for size in sizes)
+    if kind == 3:
+        logits = rng.normal(size=(n, c))
+        logits[rows, targets] += rng.uniform(20, 600)
+    if kind == 4:
+        logits, response = 100 * np.round(3 * rng.normal(size=(n, c))), np.round(rng.normal(size=(n, c)))
     if rng.random() < 0.25:
         response[rows, targets] = response.min(1) - (rng.random(n) < 0.5) * np.abs(response).max()
     return logits, response, targets, float(rng.choice([0.0, 0.1]))
@@ -200,7 +206,7 @@ def brent(logits: np.ndarray, response: np.ndarray, share: np.ndarray) -> float:
     upper = 1e-12 * max(1.0, float(np.abs(logits).max())) / float(np.abs(moved).max())
     while slope(upper) < 0:
         upper *= 2
-    return float(brentq(slope, 0.0, upper, xtol=1e-300, rtol=1e-14))
+    return float(brentq(slope, 0.0, upper, xtol=1e-300, rtol=1e-14, maxiter=2000))
 
 
 def loss_of(logits: np.ndarray, response: np.ndarray, share: np.ndarray, xi: float) -> float:
@@ -216,7 +222,8 @@ def measure_problems(count: int) -> dict[str, Any]:
     for _ in range(count):
         logits, response, targets, smoothing = random_problem(rng)
         share = np.eye(logits.shape[1])[targets] * (1 - smoothing) + smoothing / logits.shape[1]
-        never = smoothing == 0 and bool((response.min(1) == response[np.arange(len(targets)), targets]).all())
+        turns = response.min(1) < response[np.arange(len(targets)), targets]
+        never = smoothing == 0 and not turns.any() and bool(np.ptp(response, axis=1).any())
         found = pof.line_search(*map(torch.from_numpy, (logits, response, targets)), smoothing)
         separable, wrong = separable + never, wrong + (bool(found.bounded) is never)
         if never:

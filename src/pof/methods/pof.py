@@ -180,7 +180,8 @@ class PoF(Method):
     def _fresh(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         modes = {"batch": frozen_statistics, "running": running_statistics}
         device = next(self.network.parameters()).device
-        with isolated(draw_seed(self._generator), device), without_cast_cache(device):
+        torch_only = _draws_from_torch_only(self.network.model)
+        with isolated(draw_seed(self._generator), device, torch_only=torch_only), without_cast_cache(device):
             if self.batch_norm == "update":
                 return features_and_logits(self.network, inputs)
             with modes[self.batch_norm](self.network.model):
@@ -201,3 +202,8 @@ class PoF(Method):
         device = next(self.network.parameters()).device
         previous = state["previous"]
         self._previous = None if previous is None else (previous[0].to(device), previous[1].to(device))
+
+
+def _draws_from_torch_only(model: nn.Module) -> bool:
+    """Whether every layer is known to draw from no generator of Python or NumPy; custom ones may."""
+    return all(type(m).__module__.startswith(("torch.", "torchvision.", "pof.models.")) for m in model.modules())

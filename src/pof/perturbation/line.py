@@ -86,7 +86,7 @@ class LinearLine:
             loss.encode(targets, logits)
             raise
         gradient: HeadGradient | GramGradient
-        if pays(*features.shape, classes=logits.shape[1]):
+        if pays(*features.shape, logits.shape[1]):
             gradient, response = GramGradient.along(features, residual, bias=bias is not None)
         else:
             gradient = gradient_of(features, residual, bias=bias is not None)

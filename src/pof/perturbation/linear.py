@@ -125,11 +125,12 @@ def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradie
 
 def _norm(values: Tensor) -> Tensor:
     """In float64: in float32 squares of a well-fitted batch underflow, and a sum of millions is 1e-4 off."""
-    if values.device.type != "mps":
-        return torch.linalg.vector_norm(values, dtype=torch.float64)
-    # No float64 there.
-    largest = torch.linalg.vector_norm(values, torch.inf).clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.linalg.vector_norm(values / largest) * largest
+    if values.device.type == "mps":
+        # Without float64.
+        largest = values.abs().amax().clamp_min(torch.finfo(values.dtype).tiny)
+        return (values / largest).square().sum().sqrt() * largest
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return norm
 
 
 @torch.no_grad()
@@ -178,20 +179,21 @@ def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSea
         scale, lead = torch.linalg.vector_norm(moved, torch.inf), encoded.lead(response, moved).amin()
         if _on_processor(logits):
             root, size = 0.0, scale.item()
-            bounded = lead.item() < 0 or not size > 0
-            if bounded and size > 0:
+            turning = lead.item() < 0 or not size > 0
+            if turning and size > 0:
                 moved = moved / size
                 weighted = encoded.weigh(moved)
                 both = torch.stack([weighted, -weighted]).clamp_min_(0.0)
                 sides = _sums_along(torch.softmax, logits, moved, both)
-                root = crossing(lambda xi: (*sides(xi),), torch.finfo(logits.dtype).eps)  # type: ignore[arg-type]
-            return _found(logits, response, encoded, root, size, bounded)
+                root = crossing(lambda xi: (*sides(xi),), torch.finfo(logits.dtype).eps)
+            return _found(logits, response, encoded, *_tensors(root, size, turning, logits))
         bounded = (lead < 0) | (scale == 0)
         scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
         moved = moved / scale
         weighted = encoded.weigh(moved).flatten()
         found, turns = _last_of(lambda z: torch.softmax(z, -1).flatten(1) @ weighted > 0, logits, moved)
-        return _found(logits, response, encoded, found, scale, turns & bounded)
+        bounded = turns & bounded
+        return _found(logits, response, encoded, torch.where(bounded, found / scale, 0.0), bounded)
 
 
 @torch.no_grad()
@@ -237,29 +239,23 @@ def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float
             root, size = 0.0, scale.item()
             if size > 0:
                 losses = _sums_along(torch.log_softmax, logits, moved / size, shares.unsqueeze(0))
-                root = crossing(lambda xi: (level, *losses(xi)), torch.finfo(logits.dtype).eps)  # type: ignore[arg-type]
-            return _found(logits, -response, encoded, root, size, size > 0)
+                root = crossing(lambda xi: (level, *losses(xi)), torch.finfo(logits.dtype).eps)
+            return _found(logits, -response, encoded, *_tensors(root, size, size > 0, logits))
         rises, scale = scale > 0, scale.clamp_min(torch.finfo(scale.dtype).tiny)
         moved, shares = moved / scale, shares.flatten()
         found, reached = _last_of(lambda z: torch.log_softmax(z, -1).flatten(1) @ shares < level, logits, moved)
-        return _found(logits, -response, encoded, found, scale, reached & rises)
+        bounded = reached & rises
+        return _found(logits, -response, encoded, torch.where(bounded, found / scale, 0.0), bounded)
 
 
-def _found(
-    logits: Tensor,
-    response: Tensor,
-    encoded: Targets,
-    root: Tensor | float,
-    scale: Tensor | float,
-    bounded: Tensor | bool,
-) -> LineSearch:
-    """What was found at logits - root / scale * response; no radius where there is no bound."""
-    if isinstance(bounded, bool):
-        bounded = bounded and root < math.inf
-        radius, bounded = logits.new_full((), root / scale if bounded and root else 0.0), torch.tensor(bounded)
-    else:
-        radius = torch.where(bounded, root / scale, 0.0)
+def _found(logits: Tensor, response: Tensor, encoded: Targets, radius: Tensor, bounded: Tensor) -> LineSearch:
     return LineSearch(radius, bounded, lambda r: cross_entropy(torch.addcmul(logits, response, r, value=-1), encoded))
+
+
+def _tensors(root: float, scale: float, bounded: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Radius and bounded; no radius where there is no bound."""
+    bounded = bounded and root < math.inf
+    return like.new_full((), root / scale if bounded and root else 0.0), torch.tensor(bounded)
 
 
 def _on_processor(logits: Tensor) -> bool:
