@@ -17,11 +17,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pof.app.cli import _demo, _evaluate, _experiment, _improve, _report
+from pof.app.cli import _demo, _evaluate, _experiment, _report
 from pof.app.documents import DocumentError, read_yaml
 from pof.app.errors import one_line
 from pof.app.methods import METHODS
-from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "improve": Command(
         "Find out what makes a trained network better, and hand back that or nothing.",
-        (ModelOptions, DataOptions, _improve.ImproveOptions),
+        (ModelOptions, DataOptions, ImproveOptions),
         "_improve:improve",
     ),
     "evaluate": Command(

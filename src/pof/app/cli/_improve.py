@@ -1,44 +1,10 @@
 """``pof improve``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pof.app.options import DataOptions, ModelOptions
-
-
-@dataclass
-class ImproveOptions:
-    """How to look for a better network.
-
-    Args:
-        out: folder of the search.
-        resume: go on with the search that is in ``out``.
-        budget: passes over the training data (forward and backward) that may be spent in all.
-        candidates: what to try, by name; by default as many of the usual ones as the budget pays.
-        batch_size: samples per mini-batch; that of the network's own run if it has a folder, else 128.
-        lr: learning rate that the network was trained with; its run's if it has a folder, else searched for.
-        optimizer: sgd or adamw; its run's if it has a folder, else sgd.
-        weight_decay: of the optimizer.
-        precision: auto, fp32, bf16 or fp16.
-        device: cpu, cuda, ...; found by itself if not given.
-        seed: of everything random.
-        validation_data: image folder with validation data; without it they are held out of the training data.
-    """
-
-    out: str
-    resume: bool = False
-    budget: float = 20.0
-    candidates: list[str] = field(default_factory=list)
-    batch_size: int | None = None
-    lr: float | None = None
-    optimizer: Literal["sgd", "adamw"] | None = None
-    weight_decay: float = 5e-4
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: str | None = None
-    seed: int = 0
-    validation_data: str | None = None
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions
 
 
 def improve(model: ModelOptions, data: DataOptions, options: ImproveOptions) -> int:

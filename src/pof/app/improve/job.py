@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,14 +14,11 @@ from pof.app import job
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
-from pof.app.options import DataOptions, ModelOptions, TrainOptions
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions
 from pof.app.run_folder import read_config, write_json
 from pof.data import eval_loader
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
-
-if TYPE_CHECKING:
-    from pof.app.cli._improve import ImproveOptions
 
 BATCH = 128
 
