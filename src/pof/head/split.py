@@ -107,7 +107,7 @@ class SplitModel(nn.Module):
         head = self._module
         if not self.linear or not isinstance(head, nn.Conv2d):
             return head
-        layer: nn.Module = object.__new__(_on_vectors(type(head)))
+        layer: nn.Module = object.__new__(_on_vectors(type(head)))  # type: ignore[arg-type]
         # Parameters, hooks and mode are those of the convolution itself.
         layer.__dict__ = head.__dict__
         return layer
@@ -186,11 +186,11 @@ class SplitModel(nn.Module):
                 applied to tokens or map positions), or its output is not (N, C).
         """
         # A frame that is traced from outside hands over; what is compiled inside of it stays compiled.
-        listen = (
-            torch.compiler.disable(self._listen, recursive=False) if torch.compiler.is_compiling() else self._listen
-        )
+        listen, check = self._listen, self._check
+        if torch.compiler.is_compiling():
+            listen = torch.compiler.disable(listen, recursive=False)  # type: ignore[no-untyped-call]
+            check = torch.compiler.disable(check)  # type: ignore[no-untyped-call]
         if self._unchecked:
-            check = torch.compiler.disable(self._check) if torch.compiler.is_compiling() else self._check
             check(inputs)
         features, logits, _ = listen(inputs)
         return self._cut(inputs, features, logits)
