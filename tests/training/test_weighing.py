@@ -179,10 +179,10 @@ def test_the_weight_of_every_kind_of_loss() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0, float("nan")], r"class_weights must be finite, not negative and not all 0; got \[1.0, nan\]"),
-        ([0.0, 0.0], "class_weights must be finite, not negative and not all 0"),
-        ([1.0, float("inf")], "class_weights must be finite"),
-        ([1.0, -1.0], "class_weights must be finite, not negative"),
+        ([1.0, float("nan")], r"class_weights must not be negative, infinite, NaN or all 0; got \[1.0, nan\]"),
+        ([0.0, 0.0], "class_weights must not be negative, infinite, NaN or all 0"),
+        ([1.0, float("inf")], "class_weights must not be negative, infinite"),
+        ([1.0, -1.0], "class_weights must not be negative"),
         ([[1.0, 2.0]], r"class_weights must be \(C,\), one per class; got shape \(1, 2\)"),
     ],
 )

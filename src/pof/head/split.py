@@ -279,7 +279,7 @@ class SplitModel(nn.Module):
                 f"the network's output depends on {name!r} beside the head {self.head_name!r}, so the head's logits"
                 f" do not stay its own; {_REMEDY}"
             )
-        self._unchecked = 0 if tell_apart(logits) else self._unchecked - 1
+        self._unchecked = 0 if tell_apart(logits) else max(0, self._unchecked - 1)
 
     def _disagreement(self, found: dict[int | str, Tensor], compared: dict[Any, tuple[bool, float]], z: Tensor) -> str:
         shape = f"the head {self.head_name!r} returned {tuple(z.shape)}"

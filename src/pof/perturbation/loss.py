@@ -108,7 +108,7 @@ def _checked(weights: Tensor | Sequence[float] | None) -> Tensor | None:
     if found.ndim != 1:
         raise ValueError(f"class_weights must be (C,), one per class; got shape {tuple(found.shape)}")
     if not bool(found.isfinite().all() and (found >= 0).all() and (found > 0).any()):
-        raise ValueError(f"class_weights must be finite, not negative and not all 0; got {found.tolist()}")
+        raise ValueError(f"class_weights must not be negative, infinite, NaN or all 0; got {found.tolist()}")
     return found
 
 

@@ -196,7 +196,7 @@ class DELTA(Regularizer):
 
     def open(self) -> None:
         """Put the hooks on the model again."""
-        if not self._handles:
+        if self._watched and not self._handles:
             pairs = zip(self._watched, self._recorders, strict=True)
             self._handles.extend(module.register_forward_hook(recorder) for module, recorder in pairs)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
 from pof._support.batches import Inputs, call, outputs_in
@@ -210,7 +211,9 @@ class Loop:
         finite = all(bool(parameter.isfinite().all()) for parameter in candidate.parameters())
         if finite and self.last is not None and self.last.size:
             with torch.no_grad(), evaluating(candidate), autocast(self.stepper.device, self.stepper.autocast):
-                found = outputs_in(call(candidate, self.last.inputs)).values()
+                # DDP would send buffers in a forward, which a process without samples does not run.
+                alone = candidate.module if isinstance(candidate, DistributedDataParallel) else candidate
+                found = outputs_in(call(alone, self.last.inputs)).values()
                 finite = all(bool(tensor.isfinite().all()) for tensor in found)
         self.last = None
         if not all(distributed.gather_objects(finite)):
