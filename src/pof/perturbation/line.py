@@ -86,7 +86,7 @@ class LinearLine:
             encoded = loss.encode(targets, logits)
             residual = logit_gradient(logits, encoded)
         gradient: HeadGradient | GramGradient
-        if pays(*features.shape, logits.shape[1]):
+        if pays(len(features), features.shape[1], logits.shape[1]):
             gradient, response = GramGradient.along(features, residual, bias=bias is not None)
         else:
             gradient = gradient_of(features, residual, bias=bias is not None)

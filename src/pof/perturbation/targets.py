@@ -143,12 +143,11 @@ def encode_targets(
         targets = targets if counted is None else targets.clamp_min(0)
         labels = targets.unsqueeze(1)
         if not label_smoothing:
-            if class_weights is None and counted is None:
-                return Labels(None, labels)
-            of_samples = counted if class_weights is None else class_weights.to(like)[targets]
-            if class_weights is not None and counted is not None:
-                of_samples = of_samples * counted
-            return Labels(_shares(of_samples), labels)
+            of_samples = counted
+            if class_weights is not None:
+                weights = class_weights.to(like)[targets]
+                of_samples = weights if counted is None else weights * counted
+            return Labels(None if of_samples is None else _shares(of_samples), labels)
         mass = torch.zeros_like(like).scatter_(1, labels, 1.0)
     elif targets.shape != like.shape:
         raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
