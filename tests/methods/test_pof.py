@@ -328,7 +328,7 @@ def test_bad_options_are_named() -> None:
         ({"batch_norm": "eval"}, "batch_norm must be one of batch, running, update"),
         ({"reference_size": 0}, "reference_size must be >= 1, or None for the whole mini-batch; got 0"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
-        ({"class_weights": torch.tensor([1.0, -1.0])}, "not negative"),
+        ({"class_weights": torch.tensor([1.0, -1.0])}, "must not be negative"),
         ({"loss": F.cross_entropy, "label_smoothing": 0.1}, "put them into your loss"),
     ):
         with pytest.raises(ValueError, match=message):
