@@ -62,7 +62,9 @@ def test_a_step_of_pof_and_of_head_ascent(network: Callable[[], nn.Module], step
         optimizer.step()
     plain, fresh, previous = pof.Finetune(model), pof.PoF(model), pof.PoF(model, features="previous")
     ascent = pof.HeadAscent(model)
-    previous(*batch(99))
+    for method in (plain, previous, ascent):
+        method(*batch(99))
+    fresh(*batch(99), *batch(98))
     for seed in range(100, 105):
         base = calls(plain, *batch(seed))
         assert calls(fresh, *batch(seed), *batch(seed + 50)) <= base + 80
@@ -80,7 +82,7 @@ def problem(device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_search(device: str) -> None:
-    """On the meta device the calls are those of an accelerator."""
-    given = problem(device)
-    assert calls(line_search, *given) <= 60
-    assert calls(reach, *given, 20.0) <= 60
+    """On the meta device the calls are those of an accelerator, whose labels may be ones to be ignored."""
+    given, most = problem(device), 60 if device == "cpu" else 70
+    assert calls(line_search, *given) <= most
+    assert calls(reach, *given, 20.0) <= most

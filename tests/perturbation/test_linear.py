@@ -254,6 +254,15 @@ def test_the_norm_of_a_large_head_keeps_its_digits() -> None:
     assert float(gradient_of(features, residual, bias=True).norm) == pytest.approx(float(exact), rel=1e-6)
 
 
+def test_labels_to_be_ignored_have_no_part_in_a_line() -> None:
+    network = split(nn.Sequential(nn.Identity(), nn.Linear(4, 3)).double())
+    torch.manual_seed(0)
+    features, targets = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, -100])
+    line, kept = (LinearLine.along(network, features[:n], targets[:n], CrossEntropy()) for n in (6, 5))
+    torch.testing.assert_close(line.norm, kept.norm)
+    torch.testing.assert_close(line.minimise().radius, kept.minimise().radius)
+
+
 def test_class_indices_out_of_range_are_named_along_a_line_too() -> None:
     network = split(nn.Sequential(nn.Identity(), nn.Linear(4, 3)))
     for wrong in (3, -1):

@@ -82,11 +82,11 @@ class LinearLine:
         try:
             residual = logit_gradient(logits, encoded)
         except RuntimeError:
-            # A class index out of range, most likely; asked for afterwards, that costs a step nothing.
-            loss.encode(targets, logits)
-            raise
+            # An index out of range, or one to be ignored: asked for afterwards, that costs other steps nothing.
+            encoded = loss.encode(targets, logits)
+            residual = logit_gradient(logits, encoded)
         gradient: HeadGradient | GramGradient
-        if pays(*features.shape, logits.shape[1]):
+        if pays(len(features), features.shape[1], logits.shape[1]):
             gradient, response = GramGradient.along(features, residual, bias=bias is not None)
         else:
             gradient = gradient_of(features, residual, bias=bias is not None)

@@ -182,7 +182,7 @@ def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSea
             turning = lead.item() < 0 or not size > 0
             if turning and size > 0:
                 moved = moved / size
-                weighted = encoded.weigh(moved)
+                weighted = moved if encoded.unequal is None else encoded.weigh(moved)
                 both = torch.stack([weighted, -weighted]).clamp_min_(0.0)
                 sides = _sums_along(torch.softmax, logits, moved, both)
                 root = crossing(lambda xi: (*sides(xi),), torch.finfo(logits.dtype).eps)
@@ -234,7 +234,7 @@ def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float
     with without_autocast(logits.device):
         moved = encoded.expectation(response) - response
         scale = torch.linalg.vector_norm(moved, torch.inf)
-        shares = encoded.weigh(encoded.distribution(logits)) / -len(logits)
+        shares = -encoded.weigh(encoded.distribution(logits))
         if _on_processor(logits):
             root, size = 0.0, scale.item()
             if size > 0:

@@ -54,8 +54,8 @@ class Targets(ABC):
         return values.mean() if self.unequal is None else values @ self.unequal
 
     def weigh(self, values: Tensor) -> Tensor:
-        """Values (N, C) times N w_n."""
-        return values if self.unequal is None else values * (len(values) * self.unequal.unsqueeze(1))
+        """Values (N, C) times w_n."""
+        return values / len(values) if self.unequal is None else values * self.unequal.unsqueeze(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def encode_targets(
     """Take any targets of ``F.cross_entropy``, (N,) or (N, C).
 
     With class indices the mean is over the class weights (C,) of the samples, with probabilities over N, as there.
-    Without ``check``, which reads values, an index out of range is found where it is used.
+    Without ``check``, which reads values, an index that is out of range or to be ignored fails where it is used.
 
     Returns:
         The targets, in dtype and on the device of the logits ``like`` (N, C).
@@ -138,14 +138,16 @@ def encode_targets(
     hard = not targets.is_floating_point()
     if hard:
         _check_indices(targets, n, c, values=check)
-        counted = (targets != IGNORED).to(like.dtype) if may_ignore(targets) else None
+        looks = check or targets.device.type != "cpu"
+        counted = (targets != IGNORED).to(like.dtype) if looks and may_ignore(targets) else None
         targets = targets if counted is None else targets.clamp_min(0)
         labels = targets.unsqueeze(1)
         if not label_smoothing:
-            if class_weights is None and counted is None:
-                return Labels(None, labels)
-            of_samples = like.new_ones(n) if class_weights is None else class_weights.to(like)[targets]
-            return Labels(_shares(of_samples if counted is None else of_samples * counted), labels)
+            of_samples = counted
+            if class_weights is not None:
+                weights = class_weights.to(like)[targets]
+                of_samples = weights if counted is None else weights * counted
+            return Labels(None if of_samples is None else _shares(of_samples), labels)
         mass = torch.zeros_like(like).scatter_(1, labels, 1.0)
     elif targets.shape != like.shape:
         raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
@@ -194,4 +196,4 @@ def cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
 @torch.no_grad()
 def logit_gradient(logits: Tensor, targets: Targets) -> Tensor:
     """Gradient (N, C) of the mean cross-entropy with respect to the logits (N, C): w_n (p_nc - P_nc)."""
-    return targets.weigh(targets.excess(torch.softmax(logits, dim=1))) / len(logits)
+    return targets.weigh(targets.excess(torch.softmax(logits, dim=1)))
