@@ -5,6 +5,8 @@ from pof import methods as methods
 from pof import models as models
 from pof import optim as optim
 from pof import regularizers as regularizers
+from pof.app.improve.deliver import improve as improve
+from pof.app.improve.result import ImproveResult as ImproveResult
 from pof.combine import estimate_statistics as estimate_statistics
 from pof.combine import interpolate as interpolate
 from pof.combine import soup as soup

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pof._support import precision
 from pof.app import job
 from pof.app.cli import main
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.run_folder import read_rows
+from pof.app.run_folder import read_config, read_rows
 from pof.data import eval_loader, train_loader
 from pof.methods import SharpnessAware
 from pof.training.evaluation import Metrics, evaluate
@@ -30,6 +31,7 @@ from tests.processes import Process, Stop, pof, python, start
 
 STRANGERS = "tests.strangers"
 SMALL = ["--data", "digits", "--model", "small-cnn", "--train_size", "100", "--batch_size", "20", "--lr", "0.05"]
+SMALL += ["--precision", "fp32"]  # whatever the processor is fast in
 # Five steps per epoch, each with dropout; a state in the middle of each epoch.
 RUN = ["train", *SMALL, "--model", f"{STRANGERS}:dropping", "--epochs", "2", "--checkpoint_every", "3"]
 METHODS = {
@@ -153,6 +155,20 @@ def test_resume_where_there_is_no_run_starts_one(whole: Any, tmp_path: Path) -> 
     assert_equal_runs(tmp_path / "run", whole("finetune"))
 
 
+@pytest.mark.parametrize(("native", "found"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_that_auto_found_is_written_down(
+    native: bool, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: native)
+    out = tmp_path / "run"
+    auto = ["--precision", "auto", "--epochs", "1", "--device", "cpu", "--out", str(out)]
+    assert main(["train", *SMALL, *auto]) == 0
+    assert read_config(out)["training"]["precision"] == found
+    assert json.loads((out / "environment.json").read_text())["precision"] == found
+    monkeypatch.setattr(precision, "has_bf16", lambda device: not native)
+    assert main(["train", *SMALL, *auto, "--resume"]) == 2
+
+
 # Divergence
 
 
@@ -227,7 +243,7 @@ BAD_INPUT = {
         "label 3 of sample 5 is out of range for 3 classes; labels are 0 to 2",
     ),
     "empty folder": (["--data", "empty"], "empty: no subfolders in it; an image folder has one subfolder"),
-    "class without images": (["--data", "hollow"], "hollow: Found no valid file for the class"),
+    "class without images": (["--data", "hollow"], "hollow: no image in it that can be read"),
     "one class only": (["--data", "single"], "single: only one class (cat); a classifier needs at least two"),
     "not a factory": (["--data", f"{STRANGERS}:Absent"], f"the module {STRANGERS!r} has no 'Absent'"),
     "batch larger than the data": (

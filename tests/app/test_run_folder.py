@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pof.app.run_folder import (
     Run,
     RunError,
     check_replaceable,
+    commit_of,
     content_of,
     environment,
     read_config,
@@ -193,7 +195,7 @@ def test_every_row_is_on_the_disk_before_the_state_is_saved(tmp_path: Path) -> N
     """A kill after a row was logged must not lose it, as the run may go on behind it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = opened(tmp_path, [])
+    run = opened(tmp_path, [], saved=False)
     for row in rows():
         run.log(row)
         written = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -273,6 +275,32 @@ def test_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
         read_config(tmp_path)
     assert read_rows(tmp_path) == []
+
+
+def test_the_commit_is_the_package_s_own(tmp_path: Path) -> None:
+    """Not that of the project in whose environment it is installed."""
+    project = tmp_path / "project"
+    (project / ".venv").mkdir(parents=True)
+    for name in ("mine.py", ".venv/pof.py"):
+        (project / name).touch()
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "mine.py"], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(project), *command], check=True)
+    assert commit_of(project / "mine.py") and commit_of(project / ".venv" / "pof.py") is None
+    assert commit_of(tmp_path / "nowhere.py") is None
+
+
+def test_lost_rows_are_said_and_damaged_ones_named(tmp_path: Path) -> None:
+    opened(tmp_path, rows())
+    file = tmp_path / "metrics.jsonl"
+    complete = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(complete[:3]))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl has lost 4 of the 6 steps before this one"):
+        resumed(tmp_path, 6)
+    for line in ("{broken}\n", '{"loss": 1}\n', "[{}]\n".replace("]", "}")):
+        file.write_text(complete[0] + line)
+        with pytest.raises(RunError, match=r"metrics\.jsonl, line 2 is damaged"):
+            read_rows(tmp_path)
 
 
 # Two writers, and what is not theirs

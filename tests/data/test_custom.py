@@ -227,6 +227,27 @@ def test_labels_that_are_no_classes(monkeypatch, kind):
         described(monkeypatch, Tabled(labels))
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "targets must be a tensor of class indices or probabilities; got NoneType"),
+        (0.5, "targets must be a tensor of class indices.*; got float"),
+        ("cat", r"targets are texts \('cat', ...\): give class indices"),
+        (torch.tensor([0.2, 0.8]), "labels must be class indices.*got torch.float32"),
+    ],
+)
+def test_items_with_labels_that_are_no_classes(label, message):
+    class Labelled(Plain):
+        def __getitem__(self, index: int):
+            return torch.zeros(1), label
+
+    with pytest.raises(ValueError, match=message):
+        labels_of(Labelled())
+    if not isinstance(label, torch.Tensor | None):
+        with pytest.raises(ValueError, match=r"labels must be class indices|targets are texts"):
+            labels_of(Plain(targets=[label] * 3))
+
+
 def test_another_order_of_classes_in_the_test_set(monkeypatch):
     with pytest.raises(DataError, match=r"classes of the training Dataset \(\('a', 'b'\)\) and of the test Dataset"):
         described(monkeypatch, Tabled([0, 1], ["a", "b"]), Tabled([0, 1], ["b", "a"]))

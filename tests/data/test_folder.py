@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pof._support.random import isolated
 from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, samples_of
@@ -42,8 +44,8 @@ def test_folder_without_test_images_is_split(tmp_path):
     assert load_data("folder", data_root=tmp_path / "set").name == "set"
 
 
-TRAIN = ("train", "Train", "TRAINING", "training_set", "train-data")
-VALIDATION = ("val", "Valid", "validation", "dev", "VAL", "validation_set")
+TRAIN = ("train", "Train", "TRAINING", "training_set", "train-data", "train2017")
+VALIDATION = ("val", "Valid", "validation", "dev", "VAL", "validation_set", "val2017")
 TEST = ("test", "Test", "Testing", "test_set", "TestImages")
 
 
@@ -102,7 +104,7 @@ def test_the_page_says_what_is_known():
     page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     names = [name for known in SPLITS.values() for name in known]
     assert set(names) <= {
-        re.sub(r"[-_ ]?(set|data|images)$", "", name.lower()) for name in (*TRAIN, *VALIDATION, *TEST)
+        re.sub(r"[-_ ]?(set|data|images)?\d*$", "", name.lower()) for name in (*TRAIN, *VALIDATION, *TEST)
     }
     for word in (*names, *(walk.IGNORED - {"System Volume Information"}), ".jpg", ".jfif"):
         assert f"`{word}`" in page
@@ -148,7 +150,7 @@ def test_files_that_are_not_read_are_counted_once(tmp_path):
     write_images(tmp_path, {"red": 5, "green": 5})
     for name in ("a.heic", "b.HEIC", "c.xml", "d"):
         (tmp_path / "red" / name).write_bytes(b"?")
-    with pytest.warns(UserWarning, match=": 4 files are left out, .*: 2 .heic, 1 .xml, 1 without an ending$") as said:
+    with pytest.warns(UserWarning, match=": files left out, .*: 2 .heic, 1 .xml, 1 without an ending$") as said:
         assert len(load_data("folder", data_root=tmp_path).train_labels) == 8
     assert len(said) == 1
 
@@ -270,6 +272,17 @@ def test_training_images_are_augmented_alike_for_any_workers(tmp_path):
     assert torch.equal(first.flatten(1).sum(1).sort().values, second.flatten(1).sum(1).sort().values)
 
 
+def test_the_data_can_be_sent_to_workers_that_are_not_forked(tmp_path):
+    data = load_data("folder", data_root=write_images(tmp_path, {"red": 5, "green": 5}), image_size=8)
+    for part in (data.train_set, data.test_set):
+        sent = pickle.loads(pickle.dumps(part))
+        with isolated(0):
+            image, label = sent[0]
+        with isolated(0):
+            assert torch.equal(image, part[0][0])
+        assert label == part[0][1]
+
+
 def test_subset_and_validation_part(tmp_path):
     data = load_data("folder", data_root=write_images(tmp_path, {"red": 10, "green": 10}), image_size=8)
     chosen = torch.tensor([0, 1, 10])
@@ -376,8 +389,9 @@ def test_missing_folder_and_options(tmp_path):
         load_data("folder")
     with pytest.raises(DataError, match="augment=cutout does not apply to the data set 'folder'"):
         load_data("folder", data_root=tmp_path, augment="cutout")
-    with pytest.raises(DataError, match="image_size is a number of pixels; got 0"):
-        load_data("folder", data_root=tmp_path, image_size=0)
+    for size in (0, 10**9):
+        with pytest.raises(DataError, match=f"image_size is a number of pixels from 1 to 8192; got {size}"):
+            load_data("folder", data_root=tmp_path, image_size=size)
 
 
 @pytest.mark.skipif(not DTD.exists(), reason="../shared/data/dtd10 is not there")

@@ -53,6 +53,18 @@ def test_formats(tmp_path, ending):
     assert apart == 0 if ending in LOSSLESS else apart < 25
 
 
+def test_the_first_of_several_pictures(tmp_path):
+    first, second = photograph(400, 320), photograph(400, 320).transpose(Image.Transpose.ROTATE_180)
+    for name, kind in (("x.jpg", "MPO"), ("x.gif", "GIF"), ("x.tif", "TIFF"), ("x.png", "PNG")):
+        first.copy().save(tmp_path / name, kind, save_all=True, append_images=[second.copy()])
+        assert numpy.abs(pixels(tmp_path / name).astype(int) - numpy.asarray(first)).mean() < 25
+    # What phones write is a JPEG by its first picture.
+    with opened(tmp_path / "x.jpg") as image:
+        assert image.format == "MPO"
+        small, scale = decode(image, 4.0)
+    assert (small.size, scale) == ((100, 80), 4)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_modes(tmp_path, mode):
     image = photograph(20, 10, mode=mode)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -141,6 +143,25 @@ def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(3)
     plain(batch(seed=0)[0])
     assert torch.equal(after, torch.rand(1))
+
+
+def test_a_layer_that_draws_from_python_or_numpy_leaves_their_generators_alone() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1.0 + random.random() + float(np.random.rand()))
+
+    draws = []
+    for reference in (batch(seed=1), batch(seed=2)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 6), Noisy(), nn.Linear(6, 4)).double()
+        random.seed(1)
+        np.random.seed(1)
+        pof.PoF(model, features="fresh")(*batch(seed=0), *reference)
+        draws.append((random.random(), float(np.random.rand())))
+    random.seed(1)
+    np.random.seed(1)
+    model(batch(seed=0)[0])
+    assert draws == [(random.random(), float(np.random.rand()))] * 2
 
 
 def test_separable_reference_leaves_the_step_unperturbed() -> None:

@@ -7,10 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof.perturbation.linear import cross_entropy, encode_targets, head_gradient, line_search, respond
+from pof.head.split import split
+from pof.perturbation.gram import GramGradient
+from pof.perturbation.line import LinearLine
+from pof.perturbation.linear import HeadGradient, gradient_of, head_gradient, line_search, reach, respond
+from pof.perturbation.loss import CrossEntropy
+from pof.perturbation.targets import cross_entropy, encode_targets, logit_gradient
 from tests.references import pof as twin
 
 PROBLEMS = 1000
@@ -163,13 +168,97 @@ def test_half_precision_and_autocast_are_computed_in_float32() -> None:
     assert head_gradient(features.bfloat16(), targets, weight, None).weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("chunk", [1, 10**9])
-def test_number_of_candidates_does_not_change_the_radius(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+@pytest.mark.parametrize("round_", [1, 2**22])
+@pytest.mark.parametrize("kind", ["hard", "smoothed", "weighted", "soft"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_accelerators_find_what_processors_find(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str, round_: int
+) -> None:
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    weights = torch.tensor([0.0, 0.5, 1.0, 3.0, 1.0]) if kind == "weighted" else None
+    for seed in range(5):
+        torch.manual_seed(seed)
+        logits, response, targets = 3 * torch.randn(24, 5).to(dtype), torch.randn(24, 5).to(dtype), torch.arange(24) % 5
+        if kind == "soft":
+            targets = _soft(targets, 5)
+        smoothing = 0.1 if kind == "smoothed" else 0.0
+        sides = response, -response, torch.zeros_like(response), response.abs() * F.one_hot(torch.arange(24) % 5, 5)
+        problems = [(logits, side, targets) for side in sides]
+        with monkeypatch.context() as patch:
+            found = []
+            for here in (True, False):
+                patch.setattr("pof.perturbation.linear._on_processor", lambda _, here=here: here)
+                patch.setattr("pof.perturbation.linear._ROUND", round_)
+                found.append(
+                    [line_search(*p, smoothing, class_weights=weights) for p in problems]
+                    + [reach(*p, 9.0, smoothing, class_weights=weights) for p in problems]
+                )
+        for one, other in zip(*found, strict=True):
+            assert bool(one.bounded) == bool(other.bounded)
+            torch.testing.assert_close(other.radius, one.radius, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(other.loss, one.loss, rtol=tolerance, atol=tolerance)
+
+
+def test_a_level_that_the_loss_does_not_rise_to_has_no_radius() -> None:
+    """The loss falls along the ray to log(2)."""
+    logits = torch.tensor([[0.0, 4.0, 4.0]])
+    found = reach(logits, torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([1]), 2.0)
+    assert not bool(found.bounded) and float(found.radius) == 0.0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gram_form_is_the_gradient(dtype: torch.dtype, scale: float, bias: bool) -> None:
     torch.manual_seed(0)
-    logits, response, targets = torch.randn(64, 10), torch.randn(64, 10), torch.randint(10, (64,))
-    before = line_search(logits, response, targets)
-    monkeypatch.setattr("pof.perturbation.linear._CPU_ROUND", chunk)
-    torch.testing.assert_close(line_search(logits, response, targets).radius, before.radius, rtol=1e-5, atol=0)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    features, other = torch.randn(6, 40).to(dtype) * scale, torch.randn(4, 40).to(dtype)
+    features[0] = 0.0
+    logits, encoded = torch.randn(6, 30).to(dtype), encode_targets(torch.arange(6), torch.empty(6, 30))
+    residual = logit_gradient(logits, encoded)
+    dense = gradient_of(features, residual, bias=bias)
+    gram, response = GramGradient.along(features, residual, bias=bias)
+    torch.testing.assert_close(gram.norm, dense.norm, rtol=tolerance, atol=0)
+    for given, mine in ((features, response), (other, gram.respond(other))):
+        expected = dense.respond(given)
+        torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", [1e-30, 0.0])
+def test_the_gram_form_of_tiny_and_zero_gradients(size: float) -> None:
+    torch.manual_seed(0)
+    features, residual = torch.randn(6, 40), torch.randn(6, 30)
+    whole, expected = GramGradient.along(features, residual, bias=True)
+    gram, response = GramGradient.along(features, residual * size, bias=True)
+    torch.testing.assert_close(response, expected if size else torch.zeros_like(expected))
+    torch.testing.assert_close(gram.norm / (size or 1.0), whole.norm if size else torch.zeros(()))
+
+
+@pytest.mark.parametrize(("samples", "few"), [(4, True), (5, False)])
+def test_the_form_is_chosen_by_its_operations(samples: int, few: bool) -> None:
+    """M (C + D) against C D: 5 * (10 + 10) = 10 * 10 is not less."""
+    network = split(nn.Sequential(nn.Identity(), nn.Linear(10, 10)).double())
+    torch.manual_seed(0)
+    features, targets = torch.randn(samples, 10, dtype=torch.float64), torch.arange(samples)
+    line = LinearLine.along(network, features, targets, CrossEntropy())
+    assert isinstance(line.gradient, GramGradient if few else HeadGradient)
+    dense = head_gradient(features, targets, network.weight.detach(), network.head.bias)  # type: ignore[arg-type]
+    assert float(line.norm) == pytest.approx(float(dense.norm), rel=1e-12)
+    torch.testing.assert_close(line.response, dense.respond(features), rtol=1e-12, atol=1e-12)
+
+
+def test_the_norm_of_a_large_head_keeps_its_digits() -> None:
+    torch.manual_seed(0)
+    features, residual = torch.randn(64, 1024), torch.randn(64, 512)
+    exact = gradient_of(features.double(), residual.double(), bias=True).norm
+    assert float(gradient_of(features, residual, bias=True).norm) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_class_indices_out_of_range_are_named_along_a_line_too() -> None:
+    network = split(nn.Sequential(nn.Identity(), nn.Linear(4, 3)))
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=f"class indices must be in \\[0, 2\\]; got values from .*{wrong}"):
+            LinearLine.along(network, torch.randn(2, 4), torch.tensor([0, wrong]), CrossEntropy())
 
 
 def test_no_value_is_read_back_on_an_accelerator() -> None:

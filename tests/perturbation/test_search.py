@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pof.perturbation.search import last_near, last_of
+from pof.perturbation.search import crossing, last_near, last_of
 
 
 @pytest.mark.parametrize("parts", [(4, 4), (7, 7), (29, 2), (32, 32)])
@@ -60,3 +60,24 @@ def test_from_a_guess_one_candidate_at_a_time(guess: float) -> None:
 @pytest.mark.parametrize(("holds", "last"), [(True, 0.1 * 2.0**40), (False, 0.1 * 0.5**40)])
 def test_a_guess_that_never_crosses_gives_up_after_forty_steps(holds: bool, last: float) -> None:
     assert last_near(lambda xi: holds, 0.1) == (last, False)
+
+
+@pytest.mark.parametrize("end", [1e-6, 0.3, 2.0, 777.7, 1e8])
+@pytest.mark.parametrize("kind", ["exponential", "line", "step", "flat, then steep"])
+def test_two_sides_are_equal_at_the_crossing(end: float, kind: str) -> None:
+    shapes = {
+        "exponential": lambda x: (math.exp(min(1 - x / end, 700)), 1.0),
+        "line": lambda x: (1.0, x / end),
+        "step": lambda x: (1.0, 0.999 if x < end else 1.001),
+        "flat, then steep": lambda x: (1.0, min(x / end, 1e4) ** 60),
+    }
+    asked: list[float] = []
+    found = crossing(lambda x: asked.append(x) or shapes[kind](x), 2**-52)  # type: ignore[func-returns-value]
+    assert found == pytest.approx(end, rel=1e-13)
+    assert len(asked) < (90 if kind == "step" else 45)
+
+
+def test_sides_that_never_or_always_differ() -> None:
+    assert crossing(lambda x: (1.0, 1.0), 1e-7) == crossing(lambda x: (1.0, 2.0), 1e-7) == 0.0
+    assert crossing(lambda x: (math.nan, 1.0), 1e-7) == 0.0
+    assert crossing(lambda x: (1.0, 0.0), 1e-7) == math.inf

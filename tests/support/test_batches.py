@@ -26,7 +26,7 @@ def test_class_indices_of_any_kind_become_int64(dtype, shape):
 
 def test_what_is_right_or_belongs_to_a_custom_loss_is_handed_on():
     multi_hot = torch.tensor([[1, 1, 0], [0, 0, 1]], dtype=torch.int32)
-    for targets in (Y, torch.rand(6, 3), torch.rand(6, 1), multi_hot, torch.zeros(2, 1, 4, 4).byte(), {"y": Y}):
+    for targets in (Y, torch.rand(6, 3), torch.rand(6, 1), multi_hot, torch.zeros(2, 1, 4, 4).byte()):
         assert unpack((X, targets))[1] is targets
 
 
@@ -36,6 +36,8 @@ def test_arrays_and_lists_of_a_custom_collate():
     assert torch.equal(unpack((X, list(Y)))[1], Y)
     with pytest.raises(ValueError, match=r"targets are texts \('cat', ...\): give class indices, integers from 0"):
         unpack((X, ["cat", "dog"] * 3))
+    with pytest.raises(ValueError, match="targets must be a tensor of class indices or probabilities; got dict"):
+        unpack((X, {"y": Y}))
 
 
 def test_integer_rows_are_one_hot_or_refused():
@@ -63,15 +65,28 @@ KINDS = {
 @pytest.mark.parametrize("method", [pof.Finetune, pof.PoF, pof.HeadAscent])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_label_gives_the_loss_of_class_indices(kind, method):
-    losses = []
+    losses, weights = [], []
     for targets in (Y, KINDS[kind]):
-        out = method(net(), class_weights=torch.tensor([0.1, 2.0]))(
-            X, targets, *((X, targets) if method is pof.PoF else ())
-        )
+        step = method(net(), class_weights=torch.tensor([0.1, 2.0]))
+        out = step(X, targets, *((X, targets) if method is pof.PoF else ()))
         out.loss.backward()
         losses.append(out.loss.detach())
+        weights.append(step.weight_of(targets))
     assert torch.equal(*losses)
+    assert torch.equal(*weights)
     assert pof.evaluate(net(), [(X, KINDS[kind])]) == pof.evaluate(net(), [(X, Y)])
     features, weight, bias = torch.randn(6, 5), torch.randn(2, 5), torch.zeros(2)
     given, wanted = (pof.head_gradient(features, targets, weight, bias).weight for targets in (KINDS[kind], Y))
     assert torch.equal(given, wanted)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.uint16, "column"])
+def test_regularisers_take_every_kind_of_integer(kind):
+    targets = Y[:, None].int() if kind == "column" else Y.to(kind)
+    states = []
+    for given in (Y, targets):
+        adarand = pof.regularizers.AdaRand(torch.zeros(2, 4), torch.ones(2, 4))
+        penalty = adarand(X, given)
+        adarand.update(X, given)
+        states.append([penalty, *adarand.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True) if isinstance(a, torch.Tensor))

@@ -25,7 +25,7 @@ def lock(folder: Path) -> Callable[[], None]:
     """Keep other processes out of a folder until the returned function is called, or say at once who is in it.
 
     The lock is this process's own, not its children's: workers that outlive a kill for seconds keep nobody out.
-    Windows is not guarded.
+    Windows, and file systems without locks, are not guarded.
     """
     try:
         fcntl = import_module("fcntl")
@@ -34,25 +34,24 @@ def lock(folder: Path) -> Callable[[], None]:
     path = folder / LOCK
     with naming(path):
         while True:
-            file = path.open("a+", encoding="utf-8")
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                holder = os.read(file, 200).decode() or "another process"
+                os.close(file)
                 if error.errno not in {errno.EACCES, errno.EAGAIN}:
-                    raise
-                file.seek(0)
-                raise LockedError(
-                    f"{folder} is in use by {file.read() or 'another process'}: stop it, or wait"
-                ) from None
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return lambda: None
+                raise LockedError(f"{folder} is in use by {holder}: stop it, or wait") from None
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 break
-            file.close()  # its holder removed it between the two calls
-        file.truncate(0)
-        print(f"process {os.getpid()} of {socket.gethostname()}", end="", file=file, flush=True)
+            os.close(file)  # its holder removed it between the two calls
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} of {socket.gethostname()}".encode())
 
     def release() -> None:
         path.unlink(missing_ok=True)
-        file.close()
+        os.close(file)
 
     return release
 
@@ -75,10 +74,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def append(path: Path, content: bytes) -> None:
-    """Write ``content`` at the end of a file, which is made if it is not there."""
+def append(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write ``content`` at the end of a file, which is made if it is not there; with ``sync`` all of it to the disk."""
     with naming(path), path.open("ab") as file:
         file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -23,8 +23,10 @@ def find_precision(asked: str, device: torch.device) -> Precision:
     if asked == "auto":
         return "bf16" if has_bf16(device) else "fp32"
     if asked == "bf16" and device.type == "cpu" and not has_bf16(device):
-        message = "this processor emulates bf16, which can be 14 times slower than fp32: --precision fp32 or auto"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(
+            "this processor emulates bf16, which can be 14 times slower than fp32: --precision fp32 or auto",
+            stacklevel=1,  # the same place each time, so that it is said once
+        )
     return cast(Precision, asked)
 
 
@@ -33,8 +35,9 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         # Torch 2.6 has the private names only.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    asked = getattr(torch.get_device_module(device), "is_bf16_supported", None)
-    if asked is None:
+    module = torch.get_device_module(device)
+    asked = getattr(module, "is_bf16_supported", None)
+    if asked is None or not module.is_available():
         return False
     return bool(asked(including_emulation=False) if device.type == "cuda" else asked())
 
@@ -53,7 +56,8 @@ def float32_products(device: torch.device, precision: Literal["highest", "high"]
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
     """Find the dtype that tensors are computed in together: one that holds them all, float32 at least."""
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    dtypes = {tensor.dtype for tensor in tensors}
+    return torch.float32 if dtypes == {torch.float32} else reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Run the body in the dtypes of its tensors, whatever autocast and TF32 do outside; also without autocast."""
-    if not torch.amp.is_autocast_available(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":

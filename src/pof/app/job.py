@@ -94,7 +94,7 @@ def _train(
         config[CONTENT] = content
     loaded = load(data)
     splits = split(loaded, data)
-    batches = _training_batches(loaded, splits, data, training, device, (rank, world))
+    batches = training_batches(loaded, splits, data, training, device, (rank, world))
     torch.manual_seed(training.seed + rank)
     network = load_network(model, loaded)
     if training.freeze_head:
@@ -119,8 +119,8 @@ def _train(
     if result.stopped == "interrupted":
         return JobResult(Path(run.out), result, None, None)
     test = evaluating("test")
-    before = None if incoming is None else evaluate(incoming.to(device), test)
-    after = evaluate(network, test)
+    before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
+    after = evaluate(network, test, head=model.head)
     if folder is not None:
         folder.finish(network, _figures(result, before, after))
     return JobResult(Path(run.out), result, before, after)
@@ -154,13 +154,13 @@ def _fit(
     )
 
 
-def _training_batches(
+def training_batches(
     loaded: Data,
     splits: Splits,
     data: DataOptions,
     training: TrainOptions,
     device: torch.device,
-    place: tuple[int, int],
+    place: tuple[int, int] = (0, 1),
 ) -> TensorLoader | DatasetLoader:
     """The mini-batches that this process (rank, number of processes) trains with."""
     return train_loader(

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -95,7 +96,10 @@ class Run:
         if self._start is not None:
             self._begin(self._start)
             self._start = None
-        append(self._metrics, (json.dumps(row) + "\n").encode())
+        every = self._config.get("training", {}).get("checkpoint_every")
+        # A state is saved after these: what it counts as done is on the disk before it.
+        saved = row["event"] != "step" or (every is not None and row["step"] % every == 0)
+        append(self._metrics, (json.dumps(row) + "\n").encode(), sync=saved)
         if self._board is not None:
             with naming(self.folder / "tensorboard"):
                 self._show(self._board, row)
@@ -138,6 +142,13 @@ class Run:
 
     def _rewind(self, start: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
         kept = [row for row in rows if row["event"] in {"step", "epoch"} and row[row["event"]] <= start[row["event"]]]
+        missing = start["step"] - sum(row["event"] == "step" for row in kept)
+        if missing > 0:
+            warnings.warn(
+                f"{self._metrics} has lost {missing} of the {start['step']} steps before this one: the run goes on, its"
+                " figures have a gap",
+                stacklevel=2,
+            )
         with replacing(self._metrics) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
@@ -200,7 +211,17 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of metrics.jsonl of a run; a line that a kill cut short is left out."""
     path = Path(folder) / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    return [_row(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.endswith("}\n")]
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"event", "step", "epoch"} <= row.keys():
+        raise RunError(f"{where} is damaged: it is no row of a run's log")
+    return row
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -252,10 +273,15 @@ def _commit() -> str | None:
 
     Asked once: what is imported stays what it was when the checkout moves on.
     """
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    return commit_of(Path(__file__).resolve())
+
+
+def commit_of(file: Path) -> str | None:
+    """The commit that a file is of; None if no repository tracks it, as in the environment inside of a project."""
+    asked = (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty", "--abbrev=12"])
+    options: Any = {"capture_output": True, "text": True, "check": False, "timeout": 10}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        tracked, described = (subprocess.run(["git", "-C", file.parent, *each], **options) for each in asked)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return (described.stdout.strip() or None) if tracked.returncode == 0 else None

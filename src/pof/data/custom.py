@@ -54,9 +54,9 @@ def _names(dataset: Any) -> tuple[str, ...]:
 
 def _counted(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     """Without names there are as many classes as the largest label says, and each of them has a sample."""
-    found, largest = torch.cat([train, test]).unique(), int(train.max())
-    if int(found[0]) >= 0 and len(found) <= largest:
-        shown = ", ".join(str(int(label)) for label in found[:5]) + (", ..." if len(found) > 5 else "")
+    found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
+    if found[0] >= 0 and len(found) <= largest:
+        shown = ", ".join(str(label) for label in found[:5]) + (", ..." if len(found) > 5 else "")
         raise DataError(
             f"{name}: labels are {shown}, which would make {largest + 1} classes, {largest + 1 - len(found)} of them"
             " empty: count classes from 0 without gaps (torch.unique(labels, return_inverse=True) does), or give the"
@@ -79,15 +79,15 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
             if isinstance(stored, Sized) and len(stored) == size:
                 return _indices(stored)
     with preserved():
-        return _indices([torch.as_tensor(unpack(dataset[i])[1]).squeeze() for i in range(size)])
+        return _indices([unpack(dataset[index])[1].squeeze() for index in range(size)])
 
 
 def _indices(labels: Any) -> Tensor:
     """Class indices, (N,) int64, of labels as a Dataset may have them."""
-    if not isinstance(labels, Tensor):
-        listed = isinstance(labels, list) and isinstance(labels[0], Tensor)
-        labels = torch.stack(labels) if listed else class_targets(labels)
-    found = class_targets(labels, labels.shape[1] if labels.ndim == 2 else None)
+    if isinstance(labels, list) and labels and isinstance(labels[0], Tensor):
+        labels = torch.stack(labels)
+    found: Tensor = torch.as_tensor(class_targets(labels))
+    found = class_targets(found, found.shape[1] if found.ndim == 2 else None)
     if found.dtype != torch.int64 or found.ndim != 1:
         raise DataError(
             f"labels must be class indices, integers from 0, one per sample; got {found.dtype} {tuple(found.shape)}"

@@ -27,13 +27,13 @@ from pof.data.images import Prepare, is_image, opened
 from pof.data.stratified import split_validation
 from pof.data.walk import Walk, listed
 
-IMAGE_SIZE = 224
+IMAGE_SIZE, MAX_IMAGE_SIZE = 224, 8192
 SPLITS: dict[DataSplit, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-"""Names of folders, which may be followed by ``set``, ``data``, ``images`` or ``split``."""
+"""Names of folders, which may be followed by ``set``, ``data``, ``images`` or ``split``, and by a number."""
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
 Sample = tuple[str, int]
@@ -64,8 +64,8 @@ def folder_data(
     augment: Literal["default", "none"] = "default",
 ) -> LazyData:
     """Describe an image folder by the names of its files; ``augment="none"`` treats training images like the others."""
-    if image_size < 1:
-        raise DataError(f"image_size is a number of pixels; got {image_size}")
+    if not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise DataError(f"image_size is a number of pixels from 1 to {MAX_IMAGE_SIZE}; got {image_size}")
     if not os.path.isdir(root):
         raise DataError(f"no such folder: {root}")
     if root.resolve() == Path(root.resolve().anchor):
@@ -138,7 +138,7 @@ def _splits(root: Path) -> tuple[dict[DataSplit, Path], list[str]]:
 
 
 def _role(name: str) -> DataSplit | None:
-    bare = re.sub(r"(?<=.)[-_ ]?(set|data|images|split)$", "", name.lower())
+    bare = re.sub(r"(?<=.)[-_ ]?(set|data|images|split)?[-_ ]?\d*$", "", name.lower())
     return next((role for role, names in SPLITS.items() if bare in names), None)
 
 

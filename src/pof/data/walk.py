@@ -22,7 +22,8 @@ def listed(folder: str | os.PathLike[str]) -> tuple[list[os.DirEntry[str]], list
     """Folders and other entries of a folder, each by name; without what is hidden."""
     with _naming(folder), os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in IGNORED]
-    folders, files = [], []
+    folders: list[os.DirEntry[str]] = []
+    files: list[os.DirEntry[str]] = []
     for entry in sorted(visible, key=lambda entry: entry.name):
         (folders if _is(entry.is_dir) else files).append(entry)
     return folders, files
@@ -107,4 +108,4 @@ class Walk:
         """What was left out, in words; empty if nothing was."""
         kinds = ", ".join(f"{count} {end}" for end, count in self.others.most_common(6))
         more = ", ..." if len(self.others) > 6 else ""
-        return kinds and f"{self.others.total()} files are left out, as no images that are read here: {kinds}{more}"
+        return kinds and f"files left out, as no images that are read here: {kinds}{more}"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pof.flatness import plots
 from pof.flatness._measure import Progress, Stored, hard_labels, measuring, read, report, store
 from pof.head.split import SplitModel, split
-from pof.perturbation.linear import encode_targets, head_gradient, logit_gradient
+from pof.perturbation.linear import head_gradient
+from pof.perturbation.targets import encode_targets, logit_gradient
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

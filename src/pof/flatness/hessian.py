@@ -34,8 +34,9 @@ from pof.flatness._measure import (
     weights_of,
 )
 from pof.head.split import SplitModel, split
-from pof.perturbation.linear import encode_targets, respond
+from pof.perturbation.linear import respond
 from pof.perturbation.loss import weight_of
+from pof.perturbation.targets import encode_targets
 
 Parameters = Literal["head", "all"]
 
@@ -87,7 +88,8 @@ def hessian_operator(
     stored = store(parts.features_and_logits, chain([first], data))
     smoothing, class_weights = options
     encoded = encode_targets(stored.targets, stored.logits, smoothing, class_weights=class_weights)
-    return head_operator(stored.features, stored.logits, parts.bias is not None, encoded.weights, tuple(names))
+    weights = encoded.weights(stored.logits)
+    return head_operator(stored.features, stored.logits, parts.bias is not None, weights, tuple(names))
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from pof.flatness import plots
 from pof.flatness._measure import Progress, measuring, read, store
 from pof.head.split import split
 from pof.perturbation.line import LinearLine
-from pof.perturbation.linear import LineSearch
 from pof.perturbation.loss import CrossEntropy
 
 if TYPE_CHECKING:
@@ -136,7 +135,8 @@ def radius_distribution(
                 line = given[i % len(given)].over(data.features, data.logits, data.targets, loss)
             else:
                 line = LinearLine.along(parts, data.features, data.targets, loss)
-            found.append((data.sizes[0], line.norm, line.minimise()))
+            search = line.minimise()
+            found.append((data.sizes[0], line.norm, search.radius, search.bounded))
             if direction == "train" and not given:
                 kept.append(line)
         return _radii(found)
@@ -183,13 +183,13 @@ def suggested_gamma(distribution: RadiusDistribution, *, resamples: int = 1000, 
     return SuggestedGamma(distribution.ratio, low, high)
 
 
-def _radii(found: list[tuple[int, Tensor, LineSearch]]) -> Radii:
+def _radii(found: list[tuple[int, Tensor, Tensor, Tensor]]) -> Radii:
     size = found[0][0]
-    kept = [(norm, search) for n, norm, search in found if n == size]
+    norms, radii, bounded = zip(*(rest for n, *rest in found if n == size), strict=True)
     return Radii(
-        radius=torch.stack([search.radius for _, search in kept]).double().cpu(),
-        bounded=torch.stack([search.bounded for _, search in kept]).cpu(),
-        gradient_norm=torch.stack([norm for norm, _ in kept]).double().cpu(),
+        radius=torch.stack(radii).double().cpu(),
+        bounded=torch.stack(bounded).cpu(),
+        gradient_norm=torch.stack(norms).double().cpu(),
         batch_size=size,
     )
 

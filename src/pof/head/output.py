@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,29 +58,28 @@ def tell_apart(logits: Tensor) -> bool:
     return bool(logits.numel()) and float(logits.detach().float().std(correction=0)) > 0
 
 
-def beside(output: Tensor, logits: Tensor) -> list[nn.Parameter]:
-    """Find the trained parameters that reach a network's output without passing the head.
+def beside(output: Tensor, logits: Tensor) -> set[nn.Parameter]:
+    """Find the trained parameters on which a network's output depends and the head's logits do not.
 
     Args:
         output: of the network, with graph.
-        logits: a copy (``clone``) of what the head returned in this forward.
+        logits: what the head returned in this forward, with graph.
 
     Returns:
-        A temperature that is still 1, a second branch that is still 0: they change nothing yet.
+        Such as a temperature that is still 1 or a second branch that is still 0: they change nothing yet.
     """
-    if output.grad_fn is None or logits.grad_fn is None:
-        return []
-    seen = {logits.grad_fn, logits.grad_fn.next_functions[0][0]}
-    found, waiting = [], [output.grad_fn]
+    return _leaves(output) - _leaves(logits) if logits.grad_fn is not None else set()
+
+
+def _leaves(tensor: Tensor) -> set[Any]:
+    seen: set[Any] = {None}
+    waiting = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        waiting += [before for before, _ in node.next_functions]
-    return found
+        if node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]  # type: ignore[union-attr]
+    return {node.variable for node in seen if hasattr(node, "variable")}
 
 
 def _rounding(*tensors: Tensor) -> float:

@@ -81,11 +81,12 @@ def possible_heads(module: nn.Module) -> list[str]:
     lone = len(children) == 1 and next(module.parameters(recurse=False), None) is None
     if children and (lone or isinstance(module, nn.Sequential)):
         name, child = children[-1]
-        return [name] if is_layer(child) else [f"{name}.{inner}" for inner in possible_heads(child)]
+        ends = is_layer(child) or has_base_layer(child)
+        return [name] if ends else [f"{name}.{inner}" for inner in possible_heads(child)]
     # A usual name decides, if no other end comes after it; without one, the only end must be the last of all.
-    found = without_auxiliary(open_ends(module))
+    found = list(dict.fromkeys(around(module, name) for name in without_auxiliary(open_ends(module))))
     usual = [name for name in found if name.split(".")[0] in _USUAL_NAMES]
-    last = without_auxiliary([name for name, _ in owners(module)])[-1:]
+    last = [around(module, name) for name in without_auxiliary([name for name, _ in owners(module)])[-1:]]
     return usual if usual[-1:] == found[-1:] else found if last == found[-1:] else []
 
 
@@ -158,7 +159,7 @@ def around(model: nn.Module, name: str) -> str:
     for end in range(len(parts) - 1, 0, -1):
         outer = ".".join(parts[:end])
         module = model.get_submodule(outer)
-        if isinstance(getattr(module, "base_layer", None), nn.Module):
+        if has_base_layer(module):
             return outer
         if parts[end - 1] not in _USUAL_NAMES or isinstance(module, _CONTAINERS):
             continue
@@ -167,6 +168,11 @@ def around(model: nn.Module, name: str) -> str:
         if len(set(sizes)) < len(sizes) or next(_loose_parameters(module), None) is not None:
             return outer
     return name
+
+
+def has_base_layer(module: nn.Module) -> bool:
+    """Tell an adapter in the way of peft."""
+    return isinstance(getattr(module, "base_layer", None), nn.Module)
 
 
 def _loose_parameters(module: nn.Module) -> Iterator[nn.Parameter]:

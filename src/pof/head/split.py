@@ -64,7 +64,8 @@ def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> 
         reason = f"head={head!r} has no parameters" if matches else f"there is no module {head!r}"
         candidates = all_layers(model)
         raise HeadNotFoundError(f"{type(model).__name__}: {reason}; {describe_choice(candidates)}", candidates)
-    return SplitModel(model, matches[0], exact=exact)
+    inner = isinstance(getattr(model.get_submodule(matches[0]), "_orig_mod", None), nn.Module)
+    return SplitModel(model, f"{matches[0]}._orig_mod" if inner else matches[0], exact=exact)
 
 
 class SplitModel(nn.Module):
@@ -271,14 +272,14 @@ class SplitModel(nn.Module):
         if not places:
             raise ValueError(self._disagreement(found, compared, logits))
         self._place = places[0]
-        others = set(beside(found[self._place], returned))
+        others = beside(found[self._place], returned)
         if others:
-            names = [name for name, parameter in self.model.named_parameters() if parameter in others]
+            name = next((name for name, p in self.model.named_parameters() if p in others), "a parameter")
             raise ValueError(
-                f"the network's output depends on {names[0]!r} beside the head {self.head_name!r}, so the head's logits"
+                f"the network's output depends on {name!r} beside the head {self.head_name!r}, so the head's logits"
                 f" do not stay its own; {_REMEDY}"
             )
-        self._unchecked = 0 if tell_apart(logits) else self._unchecked - 1
+        self._unchecked = 0 if tell_apart(logits) else max(0, self._unchecked - 1)
 
     def _disagreement(self, found: dict[int | str, Tensor], compared: dict[Any, tuple[bool, float]], z: Tensor) -> str:
         shape = f"the head {self.head_name!r} returned {tuple(z.shape)}"

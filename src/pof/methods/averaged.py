@@ -63,6 +63,11 @@ class Averaged(Method):
         """As the inner method counts."""
         return self.method.weight_of(targets)
 
+    @property
+    def head_name(self) -> str:
+        """That of the inner method."""
+        return self.method.head_name
+
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Make the inner method's optimizer."""
         return self.method.build_optimizer(base, **options)

@@ -79,6 +79,11 @@ class Method(nn.Module, ABC):
         """The user's model itself."""
         return self.network.model
 
+    @property
+    def head_name(self) -> str:
+        """Qualified name of the head in the user's model."""
+        return self.network.head_name
+
     def candidate(self) -> nn.Module:
         """The network that is validated and delivered.
 

@@ -85,16 +85,19 @@ class HeadAscent(Method):
     ) -> HeadAscentOutput:
         """Radius and loss at the perturbed head of the mini-batch itself; a reference mini-batch is not used."""
         features, logits = features_and_logits(self.network, inputs)
-        perturbed, radius, norm = logits, logits.new_zeros(()), logits.new_zeros(())
+        plain = logits.detach()
         if self.training and self.level:
             seen, labels = distributed.gather_rows(features.detach(), targets)
-            line = along_head_gradient(self.network, seen, labels, self.loss)
+            known = None if distributed.active() else plain
+            line = along_head_gradient(self.network, seen, labels, self.loss, known)
             norm, radius = line.norm, line.reach(self.level * math.log(logits.shape[1])).radius
             perturbed = line.logits(features, logits, -radius)
-        clean = mean_loss(self.loss, logits.detach(), targets)
+        else:
+            perturbed, radius, norm = logits, logits.new_zeros(()), logits.new_zeros(())
+        clean = mean_loss(self.loss, plain, targets)
         return HeadAscentOutput(
             loss=mean_loss(self.loss, perturbed, targets),
-            logits=logits.detach(),
+            logits=plain,
             metrics={"radius": radius, "clean_loss": clean, "gradient_norm": norm},
             radius=radius,
             gradient_norm=norm,

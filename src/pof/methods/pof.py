@@ -139,14 +139,15 @@ class PoF(Method):
             # Gathered at once: every process then holds the same state, which a checkpoint saves once.
             used = slice(self.reference_size)
             self._previous = distributed.gather_rows(features.detach()[used], targets[used])  # type: ignore[assignment]
-        perturbed, expansion, norm, radius = logits, 0.0, logits.new_zeros(()), logits.new_zeros(())
-        bounded = torch.ones_like(radius, dtype=torch.bool)
-        if reference is not None:
-            line = along_head_gradient(self.network, *reference, self.loss)
+        if reference is None:
+            perturbed, expansion, norm, radius = logits, 0.0, logits.new_zeros(()), logits.new_zeros(())
+            bounded = torch.ones_like(radius, dtype=torch.bool)
+        else:
+            seen, labels, known = reference
+            line = along_head_gradient(self.network, seen, labels, self.loss, known)
             search, expansion = line.minimise(), self._draw_expansion()
             norm, radius, bounded = line.norm, search.radius, search.bounded
-            if expansion:
-                perturbed = line.logits(features, logits, expansion * radius)
+            perturbed = line.logits(features, logits, expansion * radius) if expansion else logits
         return PoFOutput(
             loss=mean_loss(self.loss, perturbed, targets),
             logits=logits.detach(),
@@ -158,14 +159,16 @@ class PoF(Method):
             expansion=expansion,
         )
 
-    def _reference(self, inputs: Inputs | None, targets: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Features and targets of B over all ranks, or None where this step has no perturbation."""
+    def _reference(self, inputs: Inputs | None, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Features, targets and logits (where known) of B over all ranks, or None where there is no perturbation."""
         if self.features == "previous":
-            return self._previous if self.training else None
+            return (*self._previous, None) if self.training and self._previous else None
         if inputs is not None and targets is not None:
             if self.reference_size is not None:
                 inputs, targets = first_samples(inputs, targets, self.reference_size)
-            return distributed.gather_rows(self._fresh_features(inputs), targets)  # type: ignore[return-value]
+            features, logits = self._fresh(inputs)
+            features, targets = distributed.gather_rows(features, targets)
+            return features, targets, None if distributed.active() else logits
         if self.training or inputs is not None or targets is not None:
             raise ValueError(
                 "features='fresh' needs a second mini-batch in every training step: call"
@@ -174,14 +177,15 @@ class PoF(Method):
         return None
 
     @torch.no_grad()
-    def _fresh_features(self, inputs: Inputs) -> Tensor:
+    def _fresh(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         modes = {"batch": frozen_statistics, "running": running_statistics}
         device = next(self.network.parameters()).device
-        with isolated(draw_seed(self._generator), device), without_cast_cache(device):
+        torch_only = _draws_from_torch_only(self.network.model)
+        with isolated(draw_seed(self._generator), device, torch_only=torch_only), without_cast_cache(device):
             if self.batch_norm == "update":
-                return self.network.features(inputs)
+                return features_and_logits(self.network, inputs)
             with modes[self.batch_norm](self.network.model):
-                return self.network.features(inputs)
+                return features_and_logits(self.network, inputs)
 
     def _draw_expansion(self) -> float:
         if self.sampling == "fixed":
@@ -198,3 +202,8 @@ class PoF(Method):
         device = next(self.network.parameters()).device
         previous = state["previous"]
         self._previous = None if previous is None else (previous[0].to(device), previous[1].to(device))
+
+
+def _draws_from_torch_only(model: nn.Module) -> bool:
+    """Whether every layer is known to draw from no generator of Python or NumPy; custom ones may."""
+    return all(type(m).__module__.startswith(("torch.", "torchvision.", "pof.models.")) for m in model.modules())

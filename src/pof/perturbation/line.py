@@ -29,11 +29,10 @@ from pof._support.distributed import call_with, whole
 from pof._support.modules import evaluating, frozen_statistics
 from pof._support.precision import wide_dtype
 from pof.head.split import SplitModel
+from pof.perturbation.gram import GramGradient, pays
 from pof.perturbation.linear import (
     HeadGradient,
     LineSearch,
-    Targets,
-    cross_entropy,
     gradient_of,
     level_along,
     minimum_along,
@@ -41,6 +40,7 @@ from pof.perturbation.linear import (
 )
 from pof.perturbation.loss import CrossEntropy, LossFunction
 from pof.perturbation.search import last_of
+from pof.perturbation.targets import Targets, cross_entropy, logit_gradient
 
 # For any head: radii between 2^-10 and 2^4 times the head's norm, then to 2^-16 of the octave.
 _EXPONENTS, _HALVINGS = (-10, 4), 16
@@ -50,30 +50,53 @@ _EXPONENTS, _HALVINGS = (-10, 4), 16
 class LinearLine:
     """For a linear head and the cross-entropy: loss(amount) = mean CE(Z - amount * R, y)."""
 
-    norm: Tensor
-    gradient: HeadGradient
+    gradient: HeadGradient | GramGradient
     base: Tensor
     """(N, C), Z."""
     response: Tensor
     """(N, C), R, to g_hat."""
     targets: Targets
 
+    @property
+    def norm(self) -> Tensor:
+        """||g||, scalar."""
+        return self.gradient.norm
+
     @classmethod
     @torch.no_grad()
-    def along(cls, network: SplitModel, features: Tensor, targets: Tensor, loss: CrossEntropy) -> Self:
+    def along(
+        cls,
+        network: SplitModel,
+        features: Tensor,
+        targets: Tensor,
+        loss: CrossEntropy,
+        logits: Tensor | None = None,
+    ) -> Self:
         """As :func:`along_head_gradient`; half precision is computed in float32."""
         weight, bias = network.weight, network.bias
         dtype = wide_dtype(features, weight)
         features = features.to(dtype)
-        base = respond(features, weight.to(dtype), None if bias is None else bias.to(dtype))
-        encoded = loss.encode(targets, base)
-        gradient = gradient_of(features, base, encoded, bias=bias is not None)
-        return cls(gradient.norm, gradient, base, respond(features, gradient.weight, gradient.bias), encoded)
+        if logits is None or logits.dtype != dtype:
+            logits = respond(features, weight.to(dtype), None if bias is None else bias.to(dtype))
+        encoded = loss.encode(targets, logits, check=False)
+        try:
+            residual = logit_gradient(logits, encoded)
+        except RuntimeError:
+            # A class index out of range, most likely; asked for afterwards, that costs a step nothing.
+            loss.encode(targets, logits)
+            raise
+        gradient: HeadGradient | GramGradient
+        if pays(*features.shape, logits.shape[1]):
+            gradient, response = GramGradient.along(features, residual, bias=bias is not None)
+        else:
+            gradient = gradient_of(features, residual, bias=bias is not None)
+            response = gradient.respond(features)
+        return cls(gradient, logits, response, encoded)
 
     @torch.no_grad()
     def over(self, features: Tensor, logits: Tensor, targets: Tensor, loss: CrossEntropy) -> Self:
         """The same direction, with the loss of other samples: features (N, D), logits (N, C) in the dtype wanted."""
-        response = respond(features, self.gradient.weight, self.gradient.bias).to(logits.dtype)
+        response = self.gradient.respond(features).to(logits.dtype)
         return replace(self, base=logits, response=response, targets=loss.encode(targets, logits))
 
     def loss_at(self, amount: Tensor | float) -> Tensor:
@@ -94,7 +117,7 @@ class LinearLine:
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
         """Logits (N, C) at theta - amount * g_hat, from features (N, D) and the logits (N, C) at theta, with graph."""
-        return logits - amount * respond(features, self.gradient.weight, self.gradient.bias)
+        return torch.addcmul(logits, self.gradient.respond(features), amount, value=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +180,7 @@ class ModuleLine:
         found, bounded = self._last_of(lambda xi: self._slope(xi) <= flat)
         start, end = self.loss_at(0.0), self.loss_at(found)
         radius = torch.where(bounded & (end < start), found, torch.zeros_like(found))
-        return LineSearch(radius=radius, bounded=bounded, loss=torch.where(radius > 0, end, start))
+        return LineSearch(radius, bounded, lambda _: torch.where(radius > 0, end, start))
 
     @torch.no_grad()
     def reach(self, level: float) -> LineSearch:
@@ -165,7 +188,7 @@ class ModuleLine:
         start = self.loss_at(0.0)
         found, reached = self._last_of(lambda rho: self.loss_at(-rho) < level)
         radius = torch.where(reached & (start < level), found, torch.zeros_like(found))
-        return LineSearch(radius=radius, bounded=reached | (start >= level), loss=self.loss_at(-radius))
+        return LineSearch(radius, reached | (start >= level), lambda r: self.loss_at(-r))
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
         """Logits (N, C) at theta - amount * g_hat, the head in its own mode; the graph reaches ``features`` only."""
@@ -177,7 +200,9 @@ class ModuleLine:
 HeadLine = LinearLine | ModuleLine
 
 
-def along_head_gradient(network: SplitModel, features: Tensor, targets: Tensor, loss: LossFunction) -> HeadLine:
+def along_head_gradient(
+    network: SplitModel, features: Tensor, targets: Tensor, loss: LossFunction, logits: Tensor | None = None
+) -> HeadLine:
     """Take the line along the head gradient of a mini-batch.
 
     Args:
@@ -185,12 +210,13 @@ def along_head_gradient(network: SplitModel, features: Tensor, targets: Tensor, 
         features: what enters the head, first axis N; (N, D) for a linear head.
         targets: whatever ``loss`` takes.
         loss: a mean over the mini-batch.
+        logits: (N, C) of the features, without graph, where they are known.
 
     Returns:
         The line, exact where the head is linear and the loss the cross-entropy.
     """
     if network.linear and isinstance(loss, CrossEntropy):
-        return LinearLine.along(network, features, targets, loss)
+        return LinearLine.along(network, features, targets, loss, logits)
     return ModuleLine.along(network.head, features, targets, loss)
 
 

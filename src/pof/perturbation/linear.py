@@ -7,32 +7,28 @@ Z = F W^T + b and the response R = F g_W^T + g_b of the logits to the direction 
 
 so that after two matrix products no evaluation sees the network again.  PoF takes the xi >= 0 of the least loss.  The
 other way, at theta + rho g_hat, the loss is increasing, and head ascent takes the only rho at which it is at a level.
-Nothing here is read back from the device.
-
-Weighted targets are written as a distribution P (N, C) and sample weights w (N,):
-CE = sum_n w_n (logsumexp z_n - P_n . z_n), which is ``torch.nn.functional.cross_entropy`` for hard labels, label
-smoothing, class weights and soft targets alike.
+Nothing here is read back from an accelerator; on a processor, where that costs nothing, the search ends as soon as it
+can.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof._support.batches import class_targets
 from pof._support.precision import wide_dtype, without_autocast
-from pof.perturbation.search import Condition, last_of
+from pof.perturbation.search import Condition, crossing, last_of
+from pof.perturbation.targets import Targets, cross_entropy, encode_targets, logit_gradient
 
-# Elements of one round's (K, N, C) tensor: on a CPU arithmetic is what costs, on an accelerator the number of rounds.
-_CPU_ROUND, _ACCELERATOR_ROUND = 2**13, 2**22
-_MIN_CANDIDATES, _MAX_CANDIDATES = 3, 31
-
-IGNORED = -100
-"""The class index of a sample without part in the cross-entropy, torch's ``ignore_index``."""
+# On an accelerator: elements of one round's (K, N, C) tensor, and the bits that a round adds.
+_ROUND, _MOST_BITS = 2**23, 12
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,12 @@ class HeadGradient:
     norm: Tensor
     """||g||, scalar; where it is 0, weight and bias are 0 too."""
 
+    def respond(self, features: Tensor) -> Tensor:
+        """Response R (N, C) of the logits of features (N, D) to g_hat, with their graph."""
+        return respond(features, self.weight, self.bias)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class LineSearch:
     """Where the loss along a ray has its minimum, or reaches a level."""
 
@@ -56,86 +56,14 @@ class LineSearch:
     bounded: Tensor
     """bool scalar: False where there is no such point: the mini-batch is separable along the ray, so that its loss has
     no minimum; or the loss does not rise to the level."""
-    loss: Tensor
-    """The mean loss at ``radius``, scalar."""
+    loss_at: Callable[[Tensor], Tensor] = field(repr=False)
+    """The mean loss at a radius; scalars."""
 
-
-@dataclass(frozen=True)
-class Targets:
-    """Targets of the cross-entropy as a distribution P (N, C), rows summing to 1, and sample weights w (N,)."""
-
-    distribution: Tensor
-    weights: Tensor
-
-
-def encode_targets(
-    targets: Tensor,
-    like: Tensor,
-    label_smoothing: float = 0.0,
-    *,
-    class_weights: Tensor | None = None,
-) -> Targets:
-    """Write any targets of ``F.cross_entropy``, (N,) or (N, C), as a distribution and sample weights.
-
-    With class indices the mean is over the class weights (C,) of the samples, with probabilities over N, as there.
-
-    Returns:
-        The targets, in dtype and on the device of the logits ``like`` (N, C).
-
-    Raises:
-        ValueError: if the shapes do not fit, a class index is out of range (checked where that needs no host
-            synchronisation), or ``label_smoothing`` is outside [0, 1].
-    """
-    n, c = like.shape
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
-    if n == 0:
-        raise ValueError("the mini-batch is empty: give it at least one sample")
-    targets = class_targets(targets, c)
-    if targets.is_floating_point():
-        if targets.shape != like.shape:
-            raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
-        mass, total = targets.to(like.dtype), like.new_tensor(float(n))
-    else:
-        _check_indices(targets, n, c)
-        counted = (targets != IGNORED).to(like.dtype)
-        indices = targets.clamp_min(0)
-        mass = F.one_hot(indices, c).to(like.dtype)
-        total = counted.sum() if class_weights is None else (class_weights.to(like)[indices] * counted).sum()
-    if label_smoothing:
-        mass = mass * (1.0 - label_smoothing) + label_smoothing / c
-    if class_weights is not None:
-        mass = mass * class_weights.to(like)
-    rows, tiny = mass.sum(dim=1), torch.finfo(like.dtype).tiny
-    weights = rows if targets.is_floating_point() else rows * counted
-    return Targets(mass / rows.clamp_min(tiny).unsqueeze(1), weights / total.clamp_min(tiny))
-
-
-def _check_indices(targets: Tensor, n: int, c: int) -> None:
-    if targets.shape != (n,):
-        raise ValueError(
-            f"targets must be ({n},) class indices or ({n}, {c}) probabilities; got {tuple(targets.shape)}"
-        )
-    if targets.device.type == "cpu":
-        # -100, to be ignored, is as good as 0.
-        low, high = (int(value) for value in torch.aminmax(torch.where(targets == IGNORED, 0, targets)))
-        if low < 0 or high >= c:
-            raise ValueError(f"class indices must be in [0, {c - 1}]; got values from {low} to {high}")
-
-
-def cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
-    """Mean cross-entropy sum_n w_n (logsumexp z_n - P_n . z_n) of logits (..., N, C): one loss per leading index."""
-    centred = logits - (targets.distribution * logits).sum(dim=-1, keepdim=True)
-    return torch.logsumexp(centred, dim=-1) @ targets.weights
-
-
-def logit_gradient(logits: Tensor, targets: Targets) -> Tensor:
-    """Gradient (N, C) of the mean cross-entropy with respect to the logits (N, C): w_n (p_nc - P_nc)."""
-    # Every row sums to zero; writing the largest target entry as minus the sum of the others keeps the digits that
-    # p - 1 loses for confident samples.
-    difference = torch.softmax(logits, dim=1) - targets.distribution
-    difference = difference - targets.distribution * difference.sum(dim=1, keepdim=True)
-    return difference * targets.weights.unsqueeze(1)
+    @cached_property
+    @torch.no_grad()
+    def loss(self) -> Tensor:
+        """The mean loss at ``radius``, scalar; computed when it is first asked for."""
+        return self.loss_at(self.radius)
 
 
 def respond(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -177,31 +105,32 @@ def head_gradient(
     features, weight = features.to(dtype), weight.to(dtype)
     logits = respond(features, weight, None if bias is None else bias.to(weight.dtype))
     encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
-    return gradient_of(features, logits, encoded, bias=bias is not None)
+    return gradient_of(features, logit_gradient(logits, encoded), bias=bias is not None)
 
 
 @torch.no_grad()
-def gradient_of(features: Tensor, logits: Tensor, encoded: Targets, *, bias: bool) -> HeadGradient:
-    """As :func:`head_gradient`, from features (N, D) and logits (N, C) in one dtype."""
+def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradient:
+    """As :func:`head_gradient`, from features (N, D) and the gradient dZ (N, C) of the logits, in one dtype."""
+    (c, d), split = (residual.shape[1], features.shape[1]), residual.shape[1] * features.shape[1]
     with without_autocast(features.device):
-        residual = logit_gradient(logits, encoded)
-        return _normalised(residual.T @ features, residual.sum(dim=0) if bias else None)
+        joint = features.new_empty(split + c * bias)
+        weight, offset = joint[:split].view(c, d), joint[split:] if bias else None
+        torch.mm(residual.T, features, out=weight)
+        if offset is not None:
+            torch.sum(residual, 0, out=offset)
+        norm = _norm(joint)
+        joint.div_(norm.clamp_min(torch.finfo(joint.dtype).tiny))
+        return HeadGradient(weight, offset, norm.to(joint.dtype))
 
 
-def _normalised(weight: Tensor, bias: Tensor | None) -> HeadGradient:
-    parts = weight.flatten() if bias is None else torch.cat([weight.flatten(), bias])
-    # Scaled by the largest entry first: squares of a well-fitted batch's gradient underflow in float32.
-    largest = parts.abs().amax()
-    safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-    length = torch.linalg.vector_norm(parts / safe)
-    length = torch.where(largest > 0, length, torch.ones_like(length))
-    unit = parts / safe / length
-    direction = unit if bias is None else unit[: weight.numel()]
-    return HeadGradient(
-        weight=direction.view_as(weight),
-        bias=None if bias is None else unit[weight.numel() :],
-        norm=length * largest,
-    )
+def _norm(values: Tensor) -> Tensor:
+    """In float64: in float32 squares of a well-fitted batch underflow, and a sum of millions is 1e-4 off."""
+    if values.device.type == "mps":
+        # Without float64.
+        largest = values.abs().amax().clamp_min(torch.finfo(values.dtype).tiny)
+        return (values / largest).square().sum().sqrt() * largest
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return norm
 
 
 @torch.no_grad()
@@ -243,23 +172,28 @@ def line_search(
 def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSearch:
     """As :func:`line_search`, in the dtype of logits and response (N, C)."""
     with without_autocast(logits.device):
-        # Samples of weight zero have no part in the loss, nor in its separability.
-        response = torch.where(encoded.weights.unsqueeze(1) > 0, response, torch.zeros_like(response))
-        spread = response - response.amin(dim=1, keepdim=True)
-        separable = (encoded.distribution * spread).amax() == 0
-        bounded = ~separable | (spread.amax() == 0)
-        moved, scale = _centred(response, encoded)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if encoded.unequal is not None:
+            # Samples of weight zero have no part in the loss, nor in its separability.
+            response = response.masked_fill((encoded.unequal == 0).unsqueeze(1), 0.0)
+        moved = response - encoded.expectation(response)
+        scale, lead = torch.linalg.vector_norm(moved, torch.inf), encoded.lead(response, moved).amin()
+        if _on_processor(logits):
+            root, size = 0.0, scale.item()
+            turning = lead.item() < 0 or not size > 0
+            if turning and size > 0:
+                moved = moved / size
+                weighted = encoded.weigh(moved)
+                both = torch.stack([weighted, -weighted]).clamp_min_(0.0)
+                sides = _sums_along(torch.softmax, logits, moved, both)
+                root = crossing(lambda xi: (*sides(xi),), torch.finfo(logits.dtype).eps)
+            return _found(logits, response, encoded, *_tensors(root, size, turning, logits))
+        bounded = (lead < 0) | (scale == 0)
+        scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
         moved = moved / scale
-        weighted = (moved * encoded.weights.unsqueeze(1)).flatten()
-
-        def falls(xi: Tensor) -> Tensor:
-            p = torch.softmax(torch.addcmul(logits, xi.view(-1, 1, 1), moved, value=-1), dim=-1)
-            return p.flatten(1) @ weighted > 0
-
-        root = _last_of(falls, logits) / scale
-        radius = torch.where(bounded, root, torch.zeros_like(root))
-        return LineSearch(radius=radius, bounded=bounded, loss=cross_entropy(logits - radius * response, encoded))
+        weighted = encoded.weigh(moved).flatten()
+        found, turns = _last_of(lambda z: torch.softmax(z, -1).flatten(1) @ weighted > 0, logits, moved)
+        bounded = turns & bounded
+        return _found(logits, response, encoded, torch.where(bounded, found / scale, 0.0), bounded)
 
 
 @torch.no_grad()
@@ -298,35 +232,61 @@ def reach(
 def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float) -> LineSearch:
     """As :func:`reach`, in the dtype of logits and response (N, C)."""
     with without_autocast(logits.device):
-        moved, scale = _centred(response, encoded)
-        rises = scale > 0
-        scale = torch.where(rises, scale, torch.ones_like(scale))
-        moved = moved / scale
-
-        def below(rho: Tensor) -> Tensor:
-            return cross_entropy(torch.addcmul(logits, rho.view(-1, 1, 1), moved), encoded) < level
-
-        start = cross_entropy(logits, encoded)
-        needed = rises & (start < level)
-        radius = torch.where(needed, _last_of(below, logits) / scale, torch.zeros_like(start))
-        loss = torch.where(needed, cross_entropy(logits + radius * response, encoded), start)
-        return LineSearch(radius=radius, bounded=rises, loss=loss)
-
-
-def _centred(response: Tensor, encoded: Targets) -> tuple[Tensor, Tensor]:
-    """The response less its mean over the targets, which moves the loss alike; and its largest entry."""
-    moved = response - (encoded.distribution * response).sum(dim=1, keepdim=True)
-    return moved, moved.abs().amax()
+        moved = encoded.expectation(response) - response
+        scale = torch.linalg.vector_norm(moved, torch.inf)
+        shares = encoded.weigh(encoded.distribution(logits)) / -len(logits)
+        if _on_processor(logits):
+            root, size = 0.0, scale.item()
+            if size > 0:
+                losses = _sums_along(torch.log_softmax, logits, moved / size, shares.unsqueeze(0))
+                root = crossing(lambda xi: (level, *losses(xi)), torch.finfo(logits.dtype).eps)
+            return _found(logits, -response, encoded, *_tensors(root, size, size > 0, logits))
+        rises, scale = scale > 0, scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        moved, shares = moved / scale, shares.flatten()
+        found, reached = _last_of(lambda z: torch.log_softmax(z, -1).flatten(1) @ shares < level, logits, moved)
+        bounded = reached & rises
+        return _found(logits, -response, encoded, torch.where(bounded, found / scale, 0.0), bounded)
 
 
-def _last_of(holds: Condition, logits: Tensor) -> Tensor:
-    """The largest xi for which a condition on (K, N, C) logits holds, to the last bits of the dtype."""
+def _found(logits: Tensor, response: Tensor, encoded: Targets, radius: Tensor, bounded: Tensor) -> LineSearch:
+    return LineSearch(radius, bounded, lambda r: cross_entropy(torch.addcmul(logits, response, r, value=-1), encoded))
+
+
+def _tensors(root: float, scale: float, bounded: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Radius and bounded; no radius where there is no bound."""
+    bounded = bounded and root < math.inf
+    return like.new_full((), root / scale if bounded and root else 0.0), torch.tensor(bounded)
+
+
+def _on_processor(logits: Tensor) -> bool:
+    """Whether reading a value waits for nothing."""
+    return logits.device.type == "cpu"
+
+
+def _sums_along(squash: Callable[..., Tensor], logits: Tensor, moved: Tensor, rows: Tensor) -> Callable[[float], Any]:
+    """Make the function xi -> sums of squash(logits - xi * moved) weighted by each of rows (K, N, C), as numbers."""
+    values, rows = torch.empty_like(logits), rows.flatten(1)
+    flat = values.view(-1)
+
+    def sums(xi: float) -> Any:
+        squash(torch.add(logits, moved, alpha=-xi) if xi else logits, 1, out=values)
+        return torch.mv(rows, flat).tolist()
+
+    return sums
+
+
+def _last_of(holds: Condition, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest xi for which a condition on (K, N, C) logits holds, to the last bits; and whether it fails."""
     info = torch.finfo(logits.dtype)
-    elements = _CPU_ROUND if logits.device.type == "cpu" else _ACCELERATOR_ROUND
-    parts = 1 + max(_MIN_CANDIDATES, min(_MAX_CANDIDATES, elements // logits.numel()))
+    bits = max(2, min(_MOST_BITS, (_ROUND // logits.numel()).bit_length() - 1))
     normal = math.frexp(info.tiny)[1], math.frexp(info.max)[1] - 1
-    rounds = math.ceil(-math.log2(info.eps) / math.log2(parts))
-    return last_of(holds, logits.new_ones(()), normal, parts=(parts, parts), rounds=rounds)[0]
+    return last_of(
+        lambda xi: holds(torch.addcmul(logits, xi.view(-1, 1, 1), moved, value=-1)),
+        logits.new_ones(()),
+        normal,
+        parts=(2 ** min(bits, 8), 2**bits),
+        rounds=math.ceil(-math.log2(info.eps) / bits),
+    )
 
 
 def _check_ray(logits: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:

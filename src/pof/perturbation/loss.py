@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets, samples_of, tensors_of
 from pof._support.precision import without_autocast
-from pof.perturbation.linear import IGNORED, Targets, cross_entropy, encode_targets
+from pof.perturbation.targets import IGNORED, Targets, cross_entropy, encode_targets, may_ignore
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
@@ -23,6 +23,8 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
         Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
     """
     entropy = isinstance(loss, CrossEntropy | nn.CrossEntropyLoss) or loss is F.cross_entropy
+    if isinstance(loss, CrossEntropy):
+        targets = class_targets(targets, targets.shape[-1])
     if not entropy or targets.is_floating_point():
         return tensors_of(targets)[0].new_full((), samples_of(targets), dtype=torch.float64)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else None
@@ -75,7 +77,7 @@ class CrossEntropy(nn.Module):
         """
         targets = class_targets(targets, logits.shape[1])
         _check_probabilities(targets)
-        counts = None if targets.is_floating_point() else weight_of(self, targets) > 0
+        counts = weight_of(self, targets) > 0 if self._may_count_nothing(targets) else None
         # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.
         given = targets if counts is None else torch.where(counts, targets, IGNORED)
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
@@ -83,14 +85,17 @@ class CrossEntropy(nn.Module):
             loss: Tensor = F.cross_entropy(logits, given, weight=weight, label_smoothing=self.label_smoothing)
         return loss if counts is None else torch.where(counts, loss, torch.zeros_like(loss))
 
-    def encode(self, targets: Tensor, like: Tensor) -> Targets:
+    def _may_count_nothing(self, targets: Tensor) -> bool:
+        return not targets.is_floating_point() and (self.class_weights is not None or may_ignore(targets))
+
+    def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
-        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights)
+        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights, check=check)
 
     def excess(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss less the least that it can be, the entropy of soft or smoothed targets; arguments as of a call."""
         encoded = self.encode(targets, logits)
-        least: Tensor = torch.special.entr(encoded.distribution).sum(dim=1) @ encoded.weights
+        least: Tensor = encoded.mean(torch.special.entr(encoded.distribution(logits)).sum(dim=1))
         return cross_entropy(logits, encoded) - least
 
 

@@ -1,8 +1,9 @@
-"""The bracketed search behind every radius: the last point of a ray up to which a condition holds.
+"""The bracketed searches behind every radius: the last point of a ray up to which a condition holds.
 
-First a power of two below the point, then its digits, each round keeping the part of the bracket between the last
-candidate that holds and the next.  At two paces: :func:`last_of` evaluates many candidates at once and reads nothing
-back from the device; :func:`last_near` takes one after the other from a guess, where each costs a pass of a network.
+:func:`crossing` takes one candidate after the other, each where the ones before say that the point is: for processors,
+where a value is read at no cost.  :func:`last_of` evaluates many candidates at once and reads nothing back: for
+accelerators, where the number of kernels is what costs, and for conditions that are no more than true or false.
+:func:`last_near` is good to 5 %, for candidates that cost a pass of a network each.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 Condition = Callable[[Tensor], Tensor]
 """Increasing candidates (K,) -> (K,) bool: true up to one of them and false behind."""
+_Point = tuple[float, float]
+_TINY, _FAR = math.ulp(0.0), 1e36
 
 
 def last_of(
@@ -33,27 +36,101 @@ def last_of(
         xi, 0 where the condition holds nowhere; and (bool) whether it fails at the highest power or before.
         Scalars; no value is read back from the device.
     """
-    lowest, highest = exponents
-    octaves, inner = (torch.arange(1, n, device=unit.device) for n in parts)
-
-    def power(exponent: Tensor) -> Tensor:
-        return unit * torch.exp2(exponent.to(unit.dtype))
+    (lowest, highest), dtype = exponents, unit.dtype
+    octaves = torch.arange(parts[0], device=unit.device, dtype=dtype)
+    fractions = torch.arange(1, parts[1], device=unit.device, dtype=dtype)
 
     def count(candidates: Tensor) -> Tensor:
-        return holds(candidates).sum().view(1)
+        return holds(candidates).sum(dtype=dtype)
 
-    low, width = torch.full((1,), lowest, device=unit.device), highest - lowest
-    while width > 1:
+    exponent, width, found = unit.new_full((), lowest), highest - lowest, None
+    while width > 1 or found is None:
         width = -(-width // parts[0])
-        low = (low + width * count(power((low + width * octaves).clamp_max(highest)))).clamp_max(highest)
-    size = power(low)
-    lower = torch.where((low == lowest) & ~holds(size), torch.zeros_like(size), size)
-    fractions = inner.to(unit.dtype) / parts[1]
+        powers = torch.add(exponent, octaves, alpha=width).clamp_max(highest)
+        index = count(unit * torch.exp2(powers))
+        found = index > 0 if found is None else found
+        exponent = torch.add(exponent - width, index, alpha=width).clamp(lowest, highest)
+    size = unit * torch.exp2(exponent)
+    lower, share = size * found, 1.0
     for _ in range(rounds):
-        index = count(lower + size * fractions)
-        size = size / parts[1]
-        lower = lower + size * index
-    return ((lower + 0.5 * size) * (lower > 0)).squeeze(0), (low < highest).squeeze(0)
+        share /= parts[1]
+        index = count(torch.addcmul(lower, size, fractions, value=share))
+        lower = torch.addcmul(lower, size, index, value=share)
+    return torch.addcmul(lower, size, lower.sign(), value=0.5 * share), exponent < highest
+
+
+def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *, evaluations: int = 200) -> float:
+    """Find the xi > 0 up to which the first of two positive numbers is larger than the second.
+
+    The root of the logarithm of their ratio: sums of exponentials make it nearly a line where they themselves change
+    by orders of magnitude.  Outwards from 0 by secants; then inside of a bracket by inverse quadratic interpolation
+    where the last three points lie smoothly enough for it, and by bisection (of the exponent, while the bracket spans
+    octaves) where they do not (Chandrupatla, 1997).
+
+    Args:
+        sides: xi -> the two numbers, >= 0.
+        precision: relative; an interpolated point is taken unseen where it is so close to the last.
+        evaluations: at most.
+
+    Returns:
+        xi; 0 where the first is not larger at 0, and infinity where it always is.
+    """
+
+    def at(xi: float) -> _Point:
+        first, second = sides(xi)
+        return xi, 0.0 if first == second else math.log(first or _TINY) - math.log(second or _TINY)
+
+    oldest = inner = at(0.0)
+    if not inner[1] > 0.0:
+        return 0.0
+    # Each side changes by a factor of at most e^2 per unit of xi, and mostly by far less.
+    outer = at(2.5 * min(inner[1], 100.0))
+    while outer[1] > 0.0:
+        if outer[0] > _FAR:
+            return math.inf
+        fallen = inner[1] - outer[1]
+        step = 1.1 * outer[1] * (outer[0] - inner[0]) / fallen if fallen > 0.0 else math.inf
+        oldest, inner = inner, outer
+        outer = at(outer[0] + min(max(step, outer[0]), 31.0 * outer[0]))
+
+    a, b, c = outer, inner, oldest
+    for _ in range(evaluations):
+        if a[1] == 0.0:
+            return a[0]
+        width, tolerance = b[0] - a[0], precision * max(a[0], b[0])
+        share = _interpolated(a, b, c)
+        if share is None:
+            share = (_middle(*sorted((a[0], b[0]))) - a[0]) / width
+        elif abs(share * width) <= 4.0 * tolerance:
+            return a[0] + share * width
+        least = tolerance / abs(width)
+        if least >= 0.5:
+            break
+        new = at(a[0] + min(max(share, least), 1.0 - least) * width)
+        if (new[1] > 0.0) == (a[1] > 0.0):
+            c = a
+        else:
+            c, b = b, a
+        a = new
+    return min(a, b, key=lambda point: abs(point[1]))[0]
+
+
+def _interpolated(a: _Point, b: _Point, c: _Point) -> float | None:
+    """The root between a and b as a share of the way, if the inverse quadratic through the three is monotone there."""
+    if b == c:
+        return a[1] / (a[1] - b[1])
+    x, y = (a[0] - b[0]) / (c[0] - b[0]), (a[1] - b[1]) / (c[1] - b[1]) if c[1] != b[1] else 2.0
+    if y * y >= x or (1.0 - y) ** 2 >= 1.0 - x:
+        return None
+    along = (c[0] - a[0]) / (b[0] - a[0])
+    return a[1] / (b[1] - a[1]) * c[1] / (b[1] - c[1]) + along * a[1] / (c[1] - a[1]) * b[1] / (c[1] - b[1])
+
+
+def _middle(low: float, high: float) -> float:
+    """Of the exponents, while they differ."""
+    if low == 0.0:
+        return high / 16.0
+    return math.sqrt(low) * math.sqrt(high) if high > 4.0 * low else 0.5 * (low + high)
 
 
 def last_near(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import Inputs
+from pof._support.batches import Inputs, class_targets
 from pof._support.precision import at_least_float32, without_autocast
 
 
@@ -173,13 +173,15 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
     the cross-entropy beside it refuses them there.
 
     Returns:
-        The targets.
+        The targets, as int64.
 
     Raises:
         ValueError: if there are none, the shape or dtype is wrong, or an index is outside [0, ``num_classes``).
     """
     if targets is None:
         raise ValueError("a reference for each class needs the targets: call regularizer(features, targets)")
+    if targets.dtype != torch.bool:
+        targets = class_targets(targets)
     if targets.shape != features.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(
             f"targets must be class indices of shape ({features.shape[0]},), one per row of features; "

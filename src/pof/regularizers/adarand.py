@@ -202,7 +202,7 @@ class AdaRand(OnFeatures):
         if self.strength == 0:
             return
         check_features(features, self.dimension)
-        check_targets(targets, features, self.mu.shape[0])
+        targets = check_targets(targets, features, self.mu.shape[0])
         with without_autocast(features.device):
             sums, counts = class_sums(features.detach().to(self.mu.dtype), targets, self.mu.shape[0])
             moving_average_(self.mu_bar, sums, counts, self.alpha)

@@ -18,7 +18,7 @@ from pof._support.calibration import expected_calibration_error
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, autocast
 from pof.head.reading import Reading
-from pof.perturbation.linear import IGNORED
+from pof.perturbation.targets import IGNORED
 
 
 @dataclass(frozen=True)

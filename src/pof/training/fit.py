@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,25 +62,22 @@ def fit(
     """Train with a method.
 
     Several processes (``torchrun``) are found and used; the loader then gives each its share, as a
-    ``DistributedSampler`` and the loaders of ``pof.data`` do.  At the end modes, hooks and ``requires_grad`` are as
-    they were before the method was made; batch norms in eval mode inside of a model in training mode stay frozen.
+    ``DistributedSampler`` and the loaders of ``pof.data`` do.  Batch norms in eval mode inside of a model in training
+    mode stay frozen; at the end modes, hooks and ``requires_grad`` are as they were before the method was made.
 
     Args:
         method: such as :class:`pof.PoF` around a model.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
-        optimizer: over ``method.trainable_parameters()``, or a function that makes one of them; by default SGD in what
-            the method wraps around it.
+        optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
         schedule: of the learning rate, over all steps.
-        val_loader: for the selection, and to notice a collapse; never the test set.  Without it the last network is
-            handed back, and only non-finite losses are noticed.
+        val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
         accumulation: mini-batches per optimizer step; each counts by its samples.
         clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
-        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (with a scaled loss); ``"auto"``: bf16 where the
-            hardware computes in it, else fp32.
+        precision: ``"fp32"``, autocast to ``"bf16"`` or ``"fp16"`` (scaled), or ``"auto"``: bf16 where hardware has it.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per step, per epoch, and at the end.
 
@@ -88,33 +85,27 @@ def fit(
         What happened; ``method.model`` holds the selected weights.
 
     Raises:
-        ValueError: if an argument is out of range (TypeError for a schedule), the loader is empty or without a length,
-            nothing is to be trained, the optimizer is another network's, or ``checkpoint_dir`` holds a state already
-            and ``resume`` is false.
+        ValueError: if an argument is out of range (TypeError for a schedule), the loader empty or without a length, the
+            optimizer another network's, or ``checkpoint_dir`` holds a state that is not to be resumed.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
     _check_choices(schedule, resume, checkpoint_dir)
     place = find_device(device)
-    found = find_precision(precision, place)
     method.to(place)
     _check_network(method)
-    _check_shared(train_loader)
-    if checkpoint_dir is not None and getattr(train_loader, "persistent_workers", False):
-        warnings.warn(
-            "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
-            " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
-            stacklevel=2,
-        )
-    with _attached(method), modes_kept(method):
-        stepper = Stepper(method, _made(method, optimizer), found, clip_norm)
+    _check_loader(train_loader, checkpoint_dir)
+    with _attached(method), modes_kept(method), Interrupts() as interrupts:
+        stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         steps = math.ceil(_length(train_loader) / accumulation)
-        timetable = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
+        times = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        loop = Loop(method, stepper, batches, timetable, val_loader, folder, log or (lambda row: None))
-        with Interrupts() as interrupts:
-            return loop.run(resume, interrupts)
+        return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
+
+
+def _silent(row: Mapping[str, Any]) -> None:
+    """Nobody listens."""
 
 
 @contextmanager
@@ -190,7 +181,13 @@ def _check_network(method: Method) -> None:
         )
 
 
-def _check_shared(loader: Any) -> None:
+def _check_loader(loader: Any, checkpoint_dir: str | Path | None) -> None:
+    if checkpoint_dir is not None and getattr(loader, "persistent_workers", False):
+        warnings.warn(
+            "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
+            " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
+            stacklevel=3,
+        )
     if distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
         raise ValueError(
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"

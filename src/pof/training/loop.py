@@ -226,7 +226,8 @@ class Loop:
         candidate = self.method.candidate()
         metrics = None
         if self.val_loader is not None:
-            found = evaluate(candidate, self.val_loader, precision=self.stepper.autocast)
+            head, precision = self.method.head_name, self.stepper.autocast
+            found = evaluate(candidate, self.val_loader, head=head, precision=precision)
             metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}

@@ -9,6 +9,7 @@ import pytest
 from pof.app.cli import main
 
 DATA = ["--data", "digits", "--train_size", "200", "--model", "small-cnn", "--batch_size", "32", "--device", "cpu"]
+DATA += ["--precision", "fp32"]
 
 
 def train(command: str, folder: Path, *options: str) -> Path:

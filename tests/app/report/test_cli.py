@@ -45,7 +45,7 @@ def test_flatness_of_a_checkpoint_file(runs: Path, capsys: pytest.CaptureFixture
 
 def test_report_is_in_the_last_runs_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(runs / "sam", tmp_path / "sam")
-    assert main(["report", "--runs", str(runs / "pof"), "--runs", str(folder), *FEW]) == 0
+    assert main(["report", "--runs", str(runs / "pof"), str(folder), *FEW]) == 0
     assert (folder / "report.html").exists()
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
@@ -110,7 +110,7 @@ def test_code_that_a_folder_names_does_not_run_without_consent(
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config[key][key] = "payload:net"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "payload.py").write_text("open('executed', 'w')\n")
+    (tmp_path / "payload.py").write_text("import pathlib\n\npathlib.Path('executed').touch()\n")
     monkeypatch.chdir(tmp_path)
     assert main([command, "--runs", str(folder), *FEW]) == 2
     assert "names the factory 'payload:net', whose code would run: give --trust_factories" in capsys.readouterr().err

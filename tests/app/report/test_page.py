@@ -94,6 +94,13 @@ def test_names_are_escaped(written: tuple[list[RunFigures], str]) -> None:
     assert '<p class="note">&lt;b&gt;</p>' in page
 
 
+def test_a_dollar_in_a_name_is_no_formula(written: tuple[list[RunFigures], str]) -> None:
+    """It was found by matplotlib after all measuring, where what follows is no formula."""
+    named = [replace(n, subject=replace(n.subject, name=f"$\\frac{i}$")) for i, n in enumerate(written[0])]
+    drawn = "".join(panel.svg for figure in figures_of(named) for panel in figure.panels)
+    assert "$\\frac0$" in drawn
+
+
 def test_settings_mark_what_differs() -> None:
     found = settings({"a": {"x": {"lr": 0.1, "none": None}, "list": [1, 2]}, "b": {"x": {"lr": 0.2, "none": None}}})
     assert found.names == ["a", "b"]

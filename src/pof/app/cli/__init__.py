@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pof.app.cli import _demo, _evaluate, _experiment, _report
+from pof.app.cli import _demo, _evaluate, _experiment, _improve, _report
 from pof.app.documents import DocumentError, read_yaml
 from pof.app.errors import one_line
 from pof.app.methods import METHODS
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 BAD_INPUT, INTERRUPTED = 2, 130
-REPEATED = {"runs", "set"}
+REPEATED = {"runs", "set", "candidates"}
 """Options that take several values, without brackets."""
 POSITIONAL = {"runs": "*", "recipe": "?"}
 """Options that may be given without their flag, and how many values they then take."""
@@ -58,6 +59,11 @@ COMMANDS = {
         TRAINING,
         "_train:fine_tune",
         (("method", "adarand"), ("lr", 1e-2), ("source_classes", 1000)),
+    ),
+    "improve": Command(
+        "Find out what makes a trained network better, and hand back that or nothing.",
+        (ModelOptions, DataOptions, _improve.ImproveOptions),
+        "_improve:improve",
     ),
     "evaluate": Command(
         "Print error, NLL and calibration of a network.",
@@ -125,15 +131,14 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
 
 def _check_configs(arguments: Sequence[str]) -> None:
     """Refuse what the parser would take from a file without a word; all else it says itself."""
-    pairs = zip(arguments, arguments[1:], strict=False)
-    files = [value for flag, value in pairs if flag == "--config"]
+    files = [value for flag, value in pairwise(arguments) if flag == "--config"]
     files += [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
     for file in files:
         try:
             read_yaml(Path(file).read_text(encoding="utf-8"), file)
         except DocumentError:
             raise
-        except Exception:
+        except Exception:  # the parser reads it again, and says it
             continue
 
 

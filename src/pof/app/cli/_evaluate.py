@@ -35,7 +35,8 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     loaded = load(data)
     network = load_network(model, loaded).to(device)
     loader = eval_loader(loaded, options.split, batch_size=options.batch_size, workers=data.workers, device=device)
-    console.print(metrics_table(f"{model.model} on {data.data}, {options.split} set", {"": evaluate(network, loader)}))
+    found = evaluate(network, loader, head=model.head)
+    console.print(metrics_table(f"{model.model} on {data.data}, {options.split} set", {"": found}))
     return 0
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 
+from pof._support.precision import find_precision
 from pof._support.random import isolated
 from pof.app import job
 from pof.app.budget import passes
@@ -141,7 +142,8 @@ def _probe(stage: Stage, threads: int, *, timed: bool) -> tuple[int, float | Non
     with _threads(threads), isolated(0, device):
         network = job.load_network(stage.model, loaded).to(device)
         method = build_method(Context(network, stage.model.head, training, loaded.num_classes, ()))
-        stepper = Stepper(method.to(device), job.make_optimizer(method, training), training.precision)
+        precision = find_precision(training.precision, device)
+        stepper = Stepper(method.to(device), job.make_optimizer(method, training), precision)
         batches = train_loader(
             loaded, batch_size=training.batch_size, seed=0, indices=indices, workers=0, device=device
         )

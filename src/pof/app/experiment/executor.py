@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pof.app.experiment.plan import RUNS, Plan, Stage
-from pof.app.experiment.worker import INTERRUPTED, Outcome, is_finished, work
+from pof.app.experiment.worker import INTERRUPTED, Outcome, discard_state, is_finished, work
 
 PATIENCE = 30.0
 """Seconds that a worker has to end its step after an interrupt."""
@@ -67,7 +67,9 @@ class _Progress:
         for stage in self.plan.stages.values():
             if not is_finished(self.runs / stage.name):
                 self.waiting.append(stage)
-            elif (reason := unusable(self.runs, stage)) is not None:
+                continue
+            discard_state(self.runs / stage.name)  # a kill came between the result and that
+            if (reason := unusable(self.runs, stage)) is not None:
                 self.failed[stage.name] = reason
             else:
                 self.finished.add(stage.name)

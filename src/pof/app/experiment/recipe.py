@@ -84,7 +84,8 @@ def parse_recipe(source: Mapping[str, Any]) -> Recipe:
     name = source["name"]
     if (
         not isinstance(name, str)
-        or not re.fullmatch(rf"\w[\w.+-]{{0,{LONGEST - 1}}}", name)
+        or len(name) > LONGEST
+        or not re.fullmatch(r"\w[\w.+-]*", name)
         or name in {"runs", "failed"}
     ):
         raise RecipeError(
@@ -120,14 +121,13 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     merged = {key: _merged(source.get(key), part[key]) if key in part else source.get(key) for key in SECTIONS}
     data = _mapping(merged["data"], "data")
     pretrain, train = merged["pretrain"], _mapping(merged["train"] or {}, "train")
+    first = None if pretrain is None else {"method": "finetune", **_mapping(pretrain, "pretrain")}
     return Setting(
         name,
         parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
         parse_section(DataOptions, data, "data"),
         "split_seed" not in data,
-        None
-        if pretrain is None
-        else _training({"method": "finetune", **_mapping(pretrain, "pretrain")}, "pretrain", True),
+        None if first is None else _training(first, "pretrain", from_scratch=True),
         {
             _check_name(label, "methods"): _method(train, own, merged["budget"], f"methods.{label}")
             for label, own in source["methods"].items()
@@ -150,7 +150,7 @@ def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> Trai
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _training(values: Mapping[str, Any], where: str, from_scratch: bool = False) -> TrainOptions:
+def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool = False) -> TrainOptions:
     if "seed" in values:
         raise RecipeError(f"{where}.seed: the seeds of an experiment are under the recipe's key 'seeds'")
     training = parse_section(TrainOptions, values, where)

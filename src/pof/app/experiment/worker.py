@@ -65,8 +65,13 @@ def run_stage(stage: Stage, runs: Path) -> bool:
         result = job.train(model, stage.data, stage.training, RunOptions(str(folder), resume=True), _nowhere)
         if result.after is None:
             return False
-        shutil.rmtree(folder / "state")  # several times the size of the network, and of no use any more
+        discard_state(folder)
     return True
+
+
+def discard_state(folder: Path) -> None:
+    """Remove the state of a finished stage: several times the size of the network, and of no use any more."""
+    shutil.rmtree(folder / "state", ignore_errors=True)
 
 
 def is_finished(folder: Path) -> bool:

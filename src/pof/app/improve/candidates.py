@@ -59,7 +59,7 @@ def make_candidates(
     wanted: Mapping[str, Mapping[str, Any]], base: TrainOptions, centre: float, most: int
 ) -> list[Candidate]:
     """Make the candidates, at most ``most``: every family at its first rate before any at its second."""
-    found = []
+    found: list[Candidate] = []
     for share in SHARES:
         for name, options in wanted.items():
             own = entry_of(str(options["method"])).rate

@@ -1,13 +1,14 @@
 """``improve``: find out what makes a trained network better, and hand back that or the network as it came.
 
 1. The incoming network is measured, and the largest stable learning rate is searched for.
-2. Candidates race by successive halving within the budget (:mod:`pof.app.improve.search`).
+2. Candidates race by successive halving within the budget (``search.py``).
 3. Without more training, the best networks are put together: interpolated with the incoming one, and a greedy soup.
 4. The one that is best on half of the validation data is confirmed on the other half, or the incoming one is kept.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -28,12 +29,14 @@ from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metr
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
 from pof.app.run_folder import RunError, write_json
-from pof.combine import estimate_statistics, greedy_soup, interpolate
+from pof.combine import greedy_soup, interpolate
 from pof.training.fit import find_device
 from pof.weights import save_model
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the way from the incoming network to a candidate."""
+MOST = 64
+"""Candidates that may be named."""
 Log = Callable[[Mapping[str, Any]], None]
 
 
@@ -56,18 +59,17 @@ def improve(
     """Find out what makes a trained network better, and hand back that or nothing.
 
     Args:
-        model: a trained classifier; it is moved to the device, and otherwise stays as it is.
+        model: a trained classifier; moved to the device, and otherwise left as it is.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         val_loader: the same, in a fixed order; never the data that the network was trained on, nor the test set.
         budget: passes over the training set (forward and backward) that may be spent in all.
-        candidates: names (``"sgd"``, ``"sam auto"``, ``"pof"``, ... or those of ``--method``), or a mapping of names to
-            options as in a recipe; None tries as many of the usual ones as the budget pays.
+        candidates: names (``"sgd"``, ``"sam auto"``, ..., those of ``--method``), or names and options as in a recipe;
+            None tries as many of the usual ones as the budget pays.
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
-        lr: peak learning rate that the network was trained with, as the centre of the rates; None searches for the
-            largest stable one.
+        lr: peak rate of the network's training, the centre of the rates; None searches for the largest stable one.
         training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per run and rung.
@@ -76,39 +78,27 @@ def improve(
         The network, the judgement, and the table of all that was tried.
 
     Raises:
-        ValueError: if an argument is out of range, or a loader is empty, has no length or no fixed order.
-        RunError: if ``out`` holds something else, or the same with other arguments.
+        ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
-    base = training or TrainOptions("finetune", seed=seed)
+    kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        wanted = {
-            "budget": budget,
-            "candidates": _plain(candidates),
-            "seed": seed,
-            "weights": _digest(network),
-            "lr": lr,
-        }
-        _open(folder, wanted, resume, stack)
-        logits, targets = logits_on(network, val_loader)
-        chooses, confirms = halves(targets, seed)
-        lengths = (logits.shape[1], _length(train_loader))
+        question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
+        _open(folder, {**question, "weights": _digest(network)}, resume, stack)
+        (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
+        (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
-        spent = 0.0
-        if lr is None:
-            lr, spent = largest_stable_rate(network, train_loader, base)
-        kinds = families(candidates)
-        most = most_candidates(budget - spent) if candidates is None else 64
-        chosen = make_candidates(kinds, base, lr, most)
-        plan = rungs(len(chosen), max(budget - spent, 0.1 * budget))
-        runs = race.go(chosen, plan)
-        spent += sum(run.passes for run in runs)
+        centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)
+        left = max(budget - spent, 0.1 * budget)
+        tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)
+        runs = race.go(tried, rungs(len(tried), left))
         incoming = figures(logits[chooses], targets[chooses])
         rows = [row_of("incoming", None, 0.0, incoming), *rows_of(runs)]
         best, found = _best(race, runs, incoming, rows)
+        spent += sum(run.passes for run in runs)
         return _deliver(race, best, found, incoming, logits, confirms, rows, spent, folder if out is not None else None)
 
 
@@ -131,11 +121,10 @@ def _best(race: Race, runs: Sequence[Run], incoming: Figures, rows: list[Row]) -
         judge(f"{run.candidate.name}, {run.best}", network, run)
     for run, network in list(zip(usable, parts, strict=False))[:2]:
         for share in SHARES:
-            between = interpolate(race.incoming, network, share)
-            estimate_statistics(between, race.train_loader)
+            between = race.estimate(interpolate(race.incoming, network, share))
             judge(f"{share:g} of the way to {run.candidate.name}, {run.best}", between, run)
     if len(parts) > 1:
-        greedy = greedy_soup([race.incoming, *parts], lambda network: _score(race, network))
+        greedy = greedy_soup([copy.deepcopy(race.incoming), *parts], lambda network: _score(race, network))
         if len(greedy.indices) > 1:
             judge(f"soup of {len(greedy.indices)}", greedy.model, None)
     known = {row.name for row in rows}
@@ -148,8 +137,7 @@ def _best(race: Race, runs: Sequence[Run], incoming: Figures, rows: list[Row]) -
 
 
 def _score(race: Race, network: nn.Module) -> float:
-    estimate_statistics(network, race.train_loader)
-    logits, _ = logits_on(network, race.val_loader, race.targets)
+    logits, _ = logits_on(race.estimate(network), race.val_loader, race.targets)
     return figures(logits[race.chooses], race.targets[race.chooses]).scaled_nll
 
 

@@ -24,7 +24,9 @@ RISE = 0.1
 """Rise of the loss that counts as unstable, as a share of the loss of guessing."""
 
 
-def largest_stable_rate(network: nn.Module, train_loader: Iterable[Any], base: TrainOptions) -> tuple[float, float]:
+def largest_stable_rate(
+    network: nn.Module, train_loader: Iterable[Any], base: TrainOptions, steps_per_epoch: int
+) -> tuple[float, float]:
     """Find the largest rate of a grid at which a few plain steps do not raise the loss of their mini-batches.
 
     Returns:
@@ -33,11 +35,10 @@ def largest_stable_rate(network: nn.Module, train_loader: Iterable[Any], base: T
     device = next(network.parameters()).device
     with isolated(base.seed):
         batches = [unpack(to_device(batch, device)) for batch in islice(train_loader, STEPS)]
-    length = len(train_loader) if hasattr(train_loader, "__len__") else len(batches)
     lowest, highest = RANGE[base.optimizer]
     rate, spent = highest, 0.0
     while rate > lowest:
-        spent += len(batches) / length
+        spent += len(batches) / steps_per_epoch
         if _is_stable(network, batches, replace(base, lr=rate)):
             return rate, spent
         rate /= FACTOR

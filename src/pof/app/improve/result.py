@@ -30,10 +30,10 @@ class Row:
     method: str
     lr: float | None
     passes: float
-    error: float
-    """On the samples that choose, as the figures that follow."""
-    nll: float
-    scaled_nll: float
+    error: float | None
+    """On the samples that choose, as the figures that follow; None for a run that gave no network."""
+    nll: float | None
+    scaled_nll: float | None
     temperature: float | None
     note: str
     """``chosen``, or why it was not."""
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ImproveResult:
-    """What :func:`improve` found."""
+    """What :func:`pof.app.improve.deliver.improve` found."""
 
     model: nn.Module
     """The network that is handed back: a new one, or the incoming one itself, untouched."""
@@ -66,20 +66,13 @@ class ImproveResult:
     """One row per network that was judged, the incoming one first."""
 
 
-def row_of(name: str, candidate: Candidate | None, passes: float, found: Figures, note: str = "") -> Row:
+def row_of(name: str, candidate: Candidate | None, passes: float, found: Figures | None, note: str = "") -> Row:
     """A row of the table."""
     method, lr = ("", None) if candidate is None else (candidate.options.method, candidate.options.lr)
-    return Row(
-        name,
-        method,
-        None if lr is None else float(lr),
-        passes,
-        found.error,
-        found.nll,
-        found.scaled_nll,
-        found.temperature,
-        note,
-    )
+    rate = None if lr is None else float(lr)
+    if found is None:
+        return Row(name, method, rate, passes, None, None, None, None, note)
+    return Row(name, method, rate, passes, found.error, found.nll, found.scaled_nll, found.temperature, note)
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
@@ -87,8 +80,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for run in runs:
         if run.figures is None:
-            nothing = Figures(float("nan"), float("nan"), float("nan"), None)
-            rows.append(row_of(run.candidate.name, run.candidate, run.passes, nothing, run.dropped))
+            rows.append(row_of(run.candidate.name, run.candidate, run.passes, None, run.dropped))
         else:
             for kind, found in run.figures.items():
                 rows.append(row_of(f"{run.candidate.name}, {kind}", run.candidate, run.passes, found, run.dropped))
@@ -107,12 +99,11 @@ def noted(row: Row, chosen: str, found: Row | None) -> Row:
 def message_of(found: Row | None, confirmation: Confirmation | None, improved: bool) -> str:
     """Say what happened."""
     if found is None or confirmation is None:
-        return (
-            "no candidate was better than the incoming network on the samples that choose: it is handed back unchanged"
-        )
+        return "no candidate was better on the samples that choose: the incoming network is handed back unchanged"
+    chance = ", which may be chance" if confirmation.p_error >= 0.05 else ""
     counts = (
-        f"on {confirmation.n} samples that chose nothing it corrects {confirmation.fixed} errors and makes"
-        f" {confirmation.broken} new ones (p {confirmation.p_error:.2g})"
+        f"of {confirmation.n} samples that chose nothing it corrects {confirmation.fixed} and breaks"
+        f" {confirmation.broken} (p {confirmation.p_error:.2g}{chance})"
     )
     if improved:
         return f"{found.name}: {counts}"

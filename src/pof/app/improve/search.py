@@ -28,7 +28,7 @@ from pof.app.methods import AverageOptions, Context, build_method
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
 from pof.training.interrupt import Interrupts
-from pof.training.loop import DivergenceWarning, Loop, Timetable
+from pof.training.loop import Loop, Timetable
 from pof.training.schedules import Schedule
 from pof.training.step import Stepper
 from pof.training.stream import loader_generators, micro_batches
@@ -117,12 +117,27 @@ class Race:
             alive = alive[:following]
         return sorted(runs, key=lambda run: (bool(run.dropped), -run.passes))
 
+    def estimate(self, network: nn.Module) -> nn.Module:
+        """Estimate batch-norm statistics anew, always from the same pass over the training data; gives the network."""
+        self._rewind()
+        with isolated(derive_seed(self.seed, "statistics")):
+            estimate_statistics(network, self.train_loader)
+        return network
+
+    def _rewind(self) -> None:
+        for generator, state in self._generators:
+            generator.set_state(state)
+
+    def _networks(self, method: Method) -> dict[str, nn.Module]:
+        average = copy.deepcopy(method.candidate())
+        return {"last": method.model, "ema": self.estimate(average)}
+
     def networks(self, run: Run) -> dict[str, nn.Module]:
         """The networks of a run where it stands, by kind."""
         method, loop = self._loop(run.candidate, self._ends(run.candidate)[run.rung])
         with isolated(0), Interrupts() as interrupts:
             loop.run(True, interrupts)
-        return _networks(method, self.train_loader)
+        return self._networks(method)
 
     def _ends(self, candidate: Candidate) -> tuple[int, ...]:
         """The steps at which the rungs of a candidate end."""
@@ -144,11 +159,10 @@ class Race:
 
     def _judge(self, candidate: Candidate, number: int, rung: Rung) -> dict[str, Any]:
         row = {"run": candidate.name, "rung": number, "passes": rung.passes, "dropped": "", **dict.fromkeys(KINDS)}
-        for generator, state in self._generators:
-            generator.set_state(state)
+        self._rewind()
         try:
             with warnings.catch_warnings(), isolated(derive_seed(self.seed, "run")), Interrupts() as interrupts:
-                warnings.simplefilter("ignore", DivergenceWarning)
+                warnings.simplefilter("ignore", UserWarning)  # told in the table
                 method, loop = self._loop(candidate, self._ends(candidate)[number])
                 result = loop.run(True, interrupts)
         except ValueError as error:  # a method that this network does not take
@@ -157,7 +171,7 @@ class Race:
             raise KeyboardInterrupt
         if result.stopped == "diverged":
             return row | {"dropped": f"diverged: {result.message}"}
-        for kind, network in _networks(method, self.train_loader).items():
+        for kind, network in self._networks(method).items():
             logits, _ = logits_on(network, self.val_loader, self.targets)
             found = figures(logits[self.chooses], self.targets[self.chooses])
             if not found.finite:
@@ -175,6 +189,8 @@ class Race:
         context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
         device = next(network.parameters()).device
         method = build_method(context).to(device)
+        if isinstance(method, Averaged) and getattr(method.method, "rho", None) == 0:
+            raise ValueError("its radius from the data is 0, as the network does not fit them: it is plain training")
         precision = find_precision(options.precision, device)
         stepper = Stepper(method, make_optimizer(method, options), precision, options.clip_norm)
         lengths = (epochs, self.steps_per_epoch, options.accumulation, None)
@@ -182,11 +198,3 @@ class Race:
         stream = micro_batches(self.train_loader, method.needs_reference, device)
         folder = self.folder / "runs" / candidate.name.replace(" ", "_").replace(",", "")
         return method, Loop(method, stepper, stream, times, None, folder, lambda row: None)
-
-
-def _networks(method: Method, train_loader: Iterable[Any]) -> dict[str, nn.Module]:
-    if not isinstance(method, Averaged):
-        raise TypeError(f"every run is averaged; got {type(method).__name__}")
-    average = copy.deepcopy(method.candidate())
-    estimate_statistics(average, train_loader)
-    return {"last": method.model, "ema": average}

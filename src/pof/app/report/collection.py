@@ -93,7 +93,7 @@ def measure(subject: Subject, network: nn.Module, samples: Samples, progress: fl
     calibrated = flatness.calibration(
         network, samples.calibration, validation_loader=samples.validation, progress=progress
     )
-    test = subject.test or evaluate(network, samples.calibration)
+    test = subject.test or evaluate(network, samples.calibration, head=head)
     _check_same(subject, test, calibrated)
     radii = (
         flatness.radius_distribution(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pof.app.report.collection import Pictures, RunFigures
 from pof.app.report.subjects import Record
-from pof.app.report.svg import Panel, drawing, panel
+from pof.app.report.svg import Panel, drawing, literal, panel
 from pof.flatness import LossCurve, Radii
 from pof.flatness.plots import style_of
 
@@ -100,7 +100,7 @@ def _draw(ax: Axes, curve: _Curve, rows: Sequence[dict[str, Any]], best: int, se
     style = style_of(series)
     x, y = [row["epoch"] for row in rows], curve.values(rows)
     marker = style.marker if len(rows) <= 30 else None
-    ax.plot(x, y, color=style.color, ls=style.line, marker=marker, ms=2.5, label=name)
+    ax.plot(x, y, color=style.color, ls=style.line, marker=marker, ms=2.5, label=literal(name))
     if best in x:
         ax.plot([best], [y[x.index(best)]], color=style.color, marker="*", ms=9, ls="")
 
@@ -157,7 +157,7 @@ def _radius(networks: Sequence[RunFigures]) -> Figure:
 def _spectrum(networks: Sequence[RunFigures]) -> Figure:
     with drawing() as ax:
         for i, n in enumerate(networks):
-            n.eigenvalues.plot(ax, label=n.subject.name, series=i)
+            n.eigenvalues.plot(ax, label=literal(n.subject.name), series=i)
         ax.set_ylim(bottom=0.0)
         values = "; ".join(
             f"{n.subject.name} {', '.join(f'{v:.4g}' for v in n.eigenvalues.values.tolist())}" for n in networks
@@ -165,7 +165,7 @@ def _spectrum(networks: Sequence[RunFigures]) -> Figure:
         first = panel(ax, "eigenvalues", "Largest eigenvalues", f"The largest eigenvalues of the head: {values}.")
     with drawing() as ax:
         for i, n in enumerate(networks):
-            _pictures(n).density.plot(ax, label=n.subject.name, series=i)
+            _pictures(n).density.plot(ax, label=literal(n.subject.name), series=i)
         means = "; ".join(f"{n.subject.name} {_pictures(n).density.moment(1).value:.4g}" for n in networks)
         second = panel(
             ax,

@@ -76,6 +76,11 @@ def drawing(height: float = HEIGHT) -> Iterator[Axes]:
         yield axes
 
 
+def literal(text: str) -> str:
+    """Text as matplotlib is to draw it: a dollar of a folder's name begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def panel(ax: Axes, name: str, title: str, description: str) -> Panel:
     """Write a figure as an element of a page."""
     buffer = io.StringIO()

@@ -1,0 +1,86 @@
+"""``pof improve`` as the command line wants it: loaders out of options, and the test set once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pof.app import job
+from pof.app.improve.deliver import improve
+from pof.app.improve.page import write_page
+from pof.app.improve.result import ImproveResult
+from pof.app.options import DataOptions, ModelOptions, TrainOptions
+from pof.app.run_folder import read_config, write_json
+from pof.data import eval_loader
+from pof.training.evaluation import Metrics, evaluate
+from pof.training.fit import find_device
+
+if TYPE_CHECKING:
+    from pof.app.cli._improve import ImproveOptions
+
+BATCH = 128
+
+
+def improve_network(
+    model: ModelOptions, data: DataOptions, options: ImproveOptions, show: Callable[[Mapping[str, Any]], None]
+) -> tuple[ImproveResult, tuple[Metrics, Metrics]]:
+    """Search, write network, table and page, and judge the networks before and after on the test set, once."""
+    if model.weights is None:
+        raise ValueError("improve needs a trained network: give --weights FILE (or the folder of a run)")
+    device = find_device(options.device)
+    loaded = job.load(data)
+    splits = job.split(loaded, data)
+    network = job.load_network(model, loaded).to(device)
+    training, rate = _as_trained(model.weights, options, len(splits.train))
+    evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
+    if options.validation_data is not None:
+        own = job.load(replace(data, data=options.validation_data, data_root=None))
+        validation = evaluating(own, "train")
+    elif splits.validation is None:
+        raise ValueError("improve needs validation data: give --validation SHARE or --validation_data FOLDER")
+    else:
+        validation = evaluating(loaded, splits.held_in, indices=splits.validation)
+    torch.manual_seed(options.seed)
+    result = improve(
+        network,
+        job.training_batches(loaded, splits, data, training, device),
+        validation,
+        budget=options.budget,
+        candidates=options.candidates or None,
+        seed=options.seed,
+        out=options.out,
+        resume=options.resume,
+        head=model.head,
+        lr=rate,
+        training=training,
+        device=device,
+        log=show,
+    )
+    test = evaluating(loaded, "test")
+    figures = evaluate(network, test), evaluate(result.model, test)
+    folder = Path(options.out)
+    write_json(folder / "test.json", {"before": vars(figures[0]), "after": vars(figures[1])})
+    write_page(result, folder / "report.html")
+    return result, figures
+
+
+def _as_trained(weights: str, options: ImproveOptions, samples: int) -> tuple[TrainOptions, float | None]:
+    """Optimizer and batch size, and the learning rate if it is known: given, or those of the network's own run."""
+    trained: dict[str, Any] = {}
+    if Path(weights).is_dir():
+        trained = read_config(Path(weights)).get("training", {})
+    training = TrainOptions(
+        "finetune",
+        batch_size=min(options.batch_size or trained.get("batch_size", BATCH), samples),
+        optimizer=options.optimizer or trained.get("optimizer", "sgd"),
+        weight_decay=options.weight_decay,
+        precision=options.precision,
+        seed=options.seed,
+    )
+    rate = options.lr if options.lr is not None else trained.get("lr")
+    return training, float(rate) if isinstance(rate, (int, float)) else None

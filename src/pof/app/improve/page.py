@@ -1,0 +1,75 @@
+"""The result of a search as lines of a table, and as one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pof._support.files import replacing
+from pof.app.improve.result import ImproveResult, Row
+from pof.app.report.template import load_template
+
+HEAD = ("network", "lr", "passes", "error", "NLL", "NLL, scaled", "")
+NOTHING = "–"
+
+
+def lines_of(table: Sequence[Row]) -> list[list[str]]:
+    """A line of texts for each network."""
+    return [
+        [
+            row.name,
+            NOTHING if row.lr is None else f"{row.lr:g}",
+            f"{row.passes:.1f}",
+            NOTHING if row.error is None else f"{100 * row.error:.2f} %",
+            _number(row.nll),
+            _number(row.scaled_nll),
+            row.note,
+        ]
+        for row in table
+    ]
+
+
+def comparison(result: ImproveResult) -> list[tuple[str, str, str]]:
+    """The incoming network beside the one that is handed back."""
+    pair = (result.before, result.after)
+    figures = {
+        "error": [f"{100 * m.error:.2f} %" for m in pair],
+        "NLL": [f"{m.nll:.4f}" for m in pair],
+        "ECE": [f"{100 * m.ece:.2f} %" for m in pair],
+    }
+    return [(name, *values) for name, values in figures.items()]  # type: ignore[misc]
+
+
+def intervals(result: ImproveResult) -> list[str]:
+    """What the comparison of the best candidate with the incoming network says."""
+    found = result.confirmation
+    if found is None:
+        return []
+    texts = {"NLL after temperature": found.nll, "Brier score": found.brier}
+    return [
+        f"{name}, best candidate minus incoming: {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."
+        for name, (low, mean, high) in texts.items()
+    ]
+
+
+def write_page(result: ImproveResult, out: Path) -> None:
+    """Write the page."""
+    tried = len(result.table) - 1
+    cost = (
+        f"{result.passes:.1f} forward-backward passes over the training set were spent; {tried} networks were judged."
+    )
+    page = load_template("improve.html", Path(__file__).parent).render(
+        title="A better network" if result.improved else "No better network found",
+        result=result,
+        cost=cost,
+        comparison=comparison(result),
+        intervals=intervals(result),
+        head=HEAD,
+        body=lines_of(result.table),
+    )
+    with replacing(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"

@@ -1,0 +1,177 @@
+"""``improve``: the better network or the incoming one, untouched; killed and resumed; every bad end in a sentence."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pof
+from pof.app.cli import main
+from pof.app.run_folder import RunError
+
+FAST: dict[str, Any] = {"budget": 8.0, "lr": 0.2, "device": "cpu"}
+
+
+def data(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Three overlapping clouds."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 3
+    return torch.randn(n, 6, generator=generator) + 1.2 * nn.functional.one_hot(y, 6), y
+
+
+def network(steps: int = 3) -> nn.Module:
+    """Trained for a few steps, so that there is something to gain."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    x, y = data(96, 1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+def loaders(validation: int = 300) -> tuple[Any, Any]:
+    return DataLoader(TensorDataset(*data(96, 1)), batch_size=16, shuffle=True), [data(validation, 2)]
+
+
+def test_a_network_that_is_not_finished_gets_better_and_stays_as_it_was() -> None:
+    model = network()
+    state = copy.deepcopy(model.state_dict())
+    result = pof.improve(model, *loaders(), candidates=["sgd", "head-ascent"], **FAST)
+    assert result.improved and result.chosen != "incoming"
+    assert result.after.error < result.before.error
+    assert result.p_error < 0.05
+    assert result.table[0].name == "incoming" and result.chosen in {row.name for row in result.table}
+    assert [row.name for row in result.table if row.note == "handed back"] == [result.chosen]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert result.model is not model and result.passes <= FAST["budget"] + 1
+    assert pof.evaluate(result.model, loaders()[1]).error < pof.evaluate(model, loaders()[1]).error
+
+
+def test_where_nothing_helps_the_incoming_network_itself_is_handed_back() -> None:
+    model = network(0)
+    pof.fit(pof.Finetune(model), loaders()[0], epochs=30, device="cpu")
+    state = copy.deepcopy(model.state_dict())
+    # Validation labels that have nothing to do with the inputs: nothing that is learned can be better there.
+    x, _ = data(300, 2)
+    y = torch.randint(3, (300,), generator=torch.Generator().manual_seed(5))
+    tiny = {"a": {"method": "finetune", "lr": 1e-9}}
+    result = pof.improve(model, loaders()[0], [(x, y)], candidates=tiny, budget=2.0, lr=0.1, device="cpu")
+    assert not result.improved and result.chosen == "incoming" and result.model is model
+    assert "incoming network is handed back unchanged" in result.message
+    assert result.before == result.after
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_search_goes_on_and_ends_the_same(after: int, tmp_path: Path) -> None:
+    candidates = ["sgd", "pof", "sam auto"]
+    rows: list[Any] = []
+
+    def die(row: Any) -> None:
+        rows.append(row)
+        if len(rows) == after:
+            raise Killed
+
+    torch.manual_seed(11)
+    whole = pof.improve(network(), *loaders(), candidates=candidates, out=tmp_path / "a", **FAST)
+    torch.manual_seed(11)
+    with pytest.raises(Killed):
+        pof.improve(network(), *loaders(), candidates=candidates, out=tmp_path / "b", log=die, **FAST)
+    torch.manual_seed(12)
+    resumed = pof.improve(network(), *loaders(), candidates=candidates, out=tmp_path / "b", resume=True, **FAST)
+    assert whole.table == resumed.table
+    assert whole.message == resumed.message
+    written = [json.loads((tmp_path / name / "result.json").read_text()) for name in "ab"]
+    assert written[0] == written[1]
+    values = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in values)
+
+
+def test_a_folder_is_taken_once_and_goes_on_with_the_same_arguments_only(tmp_path: Path) -> None:
+    def again(**changes: Any) -> pof.ImproveResult:
+        options = {"candidates": ["sgd"], "out": tmp_path / "out", "budget": 2.0, "lr": 0.1, "device": "cpu"}
+        return pof.improve(network(), *loaders(), **options | changes)
+
+    again()
+    with pytest.raises(RunError, match="holds a search already: give another folder, or go on with resume"):
+        again()
+    with pytest.raises(RunError, match=r"budget was 2.0 and is now 3.0"):
+        again(resume=True, budget=3.0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(RunError, match="holds other files"):
+        again(out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "x"
+
+
+def test_candidates_that_diverge_are_named_and_the_incoming_network_is_kept() -> None:
+    model = network()
+    wild = {"wild": {"method": "finetune", "lr": 1e30}, "wilder": {"method": "sam", "lr": 1e35}}
+    result = pof.improve(model, *loaders(), candidates=wild, **FAST)
+    assert not result.improved and result.model is model
+    notes = {row.name: row.note for row in result.table}
+    assert all("diverged" in note or "not finite" in note for name, note in notes.items() if name != "incoming")
+
+
+def test_few_and_contaminated_validation_data_are_said() -> None:
+    x, y = data(96, 1)
+    x = x + 8 * nn.functional.one_hot(y, 6)
+    model, train = network(0), DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+    pof.fit(pof.Finetune(model), train, epochs=20, device="cpu", optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+    result = pof.improve(model, train, [(x, y)], candidates=["sgd"], budget=2.0, lr=1e-4, device="cpu")
+    assert any("only 48 validation samples confirm" in note for note in result.notes)
+    assert any("they favour it over every candidate" in note for note in result.notes)
+
+
+def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
+    x, y = data(300, 2)
+    result = pof.improve(network(), loaders()[0], [(x[y < 2], y[y < 2])], candidates=["sgd"], **FAST)
+    assert result.before.n == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 0}, "budget must be a finite number of passes > 0; got 0"),
+        ({"budget": float("nan")}, "budget must be a finite number"),
+        ({"candidates": ["magic"]}, "'magic' is not known; choose among sgd, sam auto"),
+        ({"candidates": []}, "candidates"),
+        ({"candidates": {"own": {"method": "finetune", "lrr": 1}}}, "lrr"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pof.improve(network(), *loaders(), **FAST | changes)
+
+
+def test_the_command_writes_network_table_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = ["--model", "small-cnn", "--data", "digits", "--train_size", "100", "--validation", "0.3"]
+    common = [*digits, "--device", "cpu", "--batch_size", "50"]
+    assert main(["train", *common, "--epochs", "3", "--lr", "0.1", "--out", str(tmp_path / "base")]) == 0
+    command = ["improve", *common, "--weights", str(tmp_path / "base"), "--budget", "4", "--out", str(tmp_path / "new")]
+    assert main([*command, "--candidates", "sgd"]) == 0
+    shown = capsys.readouterr().out
+    result = json.loads((tmp_path / "new" / "result.json").read_text())
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert result["message"] in " ".join(shown.split())
+    assert result["chosen"] in page and f"{100 * result['before']['error']:.2f} %" in page
+    weights = str(tmp_path / "new" / "model.safetensors")
+    assert main(["evaluate", *digits, "--device", "cpu", "--weights", weights]) == 0
+    test = json.loads((tmp_path / "new" / "test.json").read_text())
+    assert f"{100 * test['after']['error']:.2f} %" in capsys.readouterr().out
+    assert main(["improve", *common, "--out", str(tmp_path / "other")]) == 2
+    assert "give --weights FILE" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""Judging: the split of the validation data, McNemar and bootstrap, and the plan of the race, against closed forms."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from pof.app.improve.halving import most_candidates, rungs
+from pof.app.improve.judge import confirm, figures, halves, logits_on
+from tests.cases import mlp
+
+
+def test_halves_share_no_sample_and_every_class_is_in_both() -> None:
+    targets = torch.tensor([0, 1, 2, 0, 1, 2, 2, 2, 0, 1])
+    chooses, confirms = halves(targets, seed=3)
+    assert sorted([*chooses.tolist(), *confirms.tolist()]) == list(range(10))
+    assert {*targets[chooses].tolist()} == {*targets[confirms].tolist()} == {0, 1, 2}
+    assert not torch.equal(halves(targets, seed=4)[0], chooses)
+
+
+@pytest.mark.parametrize(("fixed", "broken"), [(5, 0), (4, 1), (3, 3), (0, 0), (1, 6)])
+def test_the_p_value_is_that_of_a_fair_coin(fixed: int, broken: int) -> None:
+    targets = torch.zeros(20, dtype=torch.long)
+    before, after = torch.zeros(20, 2), torch.zeros(20, 2)
+    before[:, 0] = after[:, 0] = 1.0
+    before[:fixed, 1] = 2.0
+    after[fixed : fixed + broken, 1] = 2.0
+    found = confirm(before, after, targets, (None, None), seed=0)
+    n = fixed + broken
+    tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1)) / 2**n
+    assert (found.fixed, found.broken) == (fixed, broken)
+    assert found.p_error == pytest.approx(min(1.0, 2 * tail))
+    assert found.better is (fixed > broken)
+
+
+def test_the_interval_of_a_constant_difference_has_no_width() -> None:
+    targets = torch.zeros(50, dtype=torch.long)
+    before = torch.zeros(50, 2, dtype=torch.float64)
+    after = before.clone()
+    after[:, 0] = 1.0
+    found = confirm(before, after, targets, (None, None), seed=0)
+    wanted = math.log1p(math.exp(-1.0)) - math.log(2.0)
+    assert found.nll == pytest.approx((wanted, wanted, wanted))
+    assert found.better  # as many errors, and a likelihood better beyond its interval
+
+
+def test_a_network_is_judged_after_its_own_temperature() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    targets = torch.multinomial(torch.softmax(logits, dim=1), 1, generator=generator)[:, 0]
+    sharp, right = figures(5 * logits, targets), figures(logits, targets)
+    assert sharp.nll > right.nll
+    assert sharp.scaled_nll == pytest.approx(right.scaled_nll, rel=1e-9)
+    assert sharp.temperature == pytest.approx(5 * (right.temperature or math.nan), rel=1e-6)
+    assert not figures(logits * math.nan, targets).finite
+
+
+def test_a_loader_in_another_order_is_refused() -> None:
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    _, targets = logits_on(mlp(), [(x, y)])
+    with pytest.raises(ValueError, match="another order each time: give it without shuffling"):
+        logits_on(mlp(), [(x.flip(0), y.flip(0))], targets)
+    with pytest.raises(ValueError, match="val_loader gave no batch"):
+        logits_on(mlp(), [])
+
+
+def test_every_rung_costs_the_same_and_the_whole_is_the_budget() -> None:
+    plan = rungs(12, 60.0)
+    assert [rung.runs for rung in plan] == [12, 6, 3, 2]
+    steps = pairwise([0.0, *(rung.passes for rung in plan)])
+    spent = [rung.runs * (after - before) for rung, (before, after) in zip(plan, steps, strict=True)]
+    assert spent == pytest.approx([15.0] * 4)
+    assert rungs(2, 10.0)[-1].passes == pytest.approx(5.0)
+    assert rungs(most_candidates(20.0), 20.0)[0].passes >= 1.0 > rungs(most_candidates(20.0) + 1, 20.0)[0].passes
+    with pytest.raises(ValueError, match="finite budget > 0"):
+        rungs(3, float("nan"))
