@@ -234,8 +234,8 @@ def test_a_batch_keeps_its_kind_where_it_is_moved(kind: Any) -> None:
         ((1, 2, 3), "got tuple of length 3"),
         (torch.zeros(2, 3), "got Tensor"),
         ({"x": 1}, "exactly one of the keys"),
-        ((torch.zeros(2, 3), None), "targets must be a tensor of class indices or probabilities; got NoneType"),
-        (Three(1, 2, {}), "targets must be a tensor of class indices or probabilities; got dict"),  # type: ignore[arg-type]
+        ((torch.zeros(2, 3), None), "targets must be a tensor of class indices or probabilities; got None"),
+        (Three(1, 2, None), "targets must be a tensor of class indices or probabilities; got None"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_no_batch_is_named(given: Any, found: str) -> None:

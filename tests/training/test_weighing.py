@@ -163,7 +163,7 @@ def test_the_weight_of_every_kind_of_loss() -> None:
     def own(logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets)
 
-    cases: list[tuple[Any, Tensor, float]] = [
+    cases: list[tuple[Any, Any, float]] = [
         (CrossEntropy(), targets, 4),
         (CrossEntropy(class_weights=weights), targets, 7.1),
         (CrossEntropy(class_weights=weights), soft, 5),
@@ -171,6 +171,7 @@ def test_the_weight_of_every_kind_of_loss() -> None:
         (F.cross_entropy, targets, 4),
         (own, targets, 5),
         (None, targets, 5),
+        (own, {"boxes": soft, "labels": targets}, 5),
     ]
     for loss, given, wanted in cases:
         assert float(weight_of(loss, given)) == pytest.approx(wanted)

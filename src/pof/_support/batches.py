@@ -51,11 +51,15 @@ def _fields(batch: Any) -> dict[str, Any] | None:
     return dict(zip(batch._fields, batch, strict=True)) if named else None
 
 
-def _targets(given: Any) -> Tensor:
-    targets = class_targets(given)
-    if not isinstance(targets, Tensor):
-        raise ValueError(f"targets must be a tensor of class indices or probabilities; got {type(given).__name__}")
-    return targets
+def _targets(given: Any) -> Any:
+    if given is None:
+        raise ValueError("targets must be a tensor of class indices or probabilities; got None")
+    return class_targets(given)
+
+
+def samples_of(targets: Any) -> int:
+    """Count the samples of a mini-batch by its targets, which for a custom loss may be a mapping of tensors."""
+    return len(targets if isinstance(targets, Tensor) else tensors_of(targets)[0])
 
 
 def class_targets(targets: Any, classes: int | None = None) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import class_targets
+from pof._support.batches import class_targets, samples_of, tensors_of
 from pof._support.precision import without_autocast
 from pof.perturbation.targets import IGNORED, Targets, cross_entropy, encode_targets, may_ignore
 
@@ -26,7 +26,7 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     if isinstance(loss, CrossEntropy):
         targets = class_targets(targets, targets.shape[-1])
     if not entropy or targets.is_floating_point():
-        return targets.new_full((), targets.shape[0], dtype=torch.float64)
+        return tensors_of(targets)[0].new_full((), samples_of(targets), dtype=torch.float64)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else None
     counted = targets != getattr(loss, "ignore_index", IGNORED)
     if weights is None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from pof._support.batches import Inputs, tensors_of, to_device, unpack
+from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
 from pof._support.random import capture, restore
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Micro:
 
     @property
     def size(self) -> int:
-        return len(self.targets)
+        return samples_of(self.targets)
 
 
 def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T, T]]:
