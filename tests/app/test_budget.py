@@ -55,7 +55,10 @@ CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHODS} 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_units_are_the_passes_of_a_real_run(name: str) -> None:
+def test_units_are_the_passes_of_a_real_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pof.head.split._TRIES", 0)  # the head is not tried on a few samples, which would be counted
+    # Nor is the last mini-batch of an epoch looked at again.
+    monkeypatch.setattr("pof.training.loop.Loop._check_finite", lambda self: None)
     training = TrainOptions(**({"epochs": EPOCHS, "batch_size": 6} | CASES[name]))
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(SAMPLES, 1, 4, 4, generator=generator), torch.arange(SAMPLES) % 3

@@ -230,8 +230,8 @@ def test_labels_that_are_no_classes(monkeypatch, kind):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (None, "targets must be a tensor of class indices or probabilities; got NoneType"),
-        (0.5, "targets must be a tensor of class indices.*; got float"),
+        (None, "targets must be a tensor of class indices or probabilities; got None"),
+        (0.5, "targets must be a tensor of class indices, or an integer; got float"),
         ("cat", r"targets are texts \('cat', ...\): give class indices"),
         (torch.tensor([0.2, 0.8]), "labels must be class indices.*got torch.float32"),
     ],

@@ -182,7 +182,7 @@ def run(rank: int, name: str, folder: str | None = None, die_at: int = 0, signal
             method,
             ShareLoader(rank, size),
             epochs=2,
-            optimizer=job.make_optimizer(method, TrainOptions(method=name, lr=0.2)),
+            optimizer=job.make_optimizer(method, TrainOptions(method=name.partition(" ")[0], lr=0.2)),
             val_loader=[batch(43, seed=9)],
             accumulation=2,
             clip_norm=1.0,

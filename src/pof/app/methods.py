@@ -226,7 +226,9 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
         return method
 
     def ascents(options: MethodOptions) -> Fraction:
-        if kind == "msam" or options.sam.rho == 0:  # a radius from the data that turns out to be 0 counts in full
+        if kind == "msam":  # no ascent, but batch-norm statistics anew before each validation
+            return FORWARD * options.epochs
+        if options.sam.rho == 0:  # a radius from the data that turns out to be 0 counts in full
             return Fraction(0)
         epochs = min(options.sam.last_epochs, options.epochs) if late else options.epochs
         return Fraction(options.sam.ascent_share).limit_denominator(1000) * epochs

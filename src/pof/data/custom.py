@@ -79,7 +79,13 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
             if isinstance(stored, Sized) and len(stored) == size:
                 return _indices(stored)
     with preserved():
-        return _indices([unpack(dataset[index])[1].squeeze() for index in range(size)])
+        return _indices([_label(unpack(dataset[index])[1]) for index in range(size)])
+
+
+def _label(target: Any) -> Tensor:
+    if not isinstance(target, Tensor):
+        raise DataError(f"targets must be a tensor of class indices, or an integer; got {type(target).__name__}")
+    return target.squeeze()
 
 
 def _indices(labels: Any) -> Tensor:

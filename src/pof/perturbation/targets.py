@@ -138,7 +138,7 @@ def encode_targets(
     hard = not targets.is_floating_point()
     if hard:
         _check_indices(targets, n, c, values=check)
-        looks = check or targets.device.type != "cpu"
+        looks = check or class_weights is not None or targets.device.type != "cpu"
         counted = (targets != IGNORED).to(like.dtype) if looks and may_ignore(targets) else None
         targets = targets if counted is None else targets.clamp_min(0)
         labels = targets.unsqueeze(1)
