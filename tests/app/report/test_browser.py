@@ -58,11 +58,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def opened(browser: Any, page: Path, width: int, shade: str = "light") -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     media = {"features": [{"name": "prefers-color-scheme", "value": shade}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get(page.as_uri())
+    WebDriverWait(browser, 120).until(lambda _: browser.execute_script("return document.readyState") == "complete")
     keep_picture(browser, width, shade)
     return browser
 
