@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof.app.cli import main
+from pof.app.improve.judge import Confirmation
 from pof.app.run_folder import RunError
 
 FAST: dict[str, Any] = {"budget": 8.0, "lr": 0.2, "device": "cpu"}
@@ -70,6 +71,16 @@ def test_where_nothing_helps_the_incoming_network_itself_is_handed_back() -> Non
     assert "incoming network is handed back unchanged" in result.message
     assert result.before == result.after
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_choice_that_is_not_confirmed_is_not_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = Confirmation(150, 1, 2, 1.0, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+    monkeypatch.setattr("pof.app.improve.deliver.confirm", lambda *_: worse)
+    model = network()
+    result = pof.improve(model, *loaders(), candidates=["sgd"], **FAST)
+    assert not result.improved and result.chosen == "incoming" and result.model is model
+    assert result.message.startswith("nothing was confirmed")
+    assert [row.note for row in result.table].count("best in choosing, not confirmed") == 1
 
 
 class Killed(Exception):
