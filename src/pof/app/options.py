@@ -124,7 +124,7 @@ class ImproveOptions:
         budget: passes over the training data (forward and backward) that may be spent in all.
         candidates: what to try, by name; by default as many of the usual ones as the budget pays.
         batch_size: samples per mini-batch; that of the network's own run if it has a folder, else 128.
-        lr: learning rate that the network was trained with; its run's if it has a folder, else searched for.
+        lr: centre of the rates that are tried; without it the largest stable ones are searched for.
         optimizer: sgd or adamw; its run's if it has a folder, else sgd.
         weight_decay: of the optimizer.
         precision: auto, fp32, bf16 or fp16.

@@ -159,7 +159,7 @@ def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
     [
         ({"budget": 0}, "budget must be a finite number of passes > 0; got 0"),
         ({"budget": float("nan")}, "budget must be a finite number"),
-        ({"candidates": ["magic"]}, "'magic' is not known; choose among sgd, sam auto"),
+        ({"candidates": ["magic"]}, "'magic' is not known; choose among sam auto, head-ascent"),
         ({"candidates": []}, "candidates"),
         ({"candidates": {"own": {"method": "finetune", "lrr": 1}}}, "lrr"),
     ],

@@ -74,6 +74,9 @@ def test_every_rung_costs_the_same_and_the_whole_is_the_budget() -> None:
     spent = [rung.runs * (after - before) for rung, (before, after) in zip(plan, steps, strict=True)]
     assert spent == pytest.approx([15.0] * 4)
     assert rungs(2, 10.0)[-1].passes == pytest.approx(5.0)
-    assert rungs(most_candidates(20.0), 20.0)[0].passes >= 1.0 > rungs(most_candidates(20.0) + 1, 20.0)[0].passes
+    for steps, least in ((400, 1.0), (10, 4.0)):
+        most = most_candidates(60.0, steps)
+        assert rungs(most, 60.0)[0].passes >= least > rungs(most + 1, 60.0)[0].passes
+    assert most_candidates(1.0, 2) == 2
     with pytest.raises(ValueError, match="finite budget > 0"):
         rungs(3, float("nan"))

@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pof.app.budget import passes
-from pof.app.experiment.recipe import parse_section
-from pof.app.methods import METHODS, AverageOptions, entry_of
+from pof.app.improve.rate import candidate_options
+from pof.app.methods import METHODS, AverageOptions
 from pof.app.options import TrainOptions
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "sgd": {"method": "finetune"},
     "sam auto": {"method": "sam", "sam": {"rho": "auto"}},
-    "sam auto quarter": {"method": "sam", "sam": {"rho": "auto", "ascent_share": 0.25}},
     "head-ascent": {"method": "head-ascent"},
+    "sgd": {"method": "finetune"},
+    "sam auto quarter": {"method": "sam", "sam": {"rho": "auto", "ascent_share": 0.25}},
     "pof": {"method": "pof"},
     "pof fixed": {"method": "pof", "pof": {"sampling": "fixed"}},
 }
-"""Tried unless others are named, the most promising first: a small budget tries the first of them only."""
-SHARES = (0.5, 0.1)
-"""Rates, as shares of the centre; of methods with a share of their own (PoF), of four times that share of it."""
+"""Tried unless others are named, those that gained most in docs/results.md first: a small budget tries only them."""
+SHARES = (1.0, 0.2)
+"""Rates, as shares of a family's first one."""
 EMA_HORIZON = 0.1
 """Share of a run's steps that the exponential moving average beside it looks back on."""
 
@@ -56,25 +56,14 @@ def families(chosen: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> 
 
 
 def make_candidates(
-    wanted: Mapping[str, Mapping[str, Any]], base: TrainOptions, centre: float, most: int
+    wanted: Mapping[str, Mapping[str, Any]], base: TrainOptions, rates: Mapping[str, float], most: int
 ) -> list[Candidate]:
     """Make the candidates, at most ``most``: every family at its first rate before any at its second."""
-    found: list[Candidate] = []
+    found: dict[str, Candidate] = {}
     for share in SHARES:
         for name, options in wanted.items():
-            own = entry_of(str(options["method"])).rate
-            rate = float(f"{centre * share * (1.0 if own == 0.5 else 4 * own):.2g}")
-            values = {**options, "lr": options.get("lr", rate)}
-            training = parse_section(TrainOptions, values, f"candidates.{name}")
-            same = {key: getattr(base, key) for key in COMMON}
-            candidate = Candidate(f"{name}, lr {training.lr:g}", replace(training, **same))
-            if candidate.name not in {other.name for other in found}:
-                found.append(candidate)
-    return found[:most]
-
-
-COMMON = (
-    *("batch_size", "accumulation", "label_smoothing", "seed", "optimizer", "momentum", "weight_decay"),
-    *("clip_norm", "precision", "device"),
-)
-"""Options that all candidates share with the training."""
+            values = {**options, "lr": options.get("lr", float(f"{rates[name] * share:.2g}"))}
+            training = candidate_options(values, base, f"candidates.{name}")
+            candidate = Candidate(f"{name}, lr {training.lr:g}", training)
+            found.setdefault(candidate.name, candidate)
+    return list(found.values())[:most]

@@ -1,6 +1,6 @@
 """``improve``: find out what makes a trained network better, and hand back that or the network as it came.
 
-1. The incoming network is measured, and the largest stable learning rate is searched for.
+1. The incoming network is measured, and the largest stable learning rates are searched for.
 2. Candidates race by successive halving within the budget (``search.py``).
 3. Without more training, the best networks are put together: interpolated with the incoming one, and a greedy soup.
 4. The one that is best on half of the validation data is confirmed on the other half, or the incoming one is kept.
@@ -14,6 +14,8 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from pof._support.files import lock
 from pof.app.improve.candidates import families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, halves, logits_on
-from pof.app.improve.rate import largest_stable_rate
+from pof.app.improve.rate import RateSearch, first_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
@@ -69,7 +71,8 @@ def improve(
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
-        lr: peak rate of the network's training, the centre of the rates; None searches for the largest stable one.
+        lr: the centre of the rates, such as the peak rate of the network's training; None searches for the largest
+            stable one.
         training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per run and rung.
@@ -91,34 +94,58 @@ def improve(
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
-        centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)
+        if candidates is None:
+            kinds = dict(islice(kinds.items(), most_candidates(budget, steps)))
+        rates, spent = _rates(race, kinds, base, lr)
         left = max(budget - spent, 0.1 * budget)
-        tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)
+        tried = make_candidates(kinds, base, rates, most_candidates(left, steps) if candidates is None else MOST)
         runs = race.go(tried, rungs(len(tried), left))
         incoming = figures(logits[chooses], targets[chooses])
         rows = [row_of("incoming", None, 0.0, incoming), *rows_of(runs)]
-        best, found = _best(race, runs, incoming, rows)
+        pool = _pool(race, runs)
+        known = {row.name for row in rows}
+        rows += [entry.row for entry in pool if entry.row.name not in known]
         spent += sum(run.passes for run in runs)
-        return _deliver(race, best, found, incoming, logits, confirms, rows, spent, folder if out is not None else None)
+        return _deliver(race, pool, incoming, logits, confirms, rows, spent, folder if out is not None else None)
 
 
-def _best(race: Race, runs: Sequence[Run], incoming: Figures, rows: list[Row]) -> tuple[nn.Module | None, Row | None]:
-    """The best network on the samples that choose, of the finalists and of what can be put together of them."""
-    pool: list[tuple[Row, nn.Module, Figures]] = []
+def _rates(
+    race: Race, kinds: Mapping[str, Mapping[str, Any]], base: TrainOptions, lr: float | None
+) -> tuple[dict[str, float], float]:
+    """The first rate of each family, and the passes that it took to find them."""
+    if lr is not None:
+        return {name: first_rate(lr, str(options["method"])) for name, options in kinds.items()}, 0.0
+    search = RateSearch(race.incoming, race.head, race.train_loader, race.classes, race.steps_per_epoch)
+    return search.rates(kinds, base), search.spent
 
-    def judge(name: str, network: nn.Module, run: Run | None) -> Figures:
+
+@dataclass(frozen=True)
+class _Entry:
+    """A network that may be handed back."""
+
+    row: Row
+    network: nn.Module
+    found: Figures
+    trained: bool
+    """By one training; not put together of several."""
+
+
+def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
+    """The best networks of the race, and what can be put together of them."""
+    pool: list[_Entry] = []
+
+    def judge(name: str, network: nn.Module, run: Run | None, trained: bool = False) -> None:
         logits, _ = logits_on(network, race.val_loader, race.targets)
         found = figures(logits[race.chooses], race.targets[race.chooses])
         row = row_of(name, run.candidate if run else None, run.passes if run else 0.0, found)
-        pool.append((row, network, found))
-        return found
+        pool.append(_Entry(row, network, found, trained))
 
     usable = [run for run in runs if run.figures is not None]
     parts: list[nn.Module] = []
     for run in usable[:4]:
         network = race.networks(run)[run.best]
         parts.append(network)
-        judge(f"{run.candidate.name}, {run.best}", network, run)
+        judge(f"{run.candidate.name}, {run.best}", network, run, True)
     for run, network in list(zip(usable, parts, strict=False))[:2]:
         for share in SHARES:
             between = race.estimate(interpolate(race.incoming, network, share))
@@ -127,13 +154,13 @@ def _best(race: Race, runs: Sequence[Run], incoming: Figures, rows: list[Row]) -
         greedy = greedy_soup([copy.deepcopy(race.incoming), *parts], lambda network: _score(race, network))
         if len(greedy.indices) > 1:
             judge(f"soup of {len(greedy.indices)}", greedy.model, None)
-    known = {row.name for row in rows}
-    rows += [row for row, _, _ in pool if row.name not in known]
-    better = [entry for entry in pool if rank(entry[2]) < rank(incoming) and entry[2].error <= incoming.error]
-    if not better:
-        return None, None
-    row, network, _ = min(better, key=lambda entry: rank(entry[2]))
-    return network, row
+    return pool
+
+
+def _best(pool: Sequence[_Entry], incoming: Figures) -> _Entry | None:
+    """The first in rank of those with no more errors than the incoming network, if it is ahead of that."""
+    better = [entry for entry in pool if rank(entry.found) < rank(incoming) and entry.found.error <= incoming.error]
+    return min(better, key=lambda entry: rank(entry.found), default=None)
 
 
 def _score(race: Race, network: nn.Module) -> float:
@@ -143,8 +170,7 @@ def _score(race: Race, network: nn.Module) -> float:
 
 def _deliver(
     race: Race,
-    best: nn.Module | None,
-    found: Row | None,
+    pool: Sequence[_Entry],
     incoming: Figures,
     logits: torch.Tensor,
     confirms: torch.Tensor,
@@ -156,17 +182,19 @@ def _deliver(
     targets = race.targets[confirms]
     before = metrics_of(logits[confirms], targets)
     after, confirmation, improved = before, None, False
-    if best is not None and found is not None:
-        new, _ = logits_on(best, race.val_loader, race.targets)
-        temperatures = (incoming.temperature, found.temperature)
+    best, single = _best(pool, incoming), _best([entry for entry in pool if entry.trained], incoming)
+    if best is not None:
+        new, _ = logits_on(best.network, race.val_loader, race.targets)
+        temperatures = (incoming.temperature, best.row.temperature)
         confirmation = confirm(logits[confirms], new[confirms], targets, temperatures, race.seed)
         improved = confirmation.better
         after = metrics_of(new[confirms], targets) if improved else before
-    chosen = found.name if improved and found is not None else "incoming"
+    found = None if best is None else best.row
+    chosen = best.row.name if best is not None and improved else "incoming"
     message = message_of(found, confirmation, improved)
     table = tuple(noted(row, chosen, found) for row in rows)
     result = ImproveResult(
-        best if improved and best is not None else race.incoming,
+        best.network if best is not None and improved else race.incoming,
         chosen,
         improved,
         before,
@@ -177,6 +205,7 @@ def _deliver(
         message,
         notes_on(race.incoming, race.train_loader, incoming, before.n),
         table,
+        race.incoming if single is None else single.network,
     )
     if folder is not None:
         save_model(result.model, folder / "model.safetensors")

@@ -15,8 +15,9 @@ class Rung:
     """Forward-backward passes over the training set that each of them may spend in all, earlier rungs included."""
 
 
-LEAST = 1.0
-"""Passes that a run needs at least in its first rung to be told from the others."""
+LEAST_STEPS = 40
+"""Plain optimizer steps, or their cost, that a run needs at least in its first rung to be told from the others: with
+fewer, methods that first raise the loss (SAM, head ascent) rank behind those that change little."""
 FINALISTS = 2
 
 
@@ -35,9 +36,10 @@ def rungs(candidates: int, budget: float) -> list[Rung]:
     return found
 
 
-def most_candidates(budget: float) -> int:
-    """The largest number of candidates of which each gets at least ``LEAST`` passes in the first rung; at least two."""
+def most_candidates(budget: float, steps_per_epoch: int) -> int:
+    """The most candidates of which each gets a pass and ``LEAST_STEPS`` in its first rung; at least two."""
+    least = max(1.0, LEAST_STEPS / steps_per_epoch)
     number = FINALISTS
-    while rungs(number + 1, budget)[0].passes >= LEAST and number < 64:
+    while rungs(number + 1, budget)[0].passes >= least and number < 64:
         number += 1
     return number

@@ -33,7 +33,7 @@ def improve_network(
     loaded = job.load(data)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded).to(device)
-    training, rate = _as_trained(model.weights, options, len(splits.train))
+    training = _as_trained(model.weights, options, len(splits.train))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
         own = job.load(replace(data, data=options.validation_data, data_root=None))
@@ -53,7 +53,7 @@ def improve_network(
         out=options.out,
         resume=options.resume,
         head=model.head,
-        lr=rate,
+        lr=options.lr,
         training=training,
         device=device,
         log=show,
@@ -66,12 +66,12 @@ def improve_network(
     return result, figures
 
 
-def _as_trained(weights: str, options: ImproveOptions, samples: int) -> tuple[TrainOptions, float | None]:
-    """Optimizer and batch size, and the learning rate if it is known: given, or those of the network's own run."""
+def _as_trained(weights: str, options: ImproveOptions, samples: int) -> TrainOptions:
+    """Optimizer and batch size: given, or those of the network's own run."""
     trained: dict[str, Any] = {}
     if Path(weights).is_dir():
         trained = read_config(Path(weights)).get("training", {})
-    training = TrainOptions(
+    return TrainOptions(
         "finetune",
         batch_size=min(options.batch_size or trained.get("batch_size", BATCH), samples),
         optimizer=options.optimizer or trained.get("optimizer", "sgd"),
@@ -79,5 +79,3 @@ def _as_trained(weights: str, options: ImproveOptions, samples: int) -> tuple[Tr
         precision=options.precision,
         seed=options.seed,
     )
-    rate = options.lr if options.lr is not None else trained.get("lr")
-    return training, float(rate) if isinstance(rate, (int, float)) else None

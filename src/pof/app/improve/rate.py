@@ -1,11 +1,11 @@
-"""The largest stable learning rate: a few steps at rising rates, each from the incoming network."""
+"""The rates that candidates are tried at: the largest stable ones, found by a few steps from the incoming network."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -13,52 +13,116 @@ import torch
 from torch import nn
 
 from pof._support.batches import to_device, unpack
+from pof._support.precision import find_precision
 from pof._support.random import isolated
+from pof.app.budget import passes
+from pof.app.experiment.recipe import parse_section
 from pof.app.job import make_optimizer
-from pof.app.methods import Context, build_method
+from pof.app.methods import AverageOptions, Context, build_method, entry_of
 from pof.app.options import TrainOptions
+from pof.training.step import Stepper
+from pof.training.stream import Micro
 
 STEPS, FACTOR = 8, 4.0
 RANGE = {"sgd": (1e-3, 1.0), "adamw": (1e-6, 1e-2)}
 RISE = 0.1
 """Rise of the loss that counts as unstable, as a share of the loss of guessing."""
+SHARE = 0.5
+"""First rate of a candidate, as a share of the largest stable one."""
 
 
-def largest_stable_rate(
-    network: nn.Module, train_loader: Iterable[Any], base: TrainOptions, steps_per_epoch: int
-) -> tuple[float, float]:
-    """Find the largest rate of a grid at which a few plain steps do not raise the loss of their mini-batches.
+@dataclass
+class RateSearch:
+    """Steps from the incoming network, each time from its own copy; counts what they cost."""
 
-    Returns:
-        The rate (the smallest of the grid if none is stable), and the passes over the training set that it took.
-    """
-    device = next(network.parameters()).device
-    with isolated(base.seed):
-        batches = [unpack(to_device(batch, device)) for batch in islice(train_loader, STEPS)]
-    lowest, highest = RANGE[base.optimizer]
-    rate, spent = highest, 0.0
-    while rate > lowest:
-        spent += len(batches) / steps_per_epoch
-        if _is_stable(network, batches, replace(base, lr=rate)):
-            return rate, spent
-        rate /= FACTOR
-    return lowest, spent
+    network: nn.Module
+    head: str | None
+    train_loader: Iterable[Any]
+    classes: int
+    steps_per_epoch: int
+    spent: float = 0.0
+    """Forward-backward passes over the training set."""
+
+    def __post_init__(self) -> None:
+        device = next(self.network.parameters()).device
+        with isolated(0):
+            batches = [unpack(to_device(batch, device)) for batch in islice(self.train_loader, STEPS)]
+        self._micros = [Micro(inputs, targets, None) for inputs, targets in batches]
+
+    def rates(self, families: Mapping[str, Mapping[str, Any]], base: TrainOptions) -> dict[str, float]:
+        """Find the first rate of each family.
+
+        That of :func:`first_rate`, lowered for the methods of several passes (SAM) until it is stable for them too.
+        """
+        plain = self.largest_stable(replace(base, method="finetune"))
+        found = {}
+        for name, options in families.items():
+            rate = first_rate(plain, str(options["method"]))
+            training = candidate_options({**options, "lr": rate}, base, f"candidates.{name}")
+            own = entry_of(training.method).rate != SHARE
+            if not own and passes(replace(training, epochs=1, average=AverageOptions())) > 1:
+                rate = self.largest_stable(training, rate)
+            found[name] = rate
+        return found
+
+    def largest_stable(self, options: TrainOptions, highest: float | None = None) -> float:
+        """Find the largest rate at which a few steps do not raise the loss, within a factor of two.
+
+        Returns:
+            The rate; the smallest of the grid if none is stable.
+        """
+        lowest, top = RANGE[options.optimizer]
+        highest = top if highest is None else highest
+        rate = highest
+        while rate > lowest and not self._is_stable(replace(options, lr=rate)):
+            rate /= FACTOR
+        if lowest < rate < highest and self._is_stable(replace(options, lr=2 * rate)):
+            rate *= 2
+        return max(rate, lowest)
+
+    def _is_stable(self, options: TrainOptions) -> bool:
+        options = replace(options, epochs=1, average=AverageOptions())
+        self.spent += float(passes(options)) * len(self._micros) / self.steps_per_epoch
+        network = copy.deepcopy(self.network)
+        device = next(network.parameters()).device
+        with isolated(options.seed):
+            before, guessing = self._losses(network)
+            context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
+            try:
+                method = build_method(context).to(device)
+            except ValueError:  # the network does not take the method, as its run will say
+                return True
+            method.train()
+            stepper = Stepper(method, make_optimizer(method, options), find_precision(options.precision, device))
+            for micro in self._micros:
+                stepper.step([micro])
+            after, _ = self._losses(network)
+        return math.isfinite(after) and after <= before + RISE * guessing
+
+    @torch.no_grad()
+    def _losses(self, network: nn.Module) -> tuple[float, float]:
+        """The mean loss of the mini-batches in training mode, and that of guessing."""
+        plain = build_method(Context(copy.deepcopy(network), self.head, TrainOptions("finetune"), self.classes, ()))
+        plain.train()
+        outputs = [plain(micro.inputs, micro.targets) for micro in self._micros]
+        guessing = math.log(max(2, outputs[0].logits.shape[1]))
+        return float(torch.stack([out.loss for out in outputs]).mean()), guessing
 
 
-def _is_stable(network: nn.Module, batches: list[Any], options: TrainOptions) -> bool:
-    method = build_method(Context(copy.deepcopy(network), None, replace(options, method="finetune"), 0, ()))
-    optimizer = make_optimizer(method, options)
-    method.train()
-    losses, guessing = [], 0.0
-    with isolated(options.seed):
-        for inputs, targets in batches:
-            out = method(inputs, targets)
-            guessing = math.log(max(2, out.logits.shape[1]))
-            losses.append(float(out.loss.detach()))
-            optimizer.zero_grad()
-            out.loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            after = [float(method(inputs, targets).loss) for inputs, targets in batches]
-    before = sum(losses[: max(1, len(losses) // 4)]) / max(1, len(losses) // 4)
-    return all(map(math.isfinite, [*losses, *after])) and sum(after) / len(after) <= before + RISE * guessing
+def first_rate(centre: float, method: str) -> float:
+    """``SHARE`` of a rate of plain training; of a method with a share of its own (PoF), four times that share of it."""
+    share = entry_of(method).rate
+    return centre * SHARE * (1.0 if share == SHARE else 4 * share)
+
+
+def candidate_options(values: Mapping[str, Any], base: TrainOptions, where: str) -> TrainOptions:
+    """Read the options of a candidate; what all share with the training is taken from ``base``."""
+    training = parse_section(TrainOptions, values, where)
+    return replace(training, **{key: getattr(base, key) for key in COMMON})
+
+
+COMMON = (
+    *("batch_size", "accumulation", "label_smoothing", "seed", "optimizer", "momentum", "weight_decay"),
+    *("clip_norm", "precision", "device"),
+)
+"""Options that all candidates share with the training."""

@@ -64,6 +64,9 @@ class ImproveResult:
     """What the user should know before trusting it."""
     table: tuple[Row, ...]
     """One row per network that was judged, the incoming one first."""
+    single: nn.Module
+    """The best in choosing of the networks that one training gave, confirmed or not, to see what putting weights
+    together adds; the incoming one where none was better."""
 
 
 def row_of(name: str, candidate: Candidate | None, passes: float, found: Figures | None, note: str = "") -> Row:
@@ -142,7 +145,7 @@ def metrics_of(logits: Tensor, targets: Tensor) -> Metrics:
 
 def as_json(result: ImproveResult) -> dict[str, Any]:
     """Everything but the network."""
-    plain = {name: value for name, value in vars(result).items() if name != "model"}
+    plain = {name: value for name, value in vars(result).items() if name not in {"model", "single"}}
     return {
         **plain,
         "before": vars(result.before),

@@ -1,0 +1,140 @@
+"""What ``pof improve`` gains over seeds, beside single methods that spend the same budget.
+
+    python benchmarks/improve.py recipes/improve-digits.yaml --out runs/improve-digits --budget 60 [--jobs 2]
+
+1. The recipe is run: the incoming networks, and every single method for the recipe's budget.
+2. ``pof improve`` starts from each incoming network, with its validation data.
+3. Test errors are compared, paired over seeds: what was handed back, the best single training of the search (what
+   putting weights together adds), and each method of the recipe.
+
+Killed, it goes on where it was.  Writes results/NAME.json, NAME being that of the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pof.app import job
+from pof.app.experiment.executor import execute
+from pof.app.experiment.plan import RUNS, Plan, Trial, make_plan
+from pof.app.experiment.recipe import read_recipe
+from pof.app.experiment.statistics import corrected, paired, spread
+from pof.app.experiment.table import rows_of
+from pof.app.improve.job import improve_network
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions
+from pof.app.run_folder import environment, write_json
+from pof.data import eval_loader
+from pof.training.evaluation import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURES = ("error", "nll", "ece")
+
+
+def search(model: ModelOptions, data: DataOptions, options: ImproveOptions) -> None:
+    """One search, and the test figures of its best single training, which no choice has seen."""
+    torch.set_num_threads(1)
+    result, _ = improve_network(model, data, options, lambda row: None)
+    test = eval_loader(job.load(data), "test", batch_size=job.EVAL_BATCH, workers=0, device=torch.device("cpu"))
+    write_json(Path(options.out) / "single.json", vars(evaluate(result.single, test)))
+
+
+def folder_of(out: Path, trial: Trial, budget: float) -> Path:
+    return out / f"improve-{budget:g}" / f"{trial.setting}-{trial.seed}"
+
+
+def searches(plan: Plan, out: Path, budget: float, jobs: int) -> None:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = []
+        for trial in plan.trials:
+            folder, stage = folder_of(out, trial, budget), plan.stages[str(trial.pretrain)]
+            if (folder / "single.json").exists():
+                continue
+            model = replace(stage.model, weights=str(out / RUNS / stage.name))
+            options = ImproveOptions(str(folder), resume=True, budget=budget, seed=trial.seed, device="cpu")
+            waiting.append(pool.submit(search, model, replace(stage.data, workers=0), options))
+        for number, future in enumerate(waiting, start=1):
+            future.result()
+            print(f"{number} of {len(waiting)} searches", flush=True)
+
+
+def collect(plan: Plan, out: Path, budget: float) -> dict[str, Any]:
+    """Test figures by seed: incoming, handed back, single, and every method of the recipe."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in plan.recipe.settings:
+        trials = [trial for trial in plan.trials if trial.setting == setting.name]
+        columns: dict[str, list[Mapping[str, float]]] = {"incoming": [], "improve": [], "improve, single training": []}
+        results = []
+        for trial in trials:
+            folder = folder_of(out, trial, budget)
+            test, single = (json.loads((folder / name).read_text()) for name in ("test.json", "single.json"))
+            for name, row in zip(columns, (test["before"], test["after"], single), strict=True):
+                columns[name].append({measure: row[measure] for measure in MEASURES})
+            results.append(json.loads((folder / "result.json").read_text()))
+        for row in rows_of(plan, out):
+            if row.setting == setting.name:
+                columns.setdefault(row.method, []).append({m: getattr(row, m) for m in MEASURES})
+        found[setting.name] = {
+            "seeds": [trial.seed for trial in trials],
+            "handed_back": Counter(result["chosen"].split(", lr")[0] for result in results),
+            "passes": [result["passes"] for result in results],
+            "p_error": [result["p_error"] for result in results],
+            "test": columns,
+            "compared": {measure: compared(columns, measure) for measure in MEASURES},
+        }
+    return found
+
+
+def compared(columns: Mapping[str, list[Mapping[str, float]]], measure: str) -> dict[str, Any]:
+    """Mean and spread of each; the gain over the incoming network, and of ``improve`` over each, after Holm."""
+    values = {name: [row[measure] for row in rows] for name, rows in columns.items()}
+    others = [name for name in values if name != "incoming"]
+    gains = corrected([paired(values["incoming"], values[name]) for name in others])
+    rivals = [name for name in others if name != "improve"]
+    over = corrected([paired(values[name], values["improve"]) for name in rivals])
+    return {
+        "mean": {name: asdict(spread(column)) for name, column in values.items()},
+        "against incoming": {name: asdict(gain) for name, gain in zip(others, gains, strict=True)},
+        "improve against": {name: asdict(gain) for name, gain in zip(rivals, over, strict=True)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--budget", type=float, default=20.0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], help="as in pof experiment")
+    options = parser.parse_args()
+    plan, out = make_plan(read_recipe(options.recipe, options.set)), Path(options.out)
+    failed = execute(plan, out, jobs=options.jobs)
+    if failed:
+        raise SystemExit(f"failed: {failed}")
+    searches(plan, out, options.budget, options.jobs)
+    found = collect(plan, out, options.budget)
+    for setting, part in found.items():
+        for name, gain in part["compared"]["error"]["against incoming"].items():
+            interval = "" if gain["low"] is None else f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
+            print(f"{setting}: {name}: {100 * gain['mean']:+.2f} {interval} p {gain['p_holm']}")
+    question = "Does pof improve gain over the incoming network, and over single methods at the same total budget?"
+    written = {
+        "question": question,
+        "settings": {"recipe": dict(plan.recipe.source), "budget": options.budget},
+        "environment": {name: value for name, value in environment().items() if name != "command"},
+        "found": found,
+    }
+    write_json(ROOT / "benchmarks" / "results" / f"{plan.recipe.name}.json", written)
+
+
+if __name__ == "__main__":
+    main()
