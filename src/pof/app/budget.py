@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from pof.app.methods import FORWARD, MethodOptions, average_of, entry_of
+from pof.app.method_options import MethodOptions
+from pof.app.methods import FORWARD, average_of, entry_of
 
 
 def passes(options: MethodOptions) -> Fraction:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pof.app.methods import MethodOptions
+from pof.app.method_options import MethodOptions
 from pof.training.schedules import Schedule
 
 

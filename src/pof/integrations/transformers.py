@@ -170,6 +170,8 @@ class PostTrainer(Trainer):
     def _passes(self, optimizer: PerturbingOptimizer) -> Tensor:
         """All passes of a step at once, with its last mini-batch."""
         record = iter([True, False])
+        if self.accelerator.scaler is not None:
+            optimizer.loss_scale = self.accelerator.scaler.get_scale()
 
         def one() -> Tensor:
             optimizer.zero_grad()

@@ -1,8 +1,9 @@
 """Training with SAM and its relatives: the plain loss, and an optimizer that wants it at a perturbed point.
 
 SAM (Foret et al., ICLR 2021), ASAM (Kwon et al., 2021), SAM-ON (Mueller et al., NeurIPS 2023), MSAM (Becker et al.,
-arXiv 2401.12033), each from the start or for the last epochs only (late-phase SAM, Zhou et al., ICLR 2025), and with
-the direction of the ascent from a part of the mini-batch (Bahri et al., ACL 2022, section 4).
+arXiv 2401.12033), LE-SAM (Wang et al., ICML 2026, arXiv 2605.10183), each from the start or for the last epochs only
+(late-phase SAM, Zhou et al., ICLR 2025), and with the direction of the ascent from a part of the mini-batch (Bahri et
+al., ACL 2022, section 4).
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class SharpnessAware(Method):
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         kind: ``"sam"``, ``"asam"``, ``"sam-on"`` or ``"msam"``.
         rho: radius of the perturbation, >= 0; None takes the one usual for ``kind``.
+        budget: LE-SAM's sigma, in nats, >= 0, for ``"sam"``: by so much the linearised loss rises in every step, at
+            most at the radius ``rho``; None: the radius is ``rho``.
+        anneal: share of the run, at its end, over which the budget falls to 0 along half a cosine, epoch by epoch, in
+            [0, 1].
         last_epochs: perturb in the last so many epochs only (late-phase SAM); None: in all.
         ascent_share: share of each mini-batch that the first pass, which gives the direction of the ascent, is made
             of, in (0, 1]; a step then costs 1 + ascent_share plain ones.  Not for ``"msam"``, which has no such pass.
@@ -62,6 +67,8 @@ class SharpnessAware(Method):
         *,
         kind: Kind = "sam",
         rho: float | None = None,
+        budget: float | None = None,
+        anneal: float = 1.0,
         last_epochs: int | None = None,
         ascent_share: float = 1.0,
         label_smoothing: float = 0.0,
@@ -75,9 +82,15 @@ class SharpnessAware(Method):
             raise ValueError(f"ascent_share is a share of the mini-batch and must be in (0, 1]; got {ascent_share}")
         if kind == "msam" and ascent_share < 1.0:
             raise ValueError(f"msam ascends along its momentum and has no pass for ascent_share {ascent_share}")
+        if budget is not None and (kind != "sam" or not 0.0 <= budget < math.inf or not 0.0 <= anneal <= 1.0):
+            raise ValueError(
+                "budget is a finite loss >= 0 for kind sam, and anneal a share in [0, 1]; got"
+                f" budget={budget}, anneal={anneal} for {kind}"
+            )
         self.loss: CrossEntropy = CrossEntropy(label_smoothing, class_weights)
         self.network = split(model, head)
         self.kind, self.rho = kind, DEFAULT_RHO[kind] if rho is None else rho
+        self.budget, self.anneal = budget, anneal
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
         self._calibrated = False
@@ -104,6 +117,8 @@ class SharpnessAware(Method):
     def _around(self, base: Callable[..., Optimizer], **options: Any) -> PerturbingOptimizer:
         if self.kind == "msam":
             return MSAM(list(self.trainable_parameters()), base, self.rho, **options)
+        if self.budget is not None:
+            options["budget"] = self.budget
         makes: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON}
         return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 
@@ -142,6 +157,8 @@ class SharpnessAware(Method):
             )
         if self.kind == "msam":
             raise ValueError("msam ascends along its momentum, and no mini-batch has a radius for that: give rho")
+        if self.budget is not None:
+            raise ValueError(f"the budget {self.budget:g} sets the radius of every step: leave one of the two out")
         if self._optimizer is not None:
             raise RuntimeError("calibrate() comes before build_optimizer(): this optimizer has its rho already")
         optimizer = self._around(torch.optim.SGD, lr=0.0)
@@ -218,6 +235,9 @@ class SharpnessAware(Method):
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
+        if self.budget is not None:
+            for group in optimizer.param_groups:
+                group["budget"] = annealed(self.budget, epoch, epochs, self.anneal)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
         """MSAM has no pass at the weights themselves: estimate their batch-norm statistics, which are evaluated."""
@@ -238,5 +258,13 @@ class SharpnessAware(Method):
         out, _ = plain_step(self.network, self.loss, inputs, targets)
         if optimizer is None:
             return out
-        radius = torch.full_like(out.loss.detach(), optimizer.param_groups[0]["rho"])
-        return replace(out, metrics={"radius": radius})
+        # LE-SAM's radius is not known before the ascent.
+        name = "radius" if self.budget is None else "budget"
+        value = optimizer.param_groups[0][name.replace("radius", "rho")]
+        return replace(out, metrics={name: torch.full_like(out.loss.detach(), value)})
+
+
+def annealed(budget: float, epoch: int, epochs: int, share: float) -> float:
+    """LE-SAM's budget in an epoch, from 0, of a run: half a cosine, to 0 at the end, over the last ``share`` of it."""
+    left = (epochs - epoch) / (share * epochs) if share else 1.0
+    return budget if left >= 1.0 else 0.5 * budget * (1.0 - math.cos(math.pi * left))

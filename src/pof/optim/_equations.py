@@ -2,6 +2,7 @@
 
 SAM (Foret et al., ICLR 2021, arXiv 2010.01412), Eq. 2: eps = rho * g / ||g||_2 over all parameters.
 ASAM (Kwon et al., ICML 2021): eps = rho * T^2 g / ||T g||_2 with T = |w| + eta.
+LE-SAM (Wang et al., ICML 2026, arXiv 2605.10183): rho_t = min(sigma_t / ||g||_2, rho_max), sigma_t a loss.
 There is no host synchronisation: what must not happen (0/0, inf) is replaced, not branched on.
 """
 
@@ -37,6 +38,14 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
 def adaptive_scale(parameter: Tensor, eta: float) -> Tensor:
     """Compute T = |w| + eta, ASAM's element-wise normalisation operator, in float32 or wider."""
     return parameter.to(wide_dtype(parameter)).abs().add_(eta)
+
+
+def radius_within(radius: float, budget: Tensor | float, norm: Tensor) -> Tensor:
+    """Compute LE-SAM's radius (Eq. of rho_t): budget / norm, at most ``radius``, with its sign.
+
+    The first-order rise of the loss along the direction is radius times norm.  Scalar, of the norm's dtype.
+    """
+    return torch.full_like(norm, abs(radius)).minimum(budget / norm) * (1.0 if radius > 0 else -1.0)
 
 
 def perturb_(parameter: Tensor, direction: Tensor, factor: Tensor) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pof.app.budget import passes
 from pof.app.experiment.recipe import parse_section
-from pof.app.methods import METHODS, AverageOptions, entry_of
+from pof.app.method_options import AverageOptions
+from pof.app.methods import METHODS, entry_of
 from pof.app.options import TrainOptions
 
 FAMILIES: dict[str, dict[str, Any]] = {

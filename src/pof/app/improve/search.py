@@ -24,7 +24,8 @@ from pof.app.improve.candidates import EMA_HORIZON, Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
 from pof.app.job import make_optimizer
-from pof.app.methods import AverageOptions, Context, build_method
+from pof.app.method_options import AverageOptions
+from pof.app.methods import Context, build_method
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
 from pof.training.interrupt import Interrupts
