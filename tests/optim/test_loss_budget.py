@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import pof
-from pof.methods.sharpness_aware import annealed
 from pof.optim import SAM
+from pof.optim._equations import annealed
 from tests.optim.problem import SGD_OPTIONS, build_batches, build_model, closure_of, equal, sam, train, weights_of
 from tests.optim.test_twins import TOLERANCE, flat, gradient_of
 from tests.references import sam as twin

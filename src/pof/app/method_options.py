@@ -47,6 +47,10 @@ class SAMOptions:
         budget: of rho budget: rise of the linearised loss, in nats.
         rho_max: of rho budget: largest radius.
         anneal: of rho budget: share of the run, at its end, over which the budget falls to 0.
+        level: of rho auto: loss at the perturbed weights, as a share of that of guessing.
+        level_kind: of rho auto: level, or rise, which counts from the loss of the network as it is.
+        every: of rho auto: epochs after which the radius is taken anew; never if not given. Each time costs about ten
+            steps, which equal compute does not count.
         last_epochs: of late-sam: epochs with perturbation, at the end.
         ascent_share: share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
     """
@@ -55,6 +59,9 @@ class SAMOptions:
     budget: float = 0.05
     rho_max: float = 0.5
     anneal: float = 1.0
+    level: float = 0.15
+    level_kind: Literal["level", "rise"] = "level"
+    every: int | None = None
     last_epochs: int = 5
     ascent_share: float = 1.0
 
@@ -108,7 +115,7 @@ class MethodOptions:
         seed: of everything random but the validation split.
         pof: options of method pof.
         ascent: options of head-ascent.
-        sam: options of sam, asam, sam-on, msam and late-sam.
+        sam: options of sam, asam, sam-on, msam, late-sam and rewarm.
         average: average of the iterates, for any method.
         regularizer: options of fnp, randreg, adarand, l2sp, bss and delta.
     """

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pof.app.method_options import MethodOptions
+from pof.training.schedules import Schedule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +42,7 @@ class Context:
     """Whether nothing of the model is trained yet."""
 
 
+COSINE = Schedule("cosine")
 Extra = Callable[[MethodOptions], Fraction]
 Average = Literal["none", "swa", "ema", "lawa"]
 
@@ -62,8 +64,8 @@ class MethodEntry:
     """Learning rate of ``--lr auto``, as a share of that of the network's training."""
     average: Average = "none"
     """The average that the method's name stands for."""
-    nesterov: bool = True
-    """Whether SGD's momentum is Nesterov's."""
+    schedule: Schedule = COSINE
+    """Of the learning rate, unless another is asked for."""
 
 
 def _finetune(context: Context) -> "Method":
@@ -114,7 +116,13 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
         if options.rho == "auto":
             if context.from_scratch:
                 raise ValueError("sam.rho auto is for a network that is trained already: give --weights, or a number")
-            method.calibrate(context.training_batches, accumulation=context.options.accumulation)
+            method.calibrate(
+                context.training_batches,
+                level=options.level,
+                level_kind=options.level_kind,
+                every=options.every,
+                accumulation=context.options.accumulation,
+            )
         return method
 
     def ascents(options: MethodOptions) -> Fraction:
@@ -125,8 +133,7 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
         epochs = min(options.sam.last_epochs, options.epochs) if late else options.epochs
         return Fraction(options.sam.ascent_share).limit_denominator(1000) * epochs
 
-    # MSAM's authors: plain momentum.
-    return MethodEntry(build, "sam", ascents, nesterov=kind != "msam")
+    return MethodEntry(build, "sam", ascents)
 
 
 def _regularized(
@@ -193,6 +200,8 @@ METHODS: dict[str, MethodEntry] = {
     "sam-on": _sharpness_aware("sam-on"),
     "msam": _sharpness_aware("msam"),
     "late-sam": _sharpness_aware("sam", late=True),
+    # The rise takes the share that it has in torch's OneCycleLR.
+    "rewarm": replace(_sharpness_aware("sam"), schedule=Schedule("cosine", warmup=0.3)),
     "swa": MethodEntry(_finetune, average="swa"),
     "ema": MethodEntry(_finetune, average="ema"),
     "lawa": MethodEntry(_finetune, average="lawa"),

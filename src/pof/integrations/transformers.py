@@ -279,10 +279,10 @@ class _Surroundings(TrainerCallback):
     def _after_epoch(self, state: Any) -> None:
         trainer = self.trainer
 
-        def inputs() -> Iterator[Inputs]:
+        def batches() -> Iterator[tuple[Inputs, Tensor]]:
             return one_pass(trainer.get_train_dataloader(), trainer.args.device)
 
-        trainer.method.after_epoch(self.epoch, state.num_train_epochs, inputs)
+        trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)
 
 
 def _inner(method: Method) -> Method:

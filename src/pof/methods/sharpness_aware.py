@@ -23,13 +23,15 @@ from torch.optim import Optimizer
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, to_device, unpack
 from pof._support.checks import whole_number
-from pof._support.modules import frozen_statistics, in_training
+from pof._support.modules import frozen_statistics, in_training, layer_groups
 from pof._support.random import isolated
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.methods.loss import CrossEntropy, plain_step
-from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, rho_for_level
+from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, perturbation_shares, rho_for_level
+from pof.optim._equations import annealed
+from pof.optim.rise import LevelKind
 
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
@@ -90,10 +92,15 @@ class SharpnessAware(Method):
         self.loss: CrossEntropy = CrossEntropy(label_smoothing, class_weights)
         self.network = split(model, head)
         self.kind, self.rho = kind, DEFAULT_RHO[kind] if rho is None else rho
+        self.nesterov = kind != "msam"  # its authors: plain momentum
         self.budget, self.anneal = budget, anneal
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
         self._calibrated = False
+        self.shares: dict[str, float] = {}
+        # How to take the radius from the data again, and after how many epochs.
+        self._every: int | None = None
+        self._as_before: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
         """As those of any method; a radius that was calibrated is not compared."""
@@ -123,7 +130,14 @@ class SharpnessAware(Method):
         return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 
     def calibrate(
-        self, batches: Iterable[Any], *, level: float = 0.15, num_batches: int = 4, accumulation: int = 1
+        self,
+        batches: Iterable[Any],
+        *,
+        level: float = 0.15,
+        level_kind: LevelKind = "level",
+        every: int | None = None,
+        num_batches: int = 4,
+        accumulation: int = 1,
     ) -> float:
         """Take the radius from the data: the loss at the perturbed weights is to be a share of that of guessing.
 
@@ -131,7 +145,8 @@ class SharpnessAware(Method):
         mini-batches of the radius at which their loss, less the least that it can be (the entropy of soft or smoothed
         targets), has risen to ``level`` times log C: ours, after the line search of PoF, and at the level of
         :class:`~pof.HeadAscent`.  A network whose loss is above that already is one that does not fit its data: the
-        radius is then 0, the steps are plain ones, and a warning says so.
+        radius is then 0, the steps are plain ones, and a warning says so.  As a ``"rise"`` the level counts from each
+        mini-batch's own loss, and such a network gets a radius too.  A radius belongs to one size of the mini-batch.
 
         Call it before :meth:`build_optimizer`, with a network that is trained already.  It costs about ten training
         steps, once; weights, running statistics, modes and random state stay, gradients are cleared.
@@ -139,17 +154,23 @@ class SharpnessAware(Method):
         Args:
             batches: of the training set, of the size and augmentation that will be trained with; each process its own.
             level: share of the loss of guessing, in (0, 1).
+            level_kind: ``"level"`` or ``"rise"``.
+            every: epochs after which :func:`pof.fit` takes the radius anew, from the network of then; None: never.
             num_batches: steps' worth of them to take.
             accumulation: mini-batches per optimizer step.
 
         Returns:
-            rho, to two digits; the method has it from now on.
+            rho, to two digits; the method has it from now on.  ``shares`` then says which share of ||eps||^2 each layer
+            group has, by name; :func:`pof.fit` logs it with each epoch.
 
         Raises:
             ValueError: for ``"msam"``, which has no ascent; without mini-batches; for an option out of range; if the
                 loss is not a number, or does not rise.
             RuntimeError: if the optimizer is there already.
         """
+        check_choice("level_kind", level_kind, get_args(LevelKind))
+        if every is not None:
+            whole_number("every", every, 1)
         if not 0.0 < level < 1.0 or num_batches < 1 or accumulation < 1:
             raise ValueError(
                 "level must be in (0, 1), num_batches and accumulation >= 1; got"
@@ -161,29 +182,48 @@ class SharpnessAware(Method):
             raise ValueError(f"the budget {self.budget:g} sets the radius of every step: leave one of the two out")
         if self._optimizer is not None:
             raise RuntimeError("calibrate() comes before build_optimizer(): this optimizer has its rho already")
+        self._every, self._as_before = every, {"level": level, "level_kind": level_kind, "num_batches": num_batches}
+        self._as_before["accumulation"] = accumulation
+        return self._take_radius(batches, **self._as_before)
+
+    def _take_radius(
+        self, batches: Iterable[Any], *, level: float, level_kind: LevelKind, num_batches: int, accumulation: int
+    ) -> float:
         optimizer = self._around(torch.optim.SGD, lr=0.0)
+        for group in optimizer.param_groups:
+            group["rho"] = 1.0  # any: the search has its own
         device = next(self.model.parameters()).device
         found: list[float] = []
+        shares: list[dict[str, float]] = []
         taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
         with in_training(self.model), frozen_statistics(self.model):
             while window := list(islice(taken, accumulation)):
                 if distributed.active() or any(len(targets) for _, targets in window):
-                    found.append(self._rho_of(window, optimizer, level, found[-1] if found and found[-1] else 0.1))
+                    guess = found[-1] if found and found[-1] else 0.1
+                    found.append(self._rho_of(window, optimizer, level, level_kind, guess, shares))
         if not found:
             raise ValueError("calibrate() got no mini-batch")
         self.rho, self._calibrated = float(f"{median(found):.2g}"), True
+        self.shares = {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
         if self.rho == 0:
             warnings.warn(
                 f"rho is 0: the loss of this network is above {level:g} times that of guessing before any perturbation,"
-                " so it does not fit these data, and every step will be one of plain training; give rho for others",
-                stacklevel=2,
+                " so it does not fit these data, and every step will be one of plain training; give rho for others, or"
+                " take the radius from a rise of the loss (level_kind)",
+                stacklevel=3,
             )
         return self.rho
 
     def _rho_of(
-        self, window: list[tuple[Inputs, Tensor]], optimizer: PerturbingOptimizer, level: float, guess: float
+        self,
+        window: list[tuple[Inputs, Tensor]],
+        optimizer: PerturbingOptimizer,
+        level: float,
+        level_kind: LevelKind,
+        guess: float,
+        shares: list[dict[str, float]],
     ) -> float:
-        """The radius of a step: direction from the part that ascends, loss of all."""
+        """The radius of a step: direction from the part that ascends, loss of all; its shares are added to the list."""
         optimizer.zero_grad()
         try:
             classes = 0
@@ -192,7 +232,9 @@ class SharpnessAware(Method):
                 torch.autograd.backward(out.loss * len(out.logits))
                 classes = out.logits.shape[1]
             distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
-            return rho_for_level(optimizer, lambda: self._excess(window), level * math.log(classes), guess=guess)
+            shares.append(perturbation_shares(optimizer, layer_groups(self.model)))
+            target = level * math.log(classes)
+            return rho_for_level(optimizer, lambda: self._excess(window), target, guess=guess, level_kind=level_kind)
         finally:
             optimizer.zero_grad()
 
@@ -239,10 +281,29 @@ class SharpnessAware(Method):
             for group in optimizer.param_groups:
                 group["budget"] = annealed(self.budget, epoch, epochs, self.anneal)
 
-    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
-        """MSAM has no pass at the weights themselves: estimate their batch-norm statistics, which are evaluated."""
+    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
+        """Take the radius anew where that is due.
+
+        MSAM has no pass at the weights themselves: estimate their batch-norm statistics, which are evaluated.
+        """
+        if self._every is not None and (epoch + 1) % self._every == 0 and epoch + 1 < epochs:
+            self._take_radius(batches(), **self._as_before)
+            for group in self._optimizer.param_groups if self._optimizer is not None else ():
+                group["rho"] = self.rho
         if self.kind == "msam" and self._optimizer is not None and self._optimizer.will_ascend:
             estimate_statistics(self.model, batches())
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """The shares of a radius from the data."""
+        return {f"share_{name}": share for name, share in self.shares.items()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The radius from the data, which may have been taken on the way, and its shares."""
+        return {"rho": self.rho, "shares": self.shares} if self._calibrated else {}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`get_extra_state` gave."""
+        self.rho, self.shares = state.get("rho", self.rho), state.get("shares", self.shares)
 
     def forward(
         self,
@@ -262,9 +323,3 @@ class SharpnessAware(Method):
         name = "radius" if self.budget is None else "budget"
         value = optimizer.param_groups[0][name.replace("radius", "rho")]
         return replace(out, metrics={name: torch.full_like(out.loss.detach(), value)})
-
-
-def annealed(budget: float, epoch: int, epochs: int, share: float) -> float:
-    """LE-SAM's budget in an epoch, from 0, of a run: half a cosine, to 0 at the end, over the last ``share`` of it."""
-    left = (epochs - epoch) / (share * epochs) if share else 1.0
-    return budget if left >= 1.0 else 0.5 * budget * (1.0 - math.cos(math.pi * left))

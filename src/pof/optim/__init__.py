@@ -10,8 +10,17 @@ from pof.optim._perturbing import PerturbingOptimizer
 from pof.optim.asam import ASAM
 from pof.optim.msam import MSAM
 from pof.optim.normalization import normalization_parameters
-from pof.optim.rise import rho_for_level
+from pof.optim.rise import perturbation_shares, rho_for_level
 from pof.optim.sam import SAM
 from pof.optim.sam_on import SAMON
 
-__all__ = ["ASAM", "MSAM", "SAM", "SAMON", "PerturbingOptimizer", "normalization_parameters", "rho_for_level"]
+__all__ = [
+    "ASAM",
+    "MSAM",
+    "SAM",
+    "SAMON",
+    "PerturbingOptimizer",
+    "normalization_parameters",
+    "perturbation_shares",
+    "rho_for_level",
+]

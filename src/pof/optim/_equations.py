@@ -8,6 +8,7 @@ There is no host synchronisation: what must not happen (0/0, inf) is replaced, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -58,3 +59,9 @@ def perturb_(parameter: Tensor, direction: Tensor, factor: Tensor) -> None:
     """
     step = direction.to(factor.dtype) * factor.to(direction.device)
     parameter.add_(step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def annealed(budget: float, epoch: int, epochs: int, share: float) -> float:
+    """LE-SAM's budget in an epoch, from 0, of a run: half a cosine, to 0 at the end, over the last ``share`` of it."""
+    left = (epochs - epoch) / (share * epochs) if share else 1.0
+    return budget if left >= 1.0 else 0.5 * budget * (1.0 - math.cos(math.pi * left))
