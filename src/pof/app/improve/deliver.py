@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pof._support.checks import whole_number
 from pof._support.files import lock
 from pof.app.improve.candidates import families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
@@ -50,6 +51,7 @@ def improve(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    jobs: int = 1,
     head: str | None = None,
     lr: float | None = None,
     training: TrainOptions | None = None,
@@ -68,11 +70,13 @@ def improve(
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
+        jobs: processes that the runs of a rung are shared among; the result is bitwise the same. Each takes as many
+            threads as this one (set ``OMP_NUM_THREADS``), and a script needs ``if __name__ == "__main__":``.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         lr: peak rate of the network's training, the centre of the rates; None searches for the largest stable one.
         training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
-        log: called with a row per run and rung.
+        log: called with a row for the plan, for each step (of one process), and for each run at each rung.
 
     Returns:
         The network, the judgement, and the table of all that was tried.
@@ -82,6 +86,7 @@ def improve(
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
+    whole_number("jobs", jobs, 1)
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
@@ -90,7 +95,9 @@ def improve(
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
-        race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
+        race = Race(
+            network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet, jobs
+        )
         centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)
         left = max(budget - spent, 0.1 * budget)
         tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)
