@@ -71,7 +71,7 @@ def fit(
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
         optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
-        schedule: of the learning rate, over all steps; by default a cosine to 0, and for SWA a constant rate.
+        schedule: of the learning rate, over all steps: a cosine to 0, for SWA (which refuses that) a constant rate.
         val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
@@ -87,8 +87,7 @@ def fit(
 
     Raises:
         ValueError: if an argument is out of range (TypeError for a schedule), the loader empty or without a length, the
-            optimizer another network's, the schedule a cosine with SWA, or ``checkpoint_dir`` holds a state that is not
-            to be resumed.
+            optimizer another network's, or ``checkpoint_dir`` holds a state that is not to be resumed.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
@@ -97,12 +96,12 @@ def fit(
     method.to(place)
     _check_network(method)
     _check_loader(train_loader, checkpoint_dir)
-    schedule = schedule.settled(Schedule(method.schedule_kind))
     with _attached(method), modes_kept(method), Interrupts() as interrupts:
         stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         steps = math.ceil(_length(train_loader) / accumulation)
-        times = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
+        rates = schedule.settled(Schedule(method.schedule_kind))
+        times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
 

@@ -70,8 +70,7 @@ def improve(
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
-        jobs: processes that the runs of a rung are shared among; the result is bitwise the same. Each takes as many
-            threads as this one (set ``OMP_NUM_THREADS``), and a script needs ``if __name__ == "__main__":``.
+        jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         lr: peak rate of the network's training, the centre of the rates; None searches for the largest stable one.
         training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
@@ -84,9 +83,7 @@ def improve(
     Raises:
         ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
-    if not 0 < budget < float("inf"):
-        raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
-    whole_number("jobs", jobs, 1)
+    _check_numbers(budget, jobs)
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
@@ -95,9 +92,8 @@ def improve(
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
-        race = Race(
-            network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet, jobs
-        )
+        own = (folder, seed, log or _quiet, jobs)
+        race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, *own)
         centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)
         left = max(budget - spent, 0.1 * budget)
         tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)
@@ -189,6 +185,12 @@ def _deliver(
         save_model(result.model, folder / "model.safetensors")
         write_json(folder / "result.json", as_json(result))
     return result
+
+
+def _check_numbers(budget: float, jobs: int) -> None:
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
+    whole_number("jobs", jobs, 1)
 
 
 def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:
