@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pof.app import job
 from pof.app.improve.job import improve_network
@@ -13,10 +16,21 @@ from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOption
 from pof.training.evaluation import Metrics
 
 # Few digits leave a gap between training and test error; the rest of them judges.
-DATA = DataOptions(data="digits", train_size=300, validation=0.5)
-TRAINING = TrainOptions("finetune", epochs=20, batch_size=64, lr=0.1, precision="fp32", device="cpu")
+DATA = DataOptions(data="digits", train_size=150, validation=0.5)
+TRAINING = TrainOptions("finetune", epochs=30, batch_size=32, lr=0.1, precision="fp32", device="cpu")
 BUDGET = 20.0
 Row = Mapping[str, Any]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The same bits on any number of cores; more threads make so small a network no faster."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train_digits(folder: Path) -> Path:

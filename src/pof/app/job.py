@@ -88,8 +88,8 @@ def _train(
 ) -> JobResult:
     rank, world = _processes()
     precision = find_precision(training.precision, device)
-    found = {"lr": find_learning_rate(model, training), "precision": precision, "schedule": schedule_of(training)}
-    training = replace(training, **found)
+    rate, schedule = find_learning_rate(model, training), schedule_of(training)
+    training = replace(training, lr=rate, precision=precision, schedule=schedule)
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content

@@ -106,7 +106,7 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
             context.model,
             context.head,
             kind=kind,
-            rho=options.rho_max if budget else None if options.rho == "auto" else options.rho,
+            rho=options.rho_max if budget else options.rho if isinstance(options.rho, (int, float)) else None,
             budget=options.budget if budget else None,
             anneal=options.anneal,
             last_epochs=options.last_epochs if late else None,

@@ -23,14 +23,15 @@ def demo(options: DemoOptions) -> int:
     from pof.app.cli._display import console
     from pof.app.cli._improve import show
     from pof.app.cli._progress import SearchProgress
-    from pof.app.demo import BUDGET, DATA, TRAINING, improve_digits, train_digits
+    from pof.app.demo import BUDGET, DATA, TRAINING, improve_digits, one_thread, train_digits
 
     folder = Path(options.out) if options.resume else _unused(Path(options.out))
-    console.print(f"training a small CNN on {DATA.train_size} digits, {TRAINING.epochs} epochs", highlight=False)
-    base = train_digits(folder)
-    console.print(f"improving it within {BUDGET:g} passes over them", highlight=False)
-    with SearchProgress() as progress:
-        result, test = improve_digits(folder, base, progress)
+    with one_thread():
+        console.print(f"training a small CNN on {DATA.train_size} digits, {TRAINING.epochs} epochs", highlight=False)
+        base = train_digits(folder)
+        console.print(f"improving it within {BUDGET:g} passes over them", highlight=False)
+        with SearchProgress() as progress:
+            result, test = improve_digits(folder, base, progress)
     show(result, test, folder / "better")
     return 0
 

@@ -92,8 +92,8 @@ def improve(
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
-        own = (folder, seed, log or _quiet, jobs)
-        race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, *own)
+        race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
+        race.jobs = jobs
         centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)
         left = max(budget - spent, 0.1 * budget)
         tried = make_candidates(kinds, base, centre, most_candidates(left) if candidates is None else MOST)

@@ -34,7 +34,7 @@ from pof.training.interrupt import Interrupts
 from pof.training.loop import Loop, Timetable
 from pof.training.schedules import Schedule
 from pof.training.step import Stepper
-from pof.training.stream import loader_generators, micro_batches
+from pof.training.stream import loader_generators, micro_batches, set_epoch
 
 KINDS = ("last", "ema")
 """The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
@@ -134,6 +134,7 @@ class Race:
     def _rewind(self) -> None:
         for generator, state in self._generators:
             generator.set_state(state)
+        set_epoch(self.train_loader, 0)  # ours count the passes themselves
 
     def _networks(self, method: Method) -> dict[str, nn.Module]:
         average = copy.deepcopy(method.candidate())
@@ -144,6 +145,7 @@ class Race:
 
     def networks(self, run: Run) -> dict[str, nn.Module]:
         """The networks of a run where it stands, by kind."""
+        self._rewind()
         method, loop = self._loop(run.candidate, self._ends(run.candidate)[run.rung])
         with isolated(0), Interrupts() as interrupts:
             loop.run(True, interrupts)
@@ -182,7 +184,7 @@ class Race:
         row = self._known[run.candidate.name, number]
         run.passes, run.dropped, run.rung = row["passes"], row["dropped"], number
         run.figures = {kind: Figures(**row[kind]) for kind in KINDS} if row["last"] is not None else None
-        self.log({"event": "rung", "rung": number + 1, "known": known, **row})
+        self.log({"event": "rung", "known": known, **row, "rung": number + 1})
 
     def _heard(self, candidate: Candidate) -> Callable[[Mapping[str, Any]], None]:
         """Tell of each step of a run by what the run has spent."""
