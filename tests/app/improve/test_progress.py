@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
+
 import pof
 from pof.app.cli._display import PlainConsole
 from pof.app.cli._progress import SearchProgress
@@ -73,9 +75,9 @@ def test_a_search_tells_its_plan_its_steps_and_its_rungs() -> None:
     pof.improve(network(), *loaders(), candidates=["sgd", "sam auto", "pof"], log=rows.append, **FAST)
     assert rows[0]["event"] == "plan" and rows[0]["passes"] == FAST["budget"]
     assert {row["event"] for row in rows} == {"plan", "step", "rung"}
-    at = 0
-    for row in rows[1:]:
-        if row["event"] == "rung":
-            reached = [r["passes"] for r in rows[at:] if r["event"] == "step" and r["run"] == row["run"]]
-            # Rungs end at whole steps: six mini-batches per epoch.
-            assert row["dropped"] or abs(max(reached) - row["passes"]) < 2 / 6 or rows.index(row) < at
+    assert {row["rung"] for row in rows if row["event"] == "rung"} == {1, 2}
+    for place, row in enumerate(rows):
+        if row["event"] == "rung" and not row["dropped"]:
+            steps = [r["passes"] for r in rows[:place] if r["event"] == "step" and r["run"] == row["run"]]
+            # A rung ends at a whole step, of which an epoch has six, each of two passes at most.
+            assert steps == sorted(steps) and steps[-1] == pytest.approx(row["passes"], abs=2 / 6)
