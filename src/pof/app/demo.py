@@ -18,7 +18,7 @@ from pof.training.evaluation import Metrics
 # Few digits leave a gap between training and test error; the rest of them judges.
 DATA = DataOptions(data="digits", train_size=150, validation=0.5)
 TRAINING = TrainOptions("finetune", epochs=30, batch_size=32, lr=0.1, precision="fp32", device="cpu")
-BUDGET = 20.0
+BUDGET = 60.0
 Row = Mapping[str, Any]
 
 
