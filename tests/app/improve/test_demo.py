@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import signal
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pof.app import demo
-from tests.processes import Process
+from tests.processes import Process, Stop, _arm
 
 
-def small(out: str, resume: bool = False) -> int:
-    """A demonstration of a few seconds."""
-    from dataclasses import replace
-
-    from pof.app.cli import main
+def small(out: str, resume: bool = False, stop: tuple[str, int] | None = None) -> int:
+    """A demonstration of a few seconds; it kills itself at the n-th row of the training, or of the search."""
+    from pof.app.cli import _progress, main
 
     demo.TRAINING, demo.BUDGET = replace(demo.TRAINING, epochs=3), 4.0
+    if stop is not None and stop[0] == "training":
+        _arm(Stop(signal.SIGKILL, "step", stop[1]))
+    elif stop is not None:
+        show, seen = _progress.SearchProgress.__call__, itertools.count(1)
+
+        def showing(self: Any, row: Any) -> None:
+            show(self, row)
+            if row["event"] == stop[0] and next(seen) == stop[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        _progress.SearchProgress.__call__ = showing  # type: ignore[method-assign]
     return main(["demo", "--out", out, *(["--resume"] if resume else [])])
 
 
@@ -51,25 +61,10 @@ def test_it_opens_with_what_was_handed_back_and_ends_with_the_report(whole: tupl
     assert (out / "better" / "report.html").exists()
 
 
-def lines_in(file: Path) -> int:
-    return len(file.read_bytes().splitlines()) if file.exists() else 0
-
-
-MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "in training": lambda out: lines_in(out / "base" / "metrics.jsonl") >= 5,
-    "in the first rung": lambda out: lines_in(out / "better" / "journal.jsonl") >= 1,
-    "at the end of the race": lambda out: lines_in(out / "better" / "journal.jsonl") >= 3,
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed_it_ends_the_same(moment: str, whole: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [("training", 7), ("step", 3), ("rung", 1), ("rung", 2)], ids=str)
+def test_killed_and_resumed_it_ends_the_same(stop: tuple[str, int], whole: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    running = Process(small, str(out))
-    while running.process.is_alive() and not MOMENTS[moment](out):
-        time.sleep(0.001)
-    running.process.kill()
-    assert running.wait().code == -signal.SIGKILL
+    assert Process(small, str(out), False, stop).wait().code == -signal.SIGKILL
     assert not (out / "better" / "result.json").exists()
     done: Any = Process(small, str(out), True).wait()
     assert done.code == 0, done.err
