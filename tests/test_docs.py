@@ -236,7 +236,7 @@ def test_yaml_parses(block: Block) -> None:
 def test_every_method_has_a_card(name: str) -> None:
     folder = ROOT / "docs" / "methods"
     averages = {"swa", "ema", "lawa"}
-    card = folder / ("averages.md" if name in averages else f"{name}.md")
+    card = folder / ("averages.md" if name in averages else f"{'late-sam' if name == 'rewarm' else name}.md")
     text = card.read_text(encoding="utf-8").lower()
     for part in ("cost", "when it does not help", "equation", "settings"):
         assert part in text, part

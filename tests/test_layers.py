@@ -24,6 +24,7 @@ ORDER = (
     *(
         "app.errors",
         "app.documents",
+        "app.method_options",
         "app.methods",
         "app.budget",
         "app.options",

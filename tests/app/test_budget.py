@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pof.app.budget import epochs_within, passes
 from pof.app.job import make_optimizer
-from pof.app.methods import METHODS, AverageOptions, Context, PoFOptions, RegularizerOptions, SAMOptions, build_method
+from pof.app.method_options import AverageOptions, PoFOptions, RegularizerOptions, SAMOptions
+from pof.app.methods import METHODS, Context, build_method
 from pof.app.options import TrainOptions
 from pof.training.fit import fit
 
@@ -49,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHODS} 
     "late-sam 2": {"method": "late-sam", "sam": SAMOptions(last_epochs=2)},
     "sam at 0": {"method": "sam", "sam": SAMOptions(rho=0.0)},
     "late-sam at 0": {"method": "late-sam", "sam": SAMOptions(rho=0.0, last_epochs=2)},
+    "le-sam": {"method": "sam", "sam": SAMOptions(rho="budget")},
     "sam of half": {"method": "sam", "sam": SAMOptions(ascent_share=0.5), "batch_size": 4},
     "randreg normal": {"method": "randreg", "regularizer": RegularizerOptions(prior="normal")},
 }

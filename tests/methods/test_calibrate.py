@@ -268,3 +268,74 @@ def test_two_processes_find_the_radius_of_the_whole_mini_batch(tmp_path: Path) -
     expected: Any = pof.SharpnessAware(model).calibrate(batches)
     assert expected > 0
     assert ranks(on_a_share, 2, tmp_path) == [expected] * 2
+
+
+def test_a_rise_counts_from_the_loss_as_it_is_and_a_network_that_does_not_fit_gets_a_radius() -> None:
+    model, batches = fitted()
+    with torch.no_grad():
+        model[-1].weight *= 0.05  # above the level from the start
+    start = loss_at(model, batches[0], 0.0, "sam")
+    assert start > LEVEL
+    rho = pof.SharpnessAware(model).calibrate(batches[:1], level_kind="rise")
+    risen = [loss_at(model, batches[0], rho * factor, "sam") - start for factor in (1 / 1.1, 1.1)]
+    assert risen[0] < LEVEL < risen[1]
+    with pytest.raises(ValueError, match="level_kind must be one of level, rise; got 'fall'"):
+        pof.SharpnessAware(model).calibrate(batches, level_kind="fall")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="every"):
+        pof.SharpnessAware(model).calibrate(batches, every=0)
+
+
+def test_a_larger_mini_batch_has_a_larger_radius() -> None:
+    model, batches = fitted(norm=False)
+    whole = [(torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))]
+    single = [(inputs[:2], targets[:2]) for inputs, targets in batches]
+    assert pof.SharpnessAware(model).calibrate(whole) > 1.2 * pof.SharpnessAware(model).calibrate(single)
+
+
+@pytest.mark.parametrize("kind", ["sam", "asam", "sam-on"])
+def test_the_shares_of_the_layers_are_those_of_the_perturbation_itself(kind: Kind) -> None:
+    model, batches = fitted()
+    method = pof.SharpnessAware(model, kind=kind)
+    method.calibrate(batches[:1])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
+    F.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    with optimizer.perturbed():  # type: ignore[attr-defined]
+        moves = {name: float((p.detach() - before[name]).square().sum()) for name, p in model.named_parameters()}
+    wanted = {layer: sum(v for name, v in moves.items() if name[0] == layer) / sum(moves.values()) for layer in "014"}
+    assert method.shares == pytest.approx(wanted, rel=1e-9)
+    assert sum(method.shares.values()) == pytest.approx(1.0)
+    found = pof.fit(method, batches, epochs=1, optimizer=optimizer, device="cpu").history
+    assert [row["share_0"] for row in found] == [method.shares["0"]] * 2
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last_epochs", [None, 4])
+def test_the_radius_is_taken_anew_and_a_resumed_run_has_it(last_epochs: int | None, tmp_path: Path) -> None:
+    def run(folder: str, resume: bool = False, stop: int | None = None) -> pof.FitResult:
+        model, batches = fitted(norm=False)
+        method = pof.SharpnessAware(model, last_epochs=last_epochs)
+        method.calibrate(batches, every=2, level_kind="rise")
+        optimizer = method.build_optimizer(torch.optim.SGD, lr=0.2, weight_decay=0.05)
+
+        def log(row: Any) -> None:
+            if row["event"] == "epoch" and row["epoch"] == stop:
+                raise Stopped
+
+        options: dict[str, Any] = {"checkpoint_dir": tmp_path / folder, "resume": resume, "device": "cpu"}
+        return pof.fit(method, batches, epochs=5, optimizer=optimizer, checkpoint_every=1, log=log, **options)
+
+    whole = run("a")
+    radii = [row["train_radius"] for row in whole.history[1:]]
+    first, second, third = radii[1], radii[2], radii[4]
+    assert radii == [0.0 if last_epochs else first, first, second, second, third]
+    assert len({first, second, third}) == 3
+    with pytest.raises(Stopped):
+        run("b", stop=4)
+    resumed = run("b", resume=True)
+    assert [row["train_radius"] for row in resumed.history[1:]] == radii
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)

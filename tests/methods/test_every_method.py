@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 import pof
 from pof.app.job import make_optimizer
-from pof.app.methods import (
-    METHODS,
-    AscentOptions,
-    AverageOptions,
-    Context,
-    PoFOptions,
-    RegularizerOptions,
-    SAMOptions,
-    build_method,
-)
+from pof.app.method_options import AscentOptions, AverageOptions, PoFOptions, RegularizerOptions, SAMOptions
+from pof.app.methods import METHODS, Context, build_method
 from pof.app.options import TrainOptions
 
 COMBINATIONS = [("pof", "ema"), ("pof", "swa"), ("sam", "lawa")]

@@ -79,3 +79,12 @@ def test_a_step_without_ascent_takes_the_whole_mini_batch(radius: float) -> None
 def test_bad_shares_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pof.SharpnessAware(network(), **options)
+
+
+@pytest.mark.parametrize(("kind", "nesterov"), [("msam", False), ("sam", True)])
+@pytest.mark.parametrize("average", [None, "ema"])
+def test_the_default_optimizer_of_msam_has_plain_momentum(kind: Any, nesterov: bool, average: Any) -> None:
+    inner = pof.SharpnessAware(network(), kind=kind)
+    pof.fit(inner if average is None else pof.Averaged(inner, average), mini_batches(8, 8), epochs=1, device="cpu")
+    assert inner._optimizer is not None
+    assert {group["nesterov"] for group in inner._optimizer.param_groups} == {nesterov}

@@ -1,4 +1,4 @@
-"""SAM, ASAM, SAM-ON and MSAM as the papers write them: one flat list of floats, one loop per equation.
+"""SAM, ASAM, SAM-ON, LE-SAM and MSAM as the papers write them: one flat list of floats, one loop per equation.
 
 ``gradient_at`` maps a list of weights to the list of the loss's derivatives.  Slow, and obviously right.
 """
@@ -67,6 +67,14 @@ def norm(vector: Vector) -> float:
 def sam_step(w: Vector, base: SGD | Adam, gradient_at: Gradient, rho: float) -> Vector:
     """eps = rho g / ||g||."""
     g = gradient_at(w)
+    eps = [rho * g_i / norm(g) for g_i in g]
+    return base.update(w, gradient_at([w_i + e_i for w_i, e_i in zip(w, eps, strict=True)]))
+
+
+def le_sam_step(w: Vector, base: SGD | Adam, gradient_at: Gradient, sigma: float, rho_max: float) -> Vector:
+    """rho_t = min(sigma / ||g||, rho_max); eps = rho_t g / ||g||."""
+    g = gradient_at(w)
+    rho = min(sigma / norm(g), rho_max)
     eps = [rho * g_i / norm(g) for g_i in g]
     return base.update(w, gradient_at([w_i + e_i for w_i, e_i in zip(w, eps, strict=True)]))
 

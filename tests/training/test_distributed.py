@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 import pof
 from pof._support import distributed
 from pof.app import job
-from pof.app.methods import Context, PoFOptions, build_method
+from pof.app.method_options import PoFOptions
+from pof.app.methods import Context, build_method
 from pof.app.options import TrainOptions
 from pof.app.run_folder import read_rows
 from pof.data.batch_sampler import StatelessBatchSampler

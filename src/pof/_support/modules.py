@@ -182,3 +182,15 @@ def put_buffers(module: nn.Module, wanted: Mapping[str, Tensor | None], device: 
             module._buffers[name] = new
         else:
             module.register_buffer(name, new)
+
+
+def layer_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Parameters by the outermost module that does not hold all of them, such as ``layer1``."""
+    paths = {tuple(name.split(".")): p for name, p in model.named_parameters()}
+    depth = 1
+    while len({path[:depth] for path in paths}) == 1 and all(len(path) > depth for path in paths):
+        depth += 1
+    groups: dict[str, list[nn.Parameter]] = {}
+    for path, parameter in paths.items():
+        groups.setdefault(".".join(path[:depth]), []).append(parameter)
+    return groups

@@ -1,8 +1,8 @@
 """Equal compute: what a run costs, in forward-backward passes over its training set.
 
 The unit is one forward and one backward of every training sample: an epoch of SGD is 1, of SAM 2, of PoF with fresh
-features 4/3.  Validation is not counted, as it is the same for every method; nor are, once, the ten steps or so of a
-radius from the data.
+features 4/3.  Validation is not counted, as it is the same for every method; nor are the ten steps or so
+of a radius from the data, each time that it is taken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from pof.app.methods import FORWARD, MethodOptions, average_of, entry_of
+from pof.app.method_options import MethodOptions
+from pof.app.methods import FORWARD, average_of, entry_of
 
 
 def passes(options: MethodOptions) -> Fraction:

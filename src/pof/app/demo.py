@@ -1,77 +1,55 @@
-"""The demonstration: a small network that fits its few digits completely, post-trained, over several seeds."""
+"""The demonstration: ``pof improve`` on a small network that was trained on a few digits for a few seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pof.app import job
-from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
-from pof.app.report import Bounds, Start, read_run, write_report
-from pof.data import train_loader
-from pof.flatness.radius import radius_distribution
+from pof.app.improve.job import improve_network
+from pof.app.improve.result import ImproveResult
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
 from pof.training.evaluation import Metrics
-from pof.training.fit import find_device
-from pof.training.schedules import Schedule
 
-# Few digits leave a gap between training and test error, which is what post-training is to close.
-DATA = DataOptions(data="digits", train_size=300)
-PRE_TRAINING = TrainOptions(method="finetune", epochs=40, batch_size=64, lr=0.1)
-POST_TRAINING = TrainOptions(method="pof", epochs=20, batch_size=64, lr=1e-2, schedule=Schedule("cosine"))
-RADIUS_BATCHES = 40
-REPORT_BATCHES = 10
+# Few digits leave a gap between training and test error; the rest of them judges.
+DATA = DataOptions(data="digits", train_size=150, validation=0.5)
+TRAINING = TrainOptions("finetune", epochs=30, batch_size=32, lr=0.1, precision="fp32", device="cpu")
+BUDGET = 60.0
+Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class NetworkFigures:
-    """A network before or after post-training."""
-
-    test: Metrics
-    radius: float
-    """Median xi* over training mini-batches."""
-    separable: float
-    """Share of separable training mini-batches, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class SeedResult:
-    """One seed of the demonstration."""
-
-    seed: int
-    before: NetworkFigures
-    after: NetworkFigures
-    folder: Path
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The same bits on any number of cores; more threads make so small a network no faster."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def demonstrate(
-    folder: Path,
-    seed: int,
-    log: Callable[[Mapping[str, Any]], None],
-) -> SeedResult:
-    """Train and post-train the network for one seed."""
-    start, end = folder / "train", folder / "post-train"
-    pre, post = replace(PRE_TRAINING, seed=seed), replace(POST_TRAINING, seed=seed)
-    model = ModelOptions(model="small-cnn")
-    first = job.train(model, DATA, pre, RunOptions(str(start)), log)
-    model = ModelOptions(model="small-cnn", weights=str(start))
-    second = job.train(model, DATA, post, RunOptions(str(end)), log)
-    return SeedResult(seed, _stage(first, pre), _stage(second, post), end)
-
-
-def report(result: SeedResult, start: Start) -> Path:
-    """Write the report of one seed: the network before and after post-training."""
-    out = result.folder / "report.html"
-    bounds = Bounds(REPORT_BATCHES, POST_TRAINING.batch_size, find_device(POST_TRAINING.device))
-    write_report([read_run(result.folder)], out, bounds, start=start)
+def train_digits(folder: Path) -> Path:
+    """Train the network to be improved, or go on with it; gives its run folder, inside of ``folder``."""
+    out = folder / "base"
+    result = job.train(ModelOptions("small-cnn"), DATA, TRAINING, RunOptions(str(out), resume=out.exists()), _quiet)
+    if result.after is None:
+        raise KeyboardInterrupt
     return out
 
 
-def _stage(result: job.JobResult, training: TrainOptions) -> NetworkFigures:
-    if result.after is None:
-        raise KeyboardInterrupt
-    data = job.load(DATA)
-    loader = train_loader(data, batch_size=training.batch_size, seed=0, indices=job.split(data, DATA).train)
-    radii = radius_distribution(result.fit.model, loader, batches=RADIUS_BATCHES).train
-    return NetworkFigures(result.after, radii.median, radii.separable_share)
+def improve_digits(
+    folder: Path, base: Path, log: Callable[[Row], None]
+) -> tuple[ImproveResult, tuple[Metrics, Metrics]]:
+    """Improve the network, or go on; gives what was found, and the figures on the test set before and after."""
+    out = folder / "better"
+    options = ImproveOptions(str(out), resume=out.exists(), budget=BUDGET, precision="fp32", device="cpu")
+    return improve_network(ModelOptions("small-cnn", weights=str(base)), DATA, options, log)
+
+
+def _quiet(row: Row) -> None:
+    """The result says enough."""

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from pof._support.precision import find_precision, float32_products
 from pof.app.methods import Context, build_method, entry_of
-from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
+from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain, schedule_of
 from pof.app.run_folder import CONTENT, Run, RunError, content_of, read_config
 from pof.data import (
     Data,
@@ -88,7 +88,8 @@ def _train(
 ) -> JobResult:
     rank, world = _processes()
     precision = find_precision(training.precision, device)
-    training = replace(training, lr=find_learning_rate(model, training), precision=precision)
+    rate, schedule = find_learning_rate(model, training), schedule_of(training)
+    training = replace(training, lr=rate, precision=precision, schedule=schedule)
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
@@ -286,7 +287,7 @@ def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
     lr, decay, momentum = training.lr, training.weight_decay, training.momentum
     if training.optimizer == "adamw":
         return method.build_optimizer(torch.optim.AdamW, lr=lr, weight_decay=decay)
-    nesterov = momentum > 0 and entry_of(training.method).nesterov
+    nesterov = momentum > 0 and method.nesterov
     return method.build_optimizer(torch.optim.SGD, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
 
 

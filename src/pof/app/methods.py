@@ -1,17 +1,19 @@
 """The table of methods: each says everything about itself once, in one entry.
 
 ``--method``, recipes, equal compute, ``--lr auto`` and the names of run folders read it.  A new method is one entry in
-``METHODS``, and a group in ``MethodOptions`` if it has options of its own.  What a resumed run must find unchanged is
-derived from the arguments that the method was built with (:meth:`pof.Method.settings`).
+``METHODS``, and a group in ``method_options.py`` if it has options of its own.  What a resumed run must find unchanged
+is derived from the arguments that the method was built with (:meth:`pof.Method.settings`).
 
-Torch is imported when a method is built, not before: a help text needs names and defaults alone.  (The parser evaluates
-annotations that are postponed, and would import torch to do so: modules with options do without.)
+Torch is imported when a method is built, not before: a help text needs names alone.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pof.app.method_options import MethodOptions
+from pof.training.schedules import Schedule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,118 +24,6 @@ if TYPE_CHECKING:
 FORWARD = Fraction(1, 3)
 """Cost of a forward without gradient, in forward-backward passes: a backward costs about two forwards."""
 T = TypeVar("T", bound="MethodOptions")
-
-
-@dataclass
-class PoFOptions:
-    """PoF.
-
-    Args:
-        gamma: expansion of the radius.
-        sampling: uniform draws it from U(0, gamma), fixed takes gamma.
-        features: of the reference mini-batch: fresh (exact) or previous (no extra forward).
-        batch_norm: statistics in the reference pass: batch, running or update.
-        reference_size: samples of the reference mini-batch that are used, per process; all if not given.
-    """
-
-    gamma: float = 2.0
-    sampling: Literal["uniform", "fixed"] = "uniform"
-    features: Literal["fresh", "previous"] = "fresh"
-    batch_norm: Literal["batch", "running", "update"] = "batch"
-    reference_size: int | None = None
-
-
-@dataclass
-class AscentOptions:
-    """Head ascent.
-
-    Args:
-        level: loss that the ascent ends at, as a share of that of guessing.
-    """
-
-    level: float = 0.15
-
-
-@dataclass
-class SAMOptions:
-    """The SAM family.
-
-    Args:
-        rho: radius of the perturbation; auto: from the training data; the method's usual one if not given.
-        last_epochs: of late-sam: epochs with perturbation, at the end.
-        ascent_share: share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
-    """
-
-    rho: float | Literal["auto"] | None = None
-    last_epochs: int = 5
-    ascent_share: float = 1.0
-
-
-@dataclass
-class AverageOptions:
-    """Averages of the iterates, for any method.
-
-    Args:
-        kind: none, or what to deliver instead of the last network: swa, ema or lawa.
-        decay: of ema.
-        start: of swa: share of the run before it begins.
-        window: of lawa: epochs averaged.
-    """
-
-    kind: Literal["none", "swa", "ema", "lawa"] = "none"
-    decay: float = 0.99
-    start: float = 0.0
-    window: int = 5
-
-
-@dataclass
-class RegularizerOptions:
-    """The regularisers of fine-tuning.
-
-    Args:
-        strength: weight of the penalty; the regulariser's usual one if not given.
-        prior: of randreg: uniform, normal, features or class.
-        alpha: of adarand: share of the old value in the moving average.
-        lr: of adarand: learning rate of the reference means.
-        k: of bss: singular values that are penalised.
-    """
-
-    strength: float | None = None
-    prior: Literal["uniform", "normal", "features", "class"] = "features"
-    alpha: float = 0.5
-    lr: float = 1e-2
-    k: int = 1
-
-
-@dataclass
-class MethodOptions:
-    """What a method is built from, beside the network.
-
-    Args:
-        method: what a training step is.
-        epochs: passes over the training data.
-        batch_size: samples per mini-batch, over all processes.
-        accumulation: mini-batches per optimizer step.
-        label_smoothing: of the cross-entropy.
-        seed: of everything random but the validation split.
-        pof: options of method pof.
-        ascent: options of head-ascent.
-        sam: options of sam, asam, sam-on, msam and late-sam.
-        average: average of the iterates, for any method.
-        regularizer: options of fnp, randreg, adarand, l2sp, bss and delta.
-    """
-
-    method: str
-    epochs: int = 10
-    batch_size: int = 128
-    accumulation: int = 1
-    label_smoothing: float = 0.0
-    seed: int = 0
-    pof: PoFOptions = field(default_factory=PoFOptions)
-    ascent: AscentOptions = field(default_factory=AscentOptions)
-    sam: SAMOptions = field(default_factory=SAMOptions)
-    average: AverageOptions = field(default_factory=AverageOptions)
-    regularizer: RegularizerOptions = field(default_factory=RegularizerOptions)
 
 
 @dataclass(frozen=True)
@@ -152,6 +42,7 @@ class Context:
     """Whether nothing of the model is trained yet."""
 
 
+COSINE = Schedule("cosine")
 Extra = Callable[[MethodOptions], Fraction]
 Average = Literal["none", "swa", "ema", "lawa"]
 
@@ -173,8 +64,8 @@ class MethodEntry:
     """Learning rate of ``--lr auto``, as a share of that of the network's training."""
     average: Average = "none"
     """The average that the method's name stands for."""
-    nesterov: bool = True
-    """Whether SGD's momentum is Nesterov's."""
+    schedule: Schedule = COSINE
+    """Of the learning rate, unless another is asked for."""
 
 
 def _finetune(context: Context) -> "Method":
@@ -210,11 +101,14 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
         from pof.methods import SharpnessAware
 
         options = context.options.sam
+        budget = options.rho == "budget"
         method = SharpnessAware(
             context.model,
             context.head,
             kind=kind,
-            rho=None if options.rho == "auto" else options.rho,
+            rho=options.rho_max if budget else options.rho if isinstance(options.rho, (int, float)) else None,
+            budget=options.budget if budget else None,
+            anneal=options.anneal,
             last_epochs=options.last_epochs if late else None,
             ascent_share=options.ascent_share,
             label_smoothing=context.options.label_smoothing,
@@ -222,7 +116,13 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
         if options.rho == "auto":
             if context.from_scratch:
                 raise ValueError("sam.rho auto is for a network that is trained already: give --weights, or a number")
-            method.calibrate(context.training_batches, accumulation=context.options.accumulation)
+            method.calibrate(
+                context.training_batches,
+                level=options.level,
+                level_kind=options.level_kind,
+                every=options.every,
+                accumulation=context.options.accumulation,
+            )
         return method
 
     def ascents(options: MethodOptions) -> Fraction:
@@ -233,8 +133,7 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
         epochs = min(options.sam.last_epochs, options.epochs) if late else options.epochs
         return Fraction(options.sam.ascent_share).limit_denominator(1000) * epochs
 
-    # MSAM's authors: plain momentum.
-    return MethodEntry(build, "sam", ascents, nesterov=kind != "msam")
+    return MethodEntry(build, "sam", ascents)
 
 
 def _regularized(
@@ -301,6 +200,8 @@ METHODS: dict[str, MethodEntry] = {
     "sam-on": _sharpness_aware("sam-on"),
     "msam": _sharpness_aware("msam"),
     "late-sam": _sharpness_aware("sam", late=True),
+    # The rise takes the share that it has in torch's OneCycleLR.
+    "rewarm": replace(_sharpness_aware("sam"), schedule=Schedule("cosine", warmup=0.3)),
     "swa": MethodEntry(_finetune, average="swa"),
     "ema": MethodEntry(_finetune, average="ema"),
     "lawa": MethodEntry(_finetune, average="lawa"),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pof.app.methods import MethodOptions
+from pof.app.method_options import MethodOptions
+from pof.app.methods import average_of, entry_of
 from pof.training.schedules import Schedule
 
 
@@ -81,7 +82,7 @@ class TrainOptions(MethodOptions):
         optimizer: sgd (Nesterov; of msam plain momentum) or adamw.
         momentum: of sgd.
         weight_decay: of the optimizer.
-        schedule: of the learning rate.
+        schedule: of the learning rate; swa takes no cosine.
         clip_norm: bound on the gradient norm; none if not given.
         freeze_head: train the feature extractor only; pof and head-ascent always do.
         precision: fp32, bf16 or fp16; auto: bf16 where the hardware computes in it, else fp32.
@@ -99,6 +100,12 @@ class TrainOptions(MethodOptions):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str | None = None
     checkpoint_every: int | None = None
+
+
+def schedule_of(training: TrainOptions) -> Schedule:
+    """The schedule of a training: as asked for, or that of its method and average."""
+    averages = average_of(training) == "swa"
+    return training.schedule.settled(Schedule("constant") if averages else entry_of(training.method).schedule)
 
 
 @dataclass
@@ -121,6 +128,7 @@ class ImproveOptions:
     Args:
         out: folder of the search.
         resume: go on with the search that is in ``out``.
+        jobs: processes that train side by side; set OMP_NUM_THREADS to a share of the cores.
         budget: passes over the training data (forward and backward) that may be spent in all.
         candidates: what to try, by name; by default as many of the usual ones as the budget pays.
         batch_size: samples per mini-batch; that of the network's own run if it has a folder, else 128.
@@ -135,6 +143,7 @@ class ImproveOptions:
 
     out: str
     resume: bool = False
+    jobs: int = 1
     budget: float = 20.0
     candidates: list[str] = field(default_factory=list)
     batch_size: int | None = None

@@ -200,7 +200,7 @@ class PostTraining(LightningModule):
         # Here, before callbacks save anything.
         self.method.after_step()
         if self.trainer.is_last_batch:
-            self.method.after_epoch(self.current_epoch, self._epochs(), self._training_inputs)
+            self.method.after_epoch(self.current_epoch, self._epochs(), self._training_batches)
 
     def _closure(self, optimizer: PerturbingOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure that knows which pass it is, and runs all mini-batches of the step in the second one."""
@@ -262,6 +262,6 @@ class PostTraining(LightningModule):
         per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         return max(1, math.ceil(self.trainer.max_steps / per_epoch))
 
-    def _training_inputs(self) -> Iterator[Inputs]:
+    def _training_batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         loader: Any = self._loader
         return one_pass(loader.loader, torch.device(self.device))

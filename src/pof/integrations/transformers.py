@@ -170,6 +170,8 @@ class PostTrainer(Trainer):
     def _passes(self, optimizer: PerturbingOptimizer) -> Tensor:
         """All passes of a step at once, with its last mini-batch."""
         record = iter([True, False])
+        if self.accelerator.scaler is not None:
+            optimizer.loss_scale = self.accelerator.scaler.get_scale()
 
         def one() -> Tensor:
             optimizer.zero_grad()
@@ -277,10 +279,10 @@ class _Surroundings(TrainerCallback):
     def _after_epoch(self, state: Any) -> None:
         trainer = self.trainer
 
-        def inputs() -> Iterator[Inputs]:
+        def batches() -> Iterator[tuple[Inputs, Tensor]]:
             return one_pass(trainer.get_train_dataloader(), trainer.args.device)
 
-        trainer.method.after_epoch(self.epoch, state.num_train_epochs, inputs)
+        trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)
 
 
 def _inner(method: Method) -> Method:

@@ -46,8 +46,9 @@ class Averaged(Method):
         if not 0.0 <= decay < 1.0 or not 0.0 <= start < 1.0:
             raise ValueError(f"decay and start must be in [0, 1); got decay={decay}, start={start}")
         self.method, self.average = method, average
+        self.schedule_kind = "constant" if average == "swa" else method.schedule_kind
         self.decay, self.start, self.window = decay, start, window
-        self.needs_reference, self.remedy = method.needs_reference, method.remedy
+        self.needs_reference, self.remedy, self.nesterov = method.needs_reference, method.remedy, method.nesterov
         self.averaged = copied(method.model).requires_grad_(False)
         # Of parameters in half precision: there an EMA would not move.
         self._wide = {name: p.detach().float() for name, p in self.averaged.named_parameters() if p.itemsize < 4}
@@ -101,7 +102,11 @@ class Averaged(Method):
         if self.average == "ema":
             self._move(1 - self.decay)
 
-    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
+    def epoch_metrics(self) -> dict[str, float]:
+        """Those of the inner method."""
+        return self.method.epoch_metrics()
+
+    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
         """Take the network of this epoch into the average, and estimate its batch-norm statistics."""
         self.method.after_epoch(epoch, epochs, batches)
         if self.average == "swa" and epoch >= self.start * epochs:

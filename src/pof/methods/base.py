@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,6 +42,12 @@ class Method(nn.Module, ABC):
 
     needs_reference = False
     """Whether ``forward`` wants a second, independent mini-batch."""
+
+    schedule_kind: Literal["constant", "cosine"] = "cosine"
+    """The learning-rate schedule that the method is made for, unless another is asked for."""
+
+    nesterov = True
+    """Whether SGD's momentum is Nesterov's, unless another optimizer is given."""
 
     remedy = "lower the learning rate"
     """What to do when a run diverges."""
@@ -133,13 +139,17 @@ class Method(nn.Module, ABC):
     def after_step(self) -> None:
         """What follows an optimizer step; called once after each."""
 
-    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
+    def epoch_metrics(self) -> dict[str, float]:
+        """Figures for an epoch's row of the log that are no means over its steps."""
+        return {}
+
+    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
         """What follows epoch ``epoch`` (from 0) of ``epochs``, before its validation.
 
         Args:
             epoch: from 0.
             epochs: of the whole run.
-            batches: gives the inputs of the training set anew, for statistics.
+            batches: gives the mini-batches of the training set anew, inputs and targets, for statistics.
         """
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:

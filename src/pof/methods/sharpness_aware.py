@@ -1,8 +1,9 @@
 """Training with SAM and its relatives: the plain loss, and an optimizer that wants it at a perturbed point.
 
 SAM (Foret et al., ICLR 2021), ASAM (Kwon et al., 2021), SAM-ON (Mueller et al., NeurIPS 2023), MSAM (Becker et al.,
-arXiv 2401.12033), each from the start or for the last epochs only (late-phase SAM, Zhou et al., ICLR 2025), and with
-the direction of the ascent from a part of the mini-batch (Bahri et al., ACL 2022, section 4).
+arXiv 2401.12033), LE-SAM (Wang et al., ICML 2026, arXiv 2605.10183), each from the start or for the last epochs only
+(late-phase SAM, Zhou et al., ICLR 2025), and with the direction of the ascent from a part of the mini-batch (Bahri et
+al., ACL 2022, section 4).
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from torch.optim import Optimizer
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, to_device, unpack
 from pof._support.checks import whole_number
-from pof._support.modules import frozen_statistics, in_training
+from pof._support.modules import frozen_statistics, in_training, layer_groups
 from pof._support.random import isolated
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.methods.loss import CrossEntropy, plain_step
-from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, rho_for_level
+from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, perturbation_shares, rho_for_level
+from pof.optim._equations import annealed
+from pof.optim.rise import LevelKind
 
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
@@ -43,6 +46,10 @@ class SharpnessAware(Method):
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         kind: ``"sam"``, ``"asam"``, ``"sam-on"`` or ``"msam"``.
         rho: radius of the perturbation, >= 0; None takes the one usual for ``kind``.
+        budget: LE-SAM's sigma, in nats, >= 0, for ``"sam"``: by so much the linearised loss rises in every step, at
+            most at the radius ``rho``; None: the radius is ``rho``.
+        anneal: share of the run, at its end, over which the budget falls to 0 along half a cosine, epoch by epoch, in
+            [0, 1].
         last_epochs: perturb in the last so many epochs only (late-phase SAM); None: in all.
         ascent_share: share of each mini-batch that the first pass, which gives the direction of the ascent, is made
             of, in (0, 1]; a step then costs 1 + ascent_share plain ones.  Not for ``"msam"``, which has no such pass.
@@ -62,6 +69,8 @@ class SharpnessAware(Method):
         *,
         kind: Kind = "sam",
         rho: float | None = None,
+        budget: float | None = None,
+        anneal: float = 1.0,
         last_epochs: int | None = None,
         ascent_share: float = 1.0,
         label_smoothing: float = 0.0,
@@ -75,12 +84,23 @@ class SharpnessAware(Method):
             raise ValueError(f"ascent_share is a share of the mini-batch and must be in (0, 1]; got {ascent_share}")
         if kind == "msam" and ascent_share < 1.0:
             raise ValueError(f"msam ascends along its momentum and has no pass for ascent_share {ascent_share}")
+        if budget is not None and (kind != "sam" or not 0.0 <= budget < math.inf or not 0.0 <= anneal <= 1.0):
+            raise ValueError(
+                "budget is a finite loss >= 0 for kind sam, and anneal a share in [0, 1]; got"
+                f" budget={budget}, anneal={anneal} for {kind}"
+            )
         self.loss: CrossEntropy = CrossEntropy(label_smoothing, class_weights)
         self.network = split(model, head)
         self.kind, self.rho = kind, DEFAULT_RHO[kind] if rho is None else rho
+        self.nesterov = kind != "msam"  # its authors: plain momentum
+        self.budget, self.anneal = budget, anneal
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
         self._calibrated = False
+        self.shares: dict[str, float] = {}
+        # How to take the radius from the data again, and after how many epochs.
+        self._every: int | None = None
+        self._as_before: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
         """As those of any method; a radius that was calibrated is not compared."""
@@ -104,11 +124,20 @@ class SharpnessAware(Method):
     def _around(self, base: Callable[..., Optimizer], **options: Any) -> PerturbingOptimizer:
         if self.kind == "msam":
             return MSAM(list(self.trainable_parameters()), base, self.rho, **options)
+        if self.budget is not None:
+            options["budget"] = self.budget
         makes: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON}
         return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 
     def calibrate(
-        self, batches: Iterable[Any], *, level: float = 0.15, num_batches: int = 4, accumulation: int = 1
+        self,
+        batches: Iterable[Any],
+        *,
+        level: float = 0.15,
+        level_kind: LevelKind = "level",
+        every: int | None = None,
+        num_batches: int = 4,
+        accumulation: int = 1,
     ) -> float:
         """Take the radius from the data: the loss at the perturbed weights is to be a share of that of guessing.
 
@@ -116,7 +145,8 @@ class SharpnessAware(Method):
         mini-batches of the radius at which their loss, less the least that it can be (the entropy of soft or smoothed
         targets), has risen to ``level`` times log C: ours, after the line search of PoF, and at the level of
         :class:`~pof.HeadAscent`.  A network whose loss is above that already is one that does not fit its data: the
-        radius is then 0, the steps are plain ones, and a warning says so.
+        radius is then 0, the steps are plain ones, and a warning says so.  As a ``"rise"`` the level counts from each
+        mini-batch's own loss, and such a network gets a radius too.  A radius belongs to one size of the mini-batch.
 
         Call it before :meth:`build_optimizer`, with a network that is trained already.  It costs about ten training
         steps, once; weights, running statistics, modes and random state stay, gradients are cleared.
@@ -124,17 +154,23 @@ class SharpnessAware(Method):
         Args:
             batches: of the training set, of the size and augmentation that will be trained with; each process its own.
             level: share of the loss of guessing, in (0, 1).
+            level_kind: ``"level"`` or ``"rise"``.
+            every: epochs after which :func:`pof.fit` takes the radius anew, from the network of then; None: never.
             num_batches: steps' worth of them to take.
             accumulation: mini-batches per optimizer step.
 
         Returns:
-            rho, to two digits; the method has it from now on.
+            rho, to two digits; the method has it from now on.  ``shares`` then says which share of ||eps||^2 each layer
+            group has, by name; :func:`pof.fit` logs it with each epoch.
 
         Raises:
             ValueError: for ``"msam"``, which has no ascent; without mini-batches; for an option out of range; if the
                 loss is not a number, or does not rise.
             RuntimeError: if the optimizer is there already.
         """
+        check_choice("level_kind", level_kind, get_args(LevelKind))
+        if every is not None:
+            whole_number("every", every, 1)
         if not 0.0 < level < 1.0 or num_batches < 1 or accumulation < 1:
             raise ValueError(
                 "level must be in (0, 1), num_batches and accumulation >= 1; got"
@@ -142,31 +178,52 @@ class SharpnessAware(Method):
             )
         if self.kind == "msam":
             raise ValueError("msam ascends along its momentum, and no mini-batch has a radius for that: give rho")
+        if self.budget is not None:
+            raise ValueError(f"the budget {self.budget:g} sets the radius of every step: leave one of the two out")
         if self._optimizer is not None:
             raise RuntimeError("calibrate() comes before build_optimizer(): this optimizer has its rho already")
+        self._every, self._as_before = every, {"level": level, "level_kind": level_kind, "num_batches": num_batches}
+        self._as_before["accumulation"] = accumulation
+        return self._take_radius(batches, **self._as_before)
+
+    def _take_radius(
+        self, batches: Iterable[Any], *, level: float, level_kind: LevelKind, num_batches: int, accumulation: int
+    ) -> float:
         optimizer = self._around(torch.optim.SGD, lr=0.0)
+        for group in optimizer.param_groups:
+            group["rho"] = 1.0  # any: the search has its own
         device = next(self.model.parameters()).device
         found: list[float] = []
+        shares: list[dict[str, float]] = []
         taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
         with in_training(self.model), frozen_statistics(self.model):
             while window := list(islice(taken, accumulation)):
                 if distributed.active() or any(len(targets) for _, targets in window):
-                    found.append(self._rho_of(window, optimizer, level, found[-1] if found and found[-1] else 0.1))
+                    guess = found[-1] if found and found[-1] else 0.1
+                    found.append(self._rho_of(window, optimizer, level, level_kind, guess, shares))
         if not found:
             raise ValueError("calibrate() got no mini-batch")
         self.rho, self._calibrated = float(f"{median(found):.2g}"), True
+        self.shares = {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
         if self.rho == 0:
             warnings.warn(
                 f"rho is 0: the loss of this network is above {level:g} times that of guessing before any perturbation,"
-                " so it does not fit these data, and every step will be one of plain training; give rho for others",
-                stacklevel=2,
+                " so it does not fit these data, and every step will be one of plain training; give rho for others, or"
+                " take the radius from a rise of the loss (level_kind)",
+                stacklevel=3,
             )
         return self.rho
 
     def _rho_of(
-        self, window: list[tuple[Inputs, Tensor]], optimizer: PerturbingOptimizer, level: float, guess: float
+        self,
+        window: list[tuple[Inputs, Tensor]],
+        optimizer: PerturbingOptimizer,
+        level: float,
+        level_kind: LevelKind,
+        guess: float,
+        shares: list[dict[str, float]],
     ) -> float:
-        """The radius of a step: direction from the part that ascends, loss of all."""
+        """The radius of a step: direction from the part that ascends, loss of all; its shares are added to the list."""
         optimizer.zero_grad()
         try:
             classes = 0
@@ -175,7 +232,9 @@ class SharpnessAware(Method):
                 torch.autograd.backward(out.loss * len(out.logits))
                 classes = out.logits.shape[1]
             distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
-            return rho_for_level(optimizer, lambda: self._excess(window), level * math.log(classes), guess=guess)
+            shares.append(perturbation_shares(optimizer, layer_groups(self.model)))
+            target = level * math.log(classes)
+            return rho_for_level(optimizer, lambda: self._excess(window), target, guess=guess, level_kind=level_kind)
         finally:
             optimizer.zero_grad()
 
@@ -218,11 +277,33 @@ class SharpnessAware(Method):
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
+        if self.budget is not None:
+            for group in optimizer.param_groups:
+                group["budget"] = annealed(self.budget, epoch, epochs, self.anneal)
 
-    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[Inputs]]) -> None:
-        """MSAM has no pass at the weights themselves: estimate their batch-norm statistics, which are evaluated."""
+    def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
+        """Take the radius anew where that is due.
+
+        MSAM has no pass at the weights themselves: estimate their batch-norm statistics, which are evaluated.
+        """
+        if self._every is not None and (epoch + 1) % self._every == 0 and epoch + 1 < epochs:
+            self._take_radius(batches(), **self._as_before)
+            for group in self._optimizer.param_groups if self._optimizer is not None else ():
+                group["rho"] = self.rho
         if self.kind == "msam" and self._optimizer is not None and self._optimizer.will_ascend:
             estimate_statistics(self.model, batches())
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """The shares of a radius from the data."""
+        return {f"share_{name}": share for name, share in self.shares.items()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The radius from the data, which may have been taken on the way, and its shares."""
+        return {"rho": self.rho, "shares": self.shares} if self._calibrated else {}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`get_extra_state` gave."""
+        self.rho, self.shares = state.get("rho", self.rho), state.get("shares", self.shares)
 
     def forward(
         self,
@@ -238,5 +319,7 @@ class SharpnessAware(Method):
         out, _ = plain_step(self.network, self.loss, inputs, targets)
         if optimizer is None:
             return out
-        radius = torch.full_like(out.loss.detach(), optimizer.param_groups[0]["rho"])
-        return replace(out, metrics={"radius": radius})
+        # LE-SAM's radius is not known before the ascent.
+        name = "radius" if self.budget is None else "budget"
+        value = optimizer.param_groups[0][name.replace("radius", "rho")]
+        return replace(out, metrics={name: torch.full_like(out.loss.detach(), value)})

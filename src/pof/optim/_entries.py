@@ -22,6 +22,8 @@ class Entry(NamedTuple):
     """rho; negative to go against the direction."""
     eta: float | None
     """ASAM's eta; None for T = 1."""
+    budget: float | None = None
+    """LE-SAM's: the most that the linearised loss may rise; the radius is then the largest one."""
 
 
 def rescaled(entry: Entry, power: Literal[1, 2]) -> Tensor:
@@ -36,7 +38,8 @@ def gradient_entries(groups: Iterable[dict[str, Any]]) -> Iterator[Entry]:
     """Take the gradients of all parameter groups, as SAM needs them: uphill also for an optimizer that maximises."""
     for group in groups:
         radius = -group["rho"] if group.get("maximize", False) else group["rho"]
-        eta = group["eta"] if group["adaptive"] else None
+        eta, budget = group["eta"] if group["adaptive"] else None, group.get("budget")
+        radius = 0.0 if budget == 0 else radius
         for parameter in group["params"]:
             gradient = parameter.grad
             if gradient is None:
@@ -46,7 +49,7 @@ def gradient_entries(groups: Iterable[dict[str, Any]]) -> Iterator[Entry]:
                     f"the perturbation needs dense gradients; got {gradient.layout} for a parameter of shape "
                     f"{tuple(parameter.shape)}: build the layer with sparse=False"
                 )
-            yield Entry(parameter, gradient, radius, eta)
+            yield Entry(parameter, gradient, radius, eta, budget)
 
 
 def build_base(

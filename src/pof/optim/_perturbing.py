@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from pof._support.modules import frozen_statistics
 from pof.optim._entries import Entry, build_base, defines, rescaled
-from pof.optim._equations import global_norm, perturb_
+from pof.optim._equations import global_norm, perturb_, radius_within
 
 T = TypeVar("T")
 
@@ -30,6 +30,11 @@ class PerturbingOptimizer(Optimizer, ABC):
     _step_supports_amp_scaling = True
     grad_scale: Tensor | None
     found_inf: Tensor
+
+    loss_scale: Tensor | float
+    """What the loss is multiplied by before ``backward``, as a GradScaler does; a loss budget has to know it."""
+    radius: Tensor | None
+    """Of the last ascent, scalar, where a loss budget sets it; else None."""
 
     _saved: list[tuple[Tensor, Tensor]] | None
     _frozen: ExitStack
@@ -56,8 +61,8 @@ class PerturbingOptimizer(Optimizer, ABC):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse a parameter group that cannot be perturbed."""
-        for name in ("rho", "eta"):
-            if name in group and not 0.0 <= group[name] < float("inf"):
+        for name in ("rho", "eta", "budget"):
+            if group.get(name) is not None and not 0.0 <= group[name] < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative; got {group[name]!r}")
         for parameter in group["params"]:
             if parameter.is_complex():
@@ -75,6 +80,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         Returns:
             What the closure returned first.
         """
+        self.radius = None
         result = closure()
         # Without a radius the second pass would compute the same again, but draw other dropout masks than plain
         # training does.
@@ -86,7 +92,7 @@ class PerturbingOptimizer(Optimizer, ABC):
     @property
     def will_ascend(self) -> bool:
         """Whether the gradients being computed are those of an ascent: there is a radius, and no perturbation yet."""
-        return self._saved is None and any(group["rho"] for group in self.param_groups)
+        return self._saved is None and any(group["rho"] and group.get("budget") != 0 for group in self.param_groups)
 
     @torch.no_grad()
     def ascend(self, model: nn.Module | None = None) -> Tensor:
@@ -113,7 +119,11 @@ class PerturbingOptimizer(Optimizer, ABC):
         self._saved = [(entry.parameter, entry.parameter.detach().clone()) for entry in moved]
         try:
             for entry in moved:
-                perturb_(entry.parameter, rescaled(entry, 2), entry.radius / norm)
+                radius: Tensor | float = entry.radius
+                if entry.budget is not None:
+                    radius = radius_within(entry.radius, entry.budget * self.loss_scale, norm)
+                    self.radius = radius.abs()
+                perturb_(entry.parameter, rescaled(entry, 2), radius / norm)
             watched = self.model if model is None else model
             if watched is not None:
                 self._frozen.enter_context(frozen_statistics(watched))
@@ -210,6 +220,7 @@ class PerturbingOptimizer(Optimizer, ABC):
                     "backward inside `with optimizer.perturbed():`, then scaler.step(optimizer)"
                 )
             self._refuse_plain_step()
+            self._refuse_other_scale()
             self._ascended = False
             if not self.found_inf.item():
                 self._unscale()
@@ -241,6 +252,14 @@ class PerturbingOptimizer(Optimizer, ABC):
             raise RuntimeError(
                 f"{name}.step() without a perturbation would be a step of {type(self.base_optimizer).__name__}: pass a "
                 "closure, or run the pass whose gradient counts inside `with optimizer.perturbed():` before step()"
+            )
+
+    def _refuse_other_scale(self) -> None:
+        budget = any(group.get("budget") for group in self.param_groups)
+        if budget and self.grad_scale is not None and float(self.grad_scale) != float(self.loss_scale):
+            raise RuntimeError(
+                f"the loss was scaled by {float(self.grad_scale):g} and the budget by {float(self.loss_scale):g}: set"
+                " optimizer.loss_scale = scaler.get_scale() before ascend()"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -309,6 +328,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         self._saved = None
         self._frozen = ExitStack()
         self._ascended = False
+        self.loss_scale, self.radius = 1.0, None
 
     def _share(self) -> None:
         self.param_groups = self.base_optimizer.param_groups

@@ -1,5 +1,7 @@
 """SAM: sharpness-aware minimisation (Foret et al., ICLR 2021, arXiv 2010.01412), and ASAM through ``adaptive``.
 
+LE-SAM (Wang et al., ICML 2026, arXiv 2605.10183) through ``budget``.
+
 Each step uses the gradient at w + eps, eps = rho * g / ||g||_2, g being the gradient at w and the norm that of all
 parameters together.  Two forward and backward passes per step.
 """
@@ -58,6 +60,9 @@ class SAM(PerturbingOptimizer):
         base_optimizer_class: makes the update, such as ``torch.optim.SGD``.
         rho: radius of the perturbation, in the units of the weights.
         adaptive: ASAM's eps = rho * T^2 g / ||T g||_2 with T = |w| + 0.01 (see :class:`~pof.optim.ASAM`).
+        budget: LE-SAM's sigma, in nats: each step's radius is ``budget / ||g||``, so that the linearised loss rises by
+            the budget, and ``rho`` is the largest radius.  0 is the base optimizer; None: the radius is ``rho``.
+            It may be set per step in ``param_groups``.  With a GradScaler, set ``loss_scale`` too.
         model: if given, its running statistics are frozen while the weights are perturbed, so that those of the
             first pass count alone.
         **base_options: the base optimizer's, such as ``lr``.
@@ -73,10 +78,11 @@ class SAM(PerturbingOptimizer):
         rho: float = 0.05,
         adaptive: bool = False,
         *,
+        budget: float | None = None,
         model: nn.Module | None = None,
         **base_options: Any,
     ) -> None:
-        own = {"rho": rho, "adaptive": adaptive, "eta": ETA}
+        own = {"rho": rho, "adaptive": adaptive, "eta": ETA, "budget": budget}
         super().__init__(params, base_optimizer_class, own, base_options, model)
 
     def _entries(self) -> Iterator[Entry]:

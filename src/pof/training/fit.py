@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ __all__ = ["DivergenceWarning", "FitResult", "default_optimizer", "find_device",
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
-def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """SGD with Nesterov momentum 0.9, learning rate 1e-3, weight decay 5e-4."""
-    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+def default_optimizer(parameters: Iterable[nn.Parameter], *, nesterov: bool = True) -> Optimizer:
+    """SGD with Nesterov momentum 0.9 (``fit``: plain for MSAM), learning rate 1e-3, weight decay 5e-4."""
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=nesterov, weight_decay=5e-4)
 
 
 def fit(
@@ -70,7 +71,7 @@ def fit(
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
         optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
-        schedule: of the learning rate, over all steps.
+        schedule: of the learning rate, over all steps: a cosine to 0, for SWA (which refuses that) a constant rate.
         val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
@@ -99,7 +100,8 @@ def fit(
         stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         steps = math.ceil(_length(train_loader) / accumulation)
-        times = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
+        rates = schedule.settled(Schedule(method.schedule_kind))
+        times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
 
@@ -146,7 +148,8 @@ def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
     if isinstance(make, Optimizer):
         made = make
     else:
-        made = method.build_optimizer(make) if make is default_optimizer else make(trainable)
+        usual = partial(default_optimizer, nesterov=method.nesterov)
+        made = method.build_optimizer(usual) if make is default_optimizer else make(trainable)
     own = {id(p) for p in method.parameters()}
     foreign = sum(id(p) not in own for group in made.param_groups for p in group["params"])
     if foreign:

@@ -155,8 +155,8 @@ class Loop:
         if self.epoch == 0 and 0 < last < first / 4:
             _warn_of_incomplete(self.method.model, first, last)
         self.stepper.optimizer_mode(training=False)
-        inputs = partial(one_pass, self.stream.loader, self.stepper.device)
-        self.method.after_epoch(self.epoch, self.times.epochs, inputs)
+        batches = partial(one_pass, self.stream.loader, self.stepper.device)
+        self.method.after_epoch(self.epoch, self.times.epochs, batches)
         self._check_finite()
         self.epoch += 1
         self._validate(self.epoch, start)
@@ -233,6 +233,7 @@ class Loop:
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
         weight = self.sums.pop("weight", 0.0)
         row |= {f"train_{name}": total / weight if weight else 0.0 for name, total in self.sums.items()}
+        row |= self.method.epoch_metrics()
         if metrics is not None:
             row |= {f"val_{name}": value for name, value in vars(metrics).items()}
         row["seconds"] = round(time.perf_counter() - start, 3)

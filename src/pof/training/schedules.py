@@ -1,7 +1,7 @@
 """Learning-rate schedules: the factor on the optimizer's learning rates as a function of the step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pof._support.checks import whole_number
@@ -16,8 +16,10 @@ class Schedule:
     """A learning-rate schedule over the optimizer steps of a run.
 
     Args:
-        kind: ``"constant"``, ``"step"`` (times ``decay`` at each milestone) or ``"cosine"`` (half a period, to 0).
+        kind: ``"constant"``, ``"step"`` (times ``decay`` at each milestone), ``"cosine"`` (half a period, to 0) or
+            ``"auto"``: the method's own, which is the cosine but for SWA (constant) and the command line's ``rewarm``.
         warmup_steps: steps of linear increase at the beginning.
+        warmup: the same as a share of the run, in [0, 1).
         milestones: fractions of the run in (0, 1), for ``"step"``.
         decay: factor at each milestone, for ``"step"``.
 
@@ -25,27 +27,50 @@ class Schedule:
         ValueError: if a value is out of range.
     """
 
-    kind: Literal["constant", "step", "cosine"] = "cosine"
+    kind: Literal["auto", "constant", "step", "cosine"] = "auto"
     warmup_steps: int = 0
+    warmup: float = 0.0
     milestones: tuple[float, ...] = (0.5, 0.75)
     decay: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.kind not in {"constant", "step", "cosine"}:
-            raise ValueError(f"schedule must be constant, step or cosine; got {self.kind!r}")
+        if self.kind not in {"auto", "constant", "step", "cosine"}:
+            raise ValueError(f"schedule must be auto, constant, step or cosine; got {self.kind!r}")
         whole_number("warmup_steps", self.warmup_steps, 0)
+        if not 0.0 <= self.warmup < 1.0 or (self.warmup and self.warmup_steps):
+            raise ValueError(
+                f"warmup is a share of the run in [0, 1), in the place of warmup_steps; got {self.warmup} and"
+                f" {self.warmup_steps} steps"
+            )
         if any(not 0.0 < m < 1.0 for m in self.milestones):
             raise ValueError(f"milestones are fractions of the run in (0, 1); got {self.milestones}")
         if not 0.0 < self.decay <= 1.0:
             raise ValueError(f"decay must be in (0, 1]; got {self.decay}")
 
+    def settled(self, own: "Schedule") -> "Schedule":
+        """Decide what ``"auto"`` is for a method whose own schedule is ``own``.
+
+        Raises:
+            ValueError: for a cosine where the method averages its iterates at a constant rate.
+        """
+        if self.kind == "auto":
+            asked = bool(self.warmup or self.warmup_steps)
+            return replace(self, kind=own.kind, warmup=self.warmup if asked else own.warmup)
+        if self.kind == "cosine" and own.kind == "constant":
+            raise ValueError(
+                "swa with a cosine schedule: the rate ends at 0, where all iterates are alike, and so is their mean;"
+                " SWA averages at a constant rate (Izmailov et al., 2018): leave the schedule out, or give constant"
+            )
+        return self
+
     def factor(self, step: int, total: int) -> float:
         """Factor in [0, 1] on the learning rate at a step, from 0, of a run of ``total`` steps."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if self.kind == "cosine":
-            span = max(1, total - self.warmup_steps)
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / span)))
+        rising = self.warmup_steps or round(self.warmup * total)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        if self.kind in {"auto", "cosine"}:
+            span = max(1, total - rising)
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rising) / span)))
         if self.kind == "step":
             return float(self.decay ** sum(step >= m * total for m in self.milestones))
         return 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -82,7 +82,14 @@ class Stepper:
         """Compute the gradients, as often as the optimizer wants."""
         if not isinstance(self.optimizer, PerturbingOptimizer):
             return self._gradients(window)
-        return self.optimizer.run_passes(lambda: self._gradients(window), self.method)
+        if self.scaler.is_enabled():
+            self.optimizer.loss_scale = self.scaler.get_scale()
+        result = self.optimizer.run_passes(lambda: self._gradients(window), self.method)
+        if "budget" not in result.metrics:
+            return result
+        # LE-SAM's radius is known after the pass whose metrics count.
+        radius = self.optimizer.radius if self.optimizer.radius is not None else torch.zeros_like(result.loss)
+        return replace(result, metrics=result.metrics | {"radius": radius.to(result.loss)})
 
     def _gradients(self, window: list[Micro]) -> StepResult:
         self.optimizer.zero_grad(set_to_none=True)

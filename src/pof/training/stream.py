@@ -90,11 +90,11 @@ def set_epoch(loader: Any, epoch: int) -> None:
             setter(epoch)
 
 
-def one_pass(loader: Iterable[Any], device: torch.device) -> Iterator[Inputs]:
-    """Iterate over the inputs (N, ...) of a training set once, apart from the epochs."""
+def one_pass(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
+    """Iterate over the mini-batches of a training set once, inputs (N, ...) and targets, apart from the epochs."""
     # Always the same pass where that is possible: a resumed run must see it too.
     batches = loader.iterate(0) if isinstance(loader, StatelessLoader) else iter(loader)
-    yield from (unpack(to_device(batch, device))[0] for batch in batches)
+    yield from (unpack(to_device(batch, device)) for batch in batches)
 
 
 class Stream(Generic[T]):

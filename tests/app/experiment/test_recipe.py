@@ -343,3 +343,15 @@ def test_the_recipes_of_the_repository_can_be_planned(file: Path, tmp_path: Path
     other = {"ascent-share": "sam", "extractor-only": "sam", "defaults": "pof"}
     assert plan.recipe.control == other.get(file.stem, "finetune")
     assert len({stage.name for stage in plan.stages.values()}) == len(plan.stages)
+
+
+def test_options_that_came_later_are_in_the_name_where_they_are_used() -> None:
+    def name(**sam: Any) -> str:
+        methods = {"sgd": {"method": "finetune"}, "sam": {"method": "sam", "sam": {"rho": "auto"} | sam}}
+        return next(name for name in plan_of(methods=methods).stages if name.startswith("sam-"))
+
+    assert name() == name(level=0.15) == name(level_kind="level")
+    assert len({name(), name(level=0.2), name(level_kind="rise"), name(every=2), name(rho="budget")}) == 5
+    stages = plan_of(methods={"sgd": {"method": "finetune"}, "swa": {"method": "swa"}}, train={"lr": 1e-2}).stages
+    assert {s.training.schedule.kind for s in stages.values() if s.training.method == "swa"} == {"constant"}
+    assert {s.training.schedule.kind for s in stages.values() if s.training.method == "finetune"} == {"cosine"}

@@ -3,13 +3,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pof.app import demo
 from pof.app.cli import main, parse
 
 FEW = ["--batches", "2", "--device", "cpu"]
@@ -133,16 +131,3 @@ def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
 def test_runs_are_named_with_and_without_their_flag(command: str, given: list[str]) -> None:
     _, (options, *_) = parse([command, *given])
     assert options.runs == ["a", "b"]
-
-
-def test_the_demonstration_ends_with_a_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "PRE_TRAINING", replace(demo.PRE_TRAINING, epochs=2))
-    monkeypatch.setattr(demo, "POST_TRAINING", replace(demo.POST_TRAINING, epochs=1))
-    monkeypatch.setattr(demo, "REPORT_BATCHES", 1)
-    monkeypatch.setattr(demo, "RADIUS_BATCHES", 2)
-    assert main(["demo", "--seeds", "1", "--out", str(tmp_path / "demo")]) == 0
-    page = tmp_path / "demo" / "seed-0" / "post-train" / "report.html"
-    assert str(page) in capsys.readouterr().out.replace("\n", "")
-    assert "small-cnn on digits" in page.read_text()

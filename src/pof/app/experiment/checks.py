@@ -11,7 +11,7 @@ from torch import nn
 from pof._support.random import isolated
 from pof.app.job import make_optimizer
 from pof.app.methods import Context, build_method
-from pof.app.options import TrainOptions
+from pof.app.options import TrainOptions, schedule_of
 
 MOST = 1_000_000
 """Epochs, and forward-backward passes: a typing error, not an experiment, beyond that."""
@@ -31,6 +31,7 @@ def check_training(training: TrainOptions, *, from_scratch: bool) -> None:
         value = getattr(training, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be > 0, or not be given; got {value!r}")
+    schedule_of(training)
     torch.device(training.device or "cpu")
     with warnings.catch_warnings(), isolated(0, torch.device("cpu")):
         warnings.simplefilter("ignore")

@@ -26,7 +26,8 @@ from pof.app.budget import passes
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.recipe import parse_section
 from pof.app.experiment.worker import is_finished
-from pof.app.methods import AverageOptions, Context, build_method
+from pof.app.method_options import AverageOptions
+from pof.app.methods import Context, build_method
 from pof.app.options import TrainOptions, plain
 from pof.app.run_folder import read_config
 from pof.data import train_loader

@@ -10,16 +10,22 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from pof._support.precision import find_precision
 from pof.app.experiment.recipe import Recipe, RecipeError, Setting
 from pof.app.methods import GROUPS, entry_of, with_own_group_only
-from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain
+from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain, schedule_of
 from pof.app.run_folder import content_of
 from pof.models import PRETRAINED
 
+LATER: Mapping[str, Mapping[str, Any]] = {
+    "schedule": {"warmup": 0.0},
+    "sam": {"budget": 0.05, "rho_max": 0.5, "anneal": 1.0, "level": 0.15, "level_kind": "level", "every": None},
+}
+"""Options by group that came after the first experiments, and what they are where they are off."""
 RUNS = "runs"
 DIGITS = 12
 
@@ -133,20 +139,28 @@ def _stage(
         model, origin = replace(model, weights=None, source_classes=None), parent.name
     own = entry_of(training.method).group
     # Found here, not in the worker: the name says what was computed, and an explicit fp32 is the same stage.
-    training = with_own_group_only(training)
+    training = replace(with_own_group_only(training), schedule=schedule_of(training))
     if training.precision == "auto":
         found = find_precision("auto", torch.device(training.device or _device()))
         training = replace(training, precision=found)
+    options = plain({key: value for key, value in vars(training).items() if key == own or key not in GROUPS})
     content = {
         "model": plain({**vars(model), "weights": origin}),
         "data": plain(vars(data)),
-        "training": plain({key: value for key, value in vars(training).items() if key == own or key not in GROUPS}),
+        "training": {key: _as_before(key, value) for key, value in options.items()},
         "device": training.device or _device(),
         "threads": threads,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
     kind = training.method if parent is not None or model.is_trained else "pretrain"
     return Stage(f"{kind}-{digest}", model, data, training, None if parent is None else parent.name)
+
+
+def _as_before(group: str, values: Any) -> Any:
+    """Leave out what came later and is off: a stage that was computed before keeps its name."""
+    if group not in LATER:
+        return values
+    return {key: value for key, value in values.items() if key not in LATER[group] or value != LATER[group][key]}
 
 
 def _device() -> str:

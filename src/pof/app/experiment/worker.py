@@ -41,7 +41,7 @@ class Outcome:
 def work(connection: Connection, runs: Path, threads: int) -> None:
     """Run the stages that come through the connection, and answer each with its outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent then tells us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", DivergenceWarning)  # told with the results
     warnings.formatwarning = _line
@@ -95,7 +95,8 @@ def _locked(runs: Path, name: str) -> AbstractContextManager[object]:
     return FileLock(folder / name)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait until the process that started this one is gone, and end this one at once."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

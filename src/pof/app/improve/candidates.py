@@ -8,7 +8,8 @@ from typing import Any
 
 from pof.app.budget import passes
 from pof.app.improve.rate import candidate_options
-from pof.app.methods import METHODS, AverageOptions
+from pof.app.method_options import AverageOptions
+from pof.app.methods import METHODS
 from pof.app.options import TrainOptions
 
 FAMILIES: dict[str, dict[str, Any]] = {

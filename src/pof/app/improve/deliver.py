@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pof._support.checks import whole_number
 from pof._support.files import lock
 from pof.app.improve.candidates import families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
@@ -52,6 +53,7 @@ def improve(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    jobs: int = 1,
     head: str | None = None,
     lr: float | None = None,
     training: TrainOptions | None = None,
@@ -70,12 +72,13 @@ def improve(
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
+        jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         lr: the centre of the rates, such as the peak rate of the network's training; None searches for the largest
             stable one.
         training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
-        log: called with a row per run and rung.
+        log: called with a row for the plan, for each step (of one process), and for each run at each rung.
 
     Returns:
         The network, the judgement, and the table of all that was tried.
@@ -83,8 +86,7 @@ def improve(
     Raises:
         ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
-    if not 0 < budget < float("inf"):
-        raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
+    _check_numbers(budget, jobs)
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
@@ -94,6 +96,7 @@ def improve(
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
+        race.jobs = jobs
         if candidates is None:
             kinds = dict(islice(kinds.items(), most_candidates(budget, steps)))
         rates, spent = _rates(race, kinds, base, lr)
@@ -211,6 +214,12 @@ def _deliver(
         save_model(result.model, folder / "model.safetensors")
         write_json(folder / "result.json", as_json(result))
     return result
+
+
+def _check_numbers(budget: float, jobs: int) -> None:
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
+    whole_number("jobs", jobs, 1)
 
 
 def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:

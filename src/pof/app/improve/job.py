@@ -52,6 +52,7 @@ def improve_network(
         seed=options.seed,
         out=options.out,
         resume=options.resume,
+        jobs=options.jobs,
         head=model.head,
         lr=options.lr,
         training=training,

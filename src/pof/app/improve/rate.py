@@ -18,7 +18,8 @@ from pof._support.random import isolated
 from pof.app.budget import passes
 from pof.app.experiment.recipe import parse_section
 from pof.app.job import make_optimizer
-from pof.app.methods import AverageOptions, Context, build_method, entry_of
+from pof.app.method_options import AverageOptions
+from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import TrainOptions
 from pof.training.step import Stepper
 from pof.training.stream import Micro

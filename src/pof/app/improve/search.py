@@ -10,8 +10,9 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from pof._support.random import derive_seed, isolated
 from pof.app.improve.candidates import EMA_HORIZON, Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
+from pof.app.improve.workers import processes
 from pof.app.job import make_optimizer
-from pof.app.methods import AverageOptions, Context, build_method
+from pof.app.method_options import AverageOptions
+from pof.app.methods import Context, build_method
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
 from pof.training.interrupt import Interrupts
 from pof.training.loop import Loop, Timetable
 from pof.training.schedules import Schedule
 from pof.training.step import Stepper
-from pof.training.stream import loader_generators, micro_batches
+from pof.training.stream import loader_generators, micro_batches, set_epoch
 
 KINDS = ("last", "ema")
 """The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
@@ -92,6 +95,8 @@ class Race:
     folder: Path
     seed: int
     log: Callable[[Mapping[str, Any]], None]
+    jobs: int = 1
+    """Processes that the runs of a rung are shared among."""
 
     def __post_init__(self) -> None:
         # Every run sees the mini-batches in the same order, also of loaders that draw from a generator of their own.
@@ -106,9 +111,11 @@ class Race:
         self._plan = plan
         runs = [Run(candidate) for candidate in candidates]
         alive = list(runs)
+        spent = [0.0, *(rung.passes for rung in plan)]
+        total = sum(rung.runs * (rung.passes - before) for rung, before in zip(plan, spent, strict=False))
+        self.log({"event": "plan", "runs": [run.candidate.name for run in runs], "passes": total})
         for number, rung in enumerate(plan):
-            for run in alive:
-                self._advance(run, number, rung)
+            self._run_rung(alive, number, rung)
             alive = [run for run in alive if not run.dropped]
             alive.sort(key=lambda run: rank(run.figures[run.best]) if run.figures else (math.inf, math.inf))
             following = plan[number + 1].runs if number + 1 < len(plan) else len(alive)
@@ -127,13 +134,18 @@ class Race:
     def _rewind(self) -> None:
         for generator, state in self._generators:
             generator.set_state(state)
+        set_epoch(self.train_loader, 0)  # ours count the passes themselves
 
     def _networks(self, method: Method) -> dict[str, nn.Module]:
         average = copy.deepcopy(method.candidate())
-        return {"last": method.model, "ema": self.estimate(average)}
+        last = method.model
+        if isinstance(method, Averaged) and getattr(method.method, "kind", None) == "msam":
+            last = self.estimate(copy.deepcopy(last))  # its own are those of the perturbed weights
+        return {"last": last, "ema": self.estimate(average)}
 
     def networks(self, run: Run) -> dict[str, nn.Module]:
         """The networks of a run where it stands, by kind."""
+        self._rewind()
         method, loop = self._loop(run.candidate, self._ends(run.candidate)[run.rung])
         with isolated(0), Interrupts() as interrupts:
             loop.run(True, interrupts)
@@ -147,15 +159,42 @@ class Race:
             ends.append(max(steps, ends[-1] + 1 if ends else 1))
         return tuple(ends)
 
-    def _advance(self, run: Run, number: int, rung: Rung) -> None:
-        key = (run.candidate.name, number)
-        if key not in self._known:
-            self._known[key] = self._judge(run.candidate, number, rung)
-            append(self._journal, (json.dumps(self._known[key]) + "\n").encode())
-        row = self._known[key]
+    def _run_rung(self, runs: Sequence[Run], number: int, rung: Rung) -> None:
+        waiting = [(run.candidate, number, rung) for run in runs if (run.candidate.name, number) not in self._known]
+        for run in runs:
+            if (run.candidate.name, number) in self._known:
+                self._note(run, number, known=True)
+        by_name = {run.candidate.name: run for run in runs}
+        with closing(self._judged(waiting)) as rows:
+            for row in rows:
+                self._known[row["run"], number] = row
+                append(self._journal, (json.dumps(row) + "\n").encode())
+                self._note(by_name[row["run"]], number, known=False)
+
+    def _judged(self, tasks: Sequence[tuple[Candidate, int, Rung]]) -> Generator[dict[str, Any]]:
+        if self.jobs == 1 or len(tasks) < 2:
+            yield from (self._judge(*task) for task in tasks)
+            return
+        self._rewind()
+        fixed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {"log", "jobs"}}
+        with processes(_judge_of, (fixed, self._plan), min(self.jobs, len(tasks))) as each:
+            yield from each(tasks)
+
+    def _note(self, run: Run, number: int, *, known: bool) -> None:
+        row = self._known[run.candidate.name, number]
         run.passes, run.dropped, run.rung = row["passes"], row["dropped"], number
         run.figures = {kind: Figures(**row[kind]) for kind in KINDS} if row["last"] is not None else None
-        self.log({"event": "rung", "rung": number + 1, **row})
+        self.log({"event": "rung", "known": known, **row, "rung": number + 1})
+
+    def _heard(self, candidate: Candidate) -> Callable[[Mapping[str, Any]], None]:
+        """Tell of each step of a run by what the run has spent."""
+        each = candidate.passes_per_epoch / self.steps_per_epoch
+
+        def hear(row: Mapping[str, Any]) -> None:
+            if row["event"] == "step":
+                self.log({"event": "step", "run": candidate.name, "passes": row["step"] * each})
+
+        return hear
 
     def _judge(self, candidate: Candidate, number: int, rung: Rung) -> dict[str, Any]:
         row = {"run": candidate.name, "rung": number, "passes": rung.passes, "dropped": "", **dict.fromkeys(KINDS)}
@@ -197,4 +236,11 @@ class Race:
         times = Timetable(*lengths, Cycles(ends=ends), total_steps=ends[-1], stop_at=stop_at)
         stream = micro_batches(self.train_loader, method.needs_reference, device)
         folder = self.folder / "runs" / candidate.name.replace(" ", "_").replace(",", "")
-        return method, Loop(method, stepper, stream, times, None, folder, lambda row: None)
+        return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate))
+
+
+def _judge_of(fixed: dict[str, Any], plan: Sequence[Rung]) -> Callable[[Candidate, int, Rung], dict[str, Any]]:
+    """What a process of its own does with a run: the same, unheard."""
+    race = Race(**fixed, log=lambda row: None)
+    race._plan = plan
+    return race._judge

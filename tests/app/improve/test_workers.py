@@ -1,0 +1,65 @@
+"""The runs of a rung in two processes: the same result bitwise, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pof
+from pof.app.improve.workers import processes
+from pof.app.run_folder import RunError
+from tests.app.improve.test_improve import FAST, loaders, network
+
+
+def rows_of(folder: Path) -> list[str]:
+    return sorted((folder / "journal.jsonl").read_text().splitlines())
+
+
+def test_two_processes_find_the_same_bitwise(tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    found = []
+    for jobs in (1, 2):
+        options = {"candidates": ["sgd", "pof", "sam auto"], "out": tmp_path / str(jobs), "jobs": jobs}
+        found.append(pof.improve(network(), *loaders(), **options, **FAST))
+    assert found[0].table == found[1].table and found[0].message == found[1].message
+    assert rows_of(tmp_path / "1") == rows_of(tmp_path / "2")
+    written = [json.loads((tmp_path / name / "result.json").read_text()) for name in "12"]
+    assert written[0] == written[1]
+    values = zip(found[0].model.state_dict().values(), found[1].model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in values)
+
+
+def killer(name: str) -> Any:
+    def judge(task: str) -> dict[str, Any]:
+        if task == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"run": task}
+
+    return judge
+
+
+def test_a_process_that_dies_is_said_and_the_others_rows_are_kept() -> None:
+    got = []
+    with (
+        pytest.raises(RunError, match=r"a process of the search ended by itself \(out of memory\?"),
+        processes(killer, ("bad",), 1) as each,
+    ):
+        got.extend(each(["good"]))
+        got.extend(each(["bad"]))
+    assert got == [{"run": "good"}]
+
+
+def test_what_cannot_be_sent_is_named() -> None:
+    model = network()
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"jobs 2 sends the network and its loaders .* give jobs 1"):
+        pof.improve(model, *loaders(), candidates=["sgd", "pof"], jobs=2, **FAST)
+    with pytest.raises(ValueError, match="jobs must be a whole number >= 1; got 0"):
+        pof.improve(nn.Linear(6, 3), *loaders(), jobs=0, **FAST)
