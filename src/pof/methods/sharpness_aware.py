@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from statistics import median
 from typing import Any, Literal, get_args
 
@@ -23,16 +23,19 @@ from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, to_device, unpack
 from pof._support.checks import whole_number
 from pof._support.modules import frozen_statistics, in_training
-from pof._support.random import isolated
+from pof._support.random import isolated, preserved
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.methods.loss import CrossEntropy, plain_step
 from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, rho_for_level
 
+Window = list[tuple[Inputs, Tensor]]
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
 DEFAULT_RHO: dict[Kind, float] = {"sam": 0.05, "asam": 0.5, "sam-on": 0.5, "msam": 0.3}
+# Of a network with dropout: steps with each mini-batch of the calibration, and the factor between radii that are tried.
+DRAWS, APART = 8, 1.6
 
 
 class SharpnessAware(Method):
@@ -113,13 +116,15 @@ class SharpnessAware(Method):
         """Take the radius from the data: the loss at the perturbed weights is to be a share of that of guessing.
 
         A radius in the units of the weights suits one network and not the next.  This one is the median over some
-        mini-batches of the radius at which their loss, less the least that it can be (the entropy of soft or smoothed
-        targets), has risen to ``level`` times log C: ours, after the line search of PoF, and at the level of
-        :class:`~pof.HeadAscent`.  A network whose loss is above that already is one that does not fit its data: the
-        radius is then 0, the steps are plain ones, and a warning says so.
+        mini-batches of the radius at which their loss has risen to ``level`` times log C, or with soft or smoothed
+        targets of entropy H to H + ``level`` times (log C - H): ours, after the line search of PoF, and at the level of
+        :class:`~pof.HeadAscent`.  As in a step, the perturbed pass draws other dropout masks than the ascent.  A
+        network whose loss is above that already is one that does not fit its data: the radius is then 0, the steps are
+        plain ones, and a warning says so.
 
         Call it before :meth:`build_optimizer`, with a network that is trained already.  It costs about ten training
-        steps, once; weights, running statistics, modes and random state stay, gradients are cleared.
+        steps, with dropout eighty, once; weights, running statistics, modes and random state (the loader's own
+        generators too) stay, gradients are cleared.
 
         Args:
             batches: of the training set, of the size and augmentation that will be trained with; each process its own.
@@ -146,15 +151,17 @@ class SharpnessAware(Method):
             raise RuntimeError("calibrate() comes before build_optimizer(): this optimizer has its rho already")
         optimizer = self._around(torch.optim.SGD, lr=0.0)
         device = next(self.model.parameters()).device
-        found: list[float] = []
-        taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
-        with in_training(self.model), frozen_statistics(self.model):
-            while window := list(islice(taken, accumulation)):
-                if distributed.active() or any(len(targets) for _, targets in window):
-                    found.append(self._rho_of(window, optimizer, level, found[-1] if found and found[-1] else 0.1))
-        if not found:
-            raise ValueError("calibrate() got no mini-batch")
-        self.rho, self._calibrated = float(f"{median(found):.2g}"), True
+        with in_training(self.model), frozen_statistics(self.model), preserved(batches):
+            taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
+            windows = iter(lambda: list(islice(taken, accumulation)), [])
+            counted = [window for window in windows if any(distributed.gather_objects(self._counts(window)))]
+            if not counted:
+                raise ValueError("calibrate() got no mini-batch")
+            try:
+                rho = self._rho_for(counted, optimizer, level)
+            finally:
+                optimizer.zero_grad()
+        self.rho, self._calibrated = float(f"{rho:.2g}"), True
         if self.rho == 0:
             warnings.warn(
                 f"rho is 0: the loss of this network is above {level:g} times that of guessing before any perturbation,"
@@ -163,38 +170,68 @@ class SharpnessAware(Method):
             )
         return self.rho
 
-    def _rho_of(
-        self, window: list[tuple[Inputs, Tensor]], optimizer: PerturbingOptimizer, level: float, guess: float
-    ) -> float:
-        """The radius of a step: direction from the part that ascends, loss of all."""
-        optimizer.zero_grad()
-        try:
-            classes = 0
-            for inputs, targets in window:
-                out = self._repeatable(*self._of_ascent(inputs, targets))
-                torch.autograd.backward(out.loss * len(out.logits))
-                classes = out.logits.shape[1]
-            distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
-            return rho_for_level(optimizer, lambda: self._excess(window), level * math.log(classes), guess=guess)
-        finally:
-            optimizer.zero_grad()
+    def _counts(self, window: Window) -> bool:
+        return any(float(self.weight_of(targets)) > 0 for _, targets in window)
 
-    def _repeatable(self, inputs: Inputs, targets: Tensor) -> StepOutput:
-        """With the same dropout masks at every radius."""
-        with isolated(0, next(self.model.parameters()).device):
+    def _rho_for(self, windows: list[Window], optimizer: PerturbingOptimizer, level: float) -> float:
+        """The median radius of some steps; of a network that draws masks, where their mean loss is at the level."""
+        found: list[float] = []
+        for window in windows:
+            wanted = self._ascent(window, optimizer, level, seed=0)
+            guess = found[-1] if found and found[-1] else 0.1
+            found.append(rho_for_level(optimizer, lambda w=window: self._loss(w, seed=1), wanted, guess=guess))
+        rho = median(found)
+        return self._of_mean(windows, optimizer, level, rho) if rho and self._draws_masks(windows[0]) else rho
+
+    def _of_mean(self, windows: list[Window], optimizer: PerturbingOptimizer, level: float, rho: float) -> float:
+        """The radius near ``rho`` at which the mean loss of steps is at the level; single draws scatter too much."""
+        radii, wanted, losses = (rho / APART, rho, rho * APART), 0.0, [0.0, 0.0, 0.0]
+        for window, draw in product(windows, range(1, 1 + DRAWS)):
+            wanted += self._ascent(window, optimizer, level, seed=2 * draw)
+            for number, radius in enumerate(radii):
+                for group in optimizer.param_groups:
+                    group["rho"] = radius
+                with optimizer.perturbed(), torch.no_grad():
+                    losses[number] += self._loss(window, seed=2 * draw + 1)
+        # On the line through two of the three, in logarithms.
+        pair = losses[:2] if losses[1] > wanted else losses[1:]
+        slope = math.log(max(pair[1] / pair[0], 1.1))
+        share = math.log(wanted / pair[0]) / slope
+        return (radii[0] if losses[1] > wanted else radii[1]) * APART ** min(max(share, -1.0), 2.0)
+
+    def _ascent(self, window: Window, optimizer: PerturbingOptimizer, level: float, seed: int) -> float:
+        """The gradients of a step's first pass, of the part that ascends; gives the level of all of it, in nats."""
+        optimizer.zero_grad()
+        levels = []
+        for inputs, targets in window:
+            part = self._of_ascent(inputs, targets)
+            out = self._drawn(seed, *part)
+            torch.autograd.backward(out.loss * self.weight_of(part[1]).to(out.loss.dtype))
+            levels.append(self.loss.level(level, targets, out.logits))
+        distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
+        return self._mean(window, levels)
+
+    def _loss(self, window: Window, seed: int) -> float:
+        return self._mean(window, [self._drawn(seed, *batch).loss for batch in window])
+
+    @torch.no_grad()
+    def _draws_masks(self, window: Window) -> bool:
+        """Whether the network is another one in each pass, as with dropout."""
+        one, other = (self._drawn(seed, *self._of_ascent(*window[0])).logits for seed in (0, 1))
+        return any(distributed.gather_objects(not torch.equal(one, other)))
+
+    def _drawn(self, seed: int, inputs: Inputs, targets: Tensor) -> StepOutput:
+        """A pass with the dropout masks of a seed."""
+        with isolated(seed, next(self.model.parameters()).device):
             return plain_step(self.network, self.loss, inputs, targets)[0]
 
-    def _excess(self, window: list[tuple[Inputs, Tensor]]) -> float:
-        """The mean loss over all processes, less the least that it can be."""
-        total, count = torch.zeros(1, 1), torch.zeros(1)
-        for inputs, targets in window:
-            logits = self._repeatable(inputs, targets).logits
-            if len(logits):
-                total += len(logits) * float(self.loss.excess(logits, targets))
-                count += len(logits)
+    def _mean(self, window: Window, values: Sequence[Tensor | float]) -> float:
+        """The mean of a step, over all processes, of one value for each mini-batch."""
+        weights = [float(self.weight_of(targets)) for _, targets in window]
+        own = sum(weight * float(value) for weight, value in zip(weights, values, strict=True) if weight)
         device = next(self.model.parameters()).device
-        mean, samples = (total / count.clamp_min(1)).to(device), count.to(device)
-        return distributed.weighted_mean(mean, samples)[0][0][0]
+        mean = torch.tensor([[own / (sum(weights) or 1.0)]], device=device)
+        return distributed.weighted_mean(mean, torch.tensor([sum(weights)], device=device))[0][0][0]
 
     def _of_ascent(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
         """The part of a mini-batch that gives the direction; of two samples at least, for batch norms."""

@@ -111,7 +111,7 @@ class LinearLine:
         """As :meth:`minimise`, up the gradient: the amount is the negative of the radius."""
         return minimum_along(self.base, -self.response, self.targets)
 
-    def reach(self, level: float) -> LineSearch:
+    def reach(self, level: Tensor | float) -> LineSearch:
         """Find the level exactly; ``bounded`` is False where the gradient is zero."""
         return level_along(self.base, self.response, self.targets, level)
 
@@ -183,7 +183,7 @@ class ModuleLine:
         return LineSearch(radius, bounded, lambda _: torch.where(radius > 0, end, start))
 
     @torch.no_grad()
-    def reach(self, level: float) -> LineSearch:
+    def reach(self, level: Tensor | float) -> LineSearch:
         """Find the first radius at the level; ``bounded`` is False where none is within 16 times the head's norm."""
         start = self.loss_at(0.0)
         found, reached = self._last_of(lambda rho: self.loss_at(-rho) < level)

@@ -229,7 +229,7 @@ def reach(
 
 
 @torch.no_grad()
-def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float) -> LineSearch:
+def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: Tensor | float) -> LineSearch:
     """As :func:`reach`, in the dtype of logits and response (N, C)."""
     with without_autocast(logits.device):
         moved = encoded.expectation(response) - response
@@ -239,7 +239,8 @@ def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float
             root, size = 0.0, scale.item()
             if size > 0:
                 losses = _sums_along(torch.log_softmax, logits, moved / size, shares.unsqueeze(0))
-                root = crossing(lambda xi: (level, *losses(xi)), torch.finfo(logits.dtype).eps)
+                wanted = float(level)
+                root = crossing(lambda xi: (wanted, *losses(xi)), torch.finfo(logits.dtype).eps)
             return _found(logits, -response, encoded, *_tensors(root, size, size > 0, logits))
         rises, scale = scale > 0, scale.clamp_min(torch.finfo(scale.dtype).tiny)
         moved, shares = moved / scale, shares.flatten()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pof._support.files import append
 from pof._support.precision import find_precision
-from pof._support.random import derive_seed, isolated
+from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.improve.candidates import EMA_HORIZON, Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
@@ -31,7 +31,7 @@ from pof.training.interrupt import Interrupts
 from pof.training.loop import Loop, Timetable
 from pof.training.schedules import Schedule
 from pof.training.step import Stepper
-from pof.training.stream import loader_generators, micro_batches
+from pof.training.stream import micro_batches
 
 KINDS = ("last", "ema")
 """The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
