@@ -82,6 +82,40 @@ def test_the_loss_is_at_the_level_and_a_harder_batch_is_trained_on_plainly() -> 
     assert float(wrong.loss.detach()) == float(wrong.clean_loss)
 
 
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["smoothed", "soft", "soft and smoothed"])
+def test_the_level_lies_between_the_targets_entropy_and_guessing(kind: str, weighted: bool, linear: bool) -> None:
+    head = nn.Linear(8, 4) if linear else nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+    model, (inputs, labels) = network(head), batch(0)
+    smoothing = 0.0 if kind == "soft" else 0.4
+    mixed = 0.7 * F.one_hot(labels, 4).double() + 0.3 * F.one_hot((labels + torch.arange(12) % 2) % 4, 4)
+    targets = labels if kind == "smoothed" else mixed
+    weights = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64) if weighted else None
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(model(inputs)).backward()
+        optimizer.step()
+    # The best logits are the logarithm of what the loss draws them to, the class weights included.
+    wanted = (F.one_hot(labels, 4).double() if kind == "smoothed" else mixed) * (1 - smoothing) + smoothing / 4
+    best = (wanted if weights is None else wanted * weights) + 1e-300
+    least, guess = float(loss(best.log())), float(loss(torch.zeros_like(mixed)))
+    method = pof.HeadAscent(model, "1", level=0.6, label_smoothing=smoothing, class_weights=weights)
+    out = method(inputs, targets)
+    assert float(out.radius) > 0 and least > 0
+    assert float(out.loss.detach()) == pytest.approx(least + 0.6 * (guess - least), rel=1e-9 if linear else 1e-4)
+
+
+def test_of_a_custom_loss_the_level_is_a_share_of_log_c() -> None:
+    out = pof.HeadAscent(fitted(), level=0.3, loss=nn.CrossEntropyLoss())(*batch(0))
+    assert float(out.loss.detach()) == pytest.approx(0.3 * math.log(4), rel=1e-4)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reach_ends_at_the_level(smoothing: float, dtype: torch.dtype) -> None:

@@ -195,7 +195,7 @@ def mixed_norm(rank: int) -> Tensor:
 
     mesh = init_device_mesh("cpu", (2,))
     part = DTensor.from_local(torch.tensor([[3.0, 0.0], [0.0, 2.0]])[rank : rank + 1], mesh, [Shard(0)])
-    from pof.optim._equations import global_norm
+    from pof._support.norms import global_norm
 
     return global_norm([part, torch.tensor([6.0]), part])
 

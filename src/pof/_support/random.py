@@ -41,8 +41,8 @@ def mix(seed: int, step: int) -> int:
 
 
 @contextmanager
-def preserved(*, cuda: bool = True, torch_only: bool = False) -> Iterator[None]:
-    """The global generators are afterwards where they were before, also where the body raises.
+def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False) -> Iterator[None]:
+    """The global generators, and those of a loader, are afterwards where they were before, also where the body raises.
 
     For bodies that draw as they like, such as a custom loader or data set; without ``cuda`` those of the CPU alone, and
     with ``torch_only`` those of torch (the state of NumPy's takes 0.1 ms).
@@ -55,6 +55,7 @@ def preserved(*, cuda: bool = True, torch_only: bool = False) -> Iterator[None]:
         before.append((numpy.set_state, numpy.get_state()))
     if cuda and torch.cuda.is_available():
         before.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    before += [(generator.set_state, generator.get_state()) for generator in loader_generators(loader)]
     try:
         yield
     finally:
@@ -80,6 +81,14 @@ def isolated(seed: int, device: torch.device | str = "cpu", *, torch_only: bool 
         if cuda:
             torch.cuda.manual_seed(seed)
         yield
+
+
+def loader_generators(loader: Any) -> list[torch.Generator]:
+    """The generators of a DataLoader and its samplers, each once."""
+    owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+    owners.append(getattr(owners[-1], "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def capture() -> dict[str, Any]:

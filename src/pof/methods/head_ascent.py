@@ -11,7 +11,6 @@ training costs.  A mini-batch whose loss is above the level is trained on plainl
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import LossFunction, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.line import along_head_gradient
+from pof.perturbation.loss import level_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class HeadAscent(Method):
         model: any trained classifier; it is used as it is, in place.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         level: the loss that the ascent ends at, as a share of log C, the loss of guessing among C classes; in [0, 1).
-            0 is plain training with a frozen head, exactly.
+            With soft or smoothed targets, whose loss is never below their entropy H, a share of the way from H to
+            log C.  0 is plain training with a frozen head, exactly.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
         loss: a custom one, ``loss(logits, targets)`` -> scalar mean, for which the first radius found is taken.  None
@@ -90,7 +91,7 @@ class HeadAscent(Method):
             seen, labels = distributed.gather_rows(features.detach(), targets)
             known = None if distributed.active() else plain
             line = along_head_gradient(self.network, seen, labels, self.loss, known)
-            norm, radius = line.norm, line.reach(self.level * math.log(logits.shape[1])).radius
+            norm, radius = line.norm, line.reach(level_of(self.loss, self.level, labels, plain)).radius
             perturbed = line.logits(features, logits, -radius)
         else:
             perturbed, radius, norm = logits, logits.new_zeros(()), logits.new_zeros(())

@@ -13,23 +13,22 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
-from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, to_device, unpack
 from pof._support.checks import whole_number
-from pof._support.modules import frozen_statistics, in_training, layer_groups
-from pof._support.random import isolated
+from pof._support.modules import frozen_statistics, in_training
+from pof._support.random import preserved
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_choice
+from pof.methods.calibration import Calibration
 from pof.methods.loss import CrossEntropy, plain_step
-from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer, perturbation_shares, rho_for_level
+from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer
 from pof.optim._equations import annealed
 from pof.optim.rise import LevelKind
 
@@ -142,14 +141,16 @@ class SharpnessAware(Method):
         """Take the radius from the data: the loss at the perturbed weights is to be a share of that of guessing.
 
         A radius in the units of the weights suits one network and not the next.  This one is the median over some
-        mini-batches of the radius at which their loss, less the least that it can be (the entropy of soft or smoothed
-        targets), has risen to ``level`` times log C: ours, after the line search of PoF, and at the level of
-        :class:`~pof.HeadAscent`.  A network whose loss is above that already is one that does not fit its data: the
-        radius is then 0, the steps are plain ones, and a warning says so.  As a ``"rise"`` the level counts from each
-        mini-batch's own loss, and such a network gets a radius too.  A radius belongs to one size of the mini-batch.
+        mini-batches of the radius at which their loss has risen to ``level`` times log C, or with soft or smoothed
+        targets of entropy H to H + ``level`` times (log C - H): ours, after the line search of PoF, and at the level of
+        :class:`~pof.HeadAscent`.  As in a step, the perturbed pass draws other dropout masks than the ascent.  A
+        network whose loss is above that already is one that does not fit its data: the radius is then 0, the steps are
+        plain ones, and a warning says so.  As a ``"rise"`` the level counts from each mini-batch's own loss, and such a
+        network gets a radius too.  A radius belongs to one size of the mini-batch.
 
         Call it before :meth:`build_optimizer`, with a network that is trained already.  It costs about ten training
-        steps, once; weights, running statistics, modes and random state stay, gradients are cleared.
+        steps, with dropout eighty, once; weights, running statistics, modes and random state (the loader's own
+        generators too) stay, gradients are cleared.
 
         Args:
             batches: of the training set, of the size and augmentation that will be trained with; each process its own.
@@ -193,18 +194,11 @@ class SharpnessAware(Method):
         for group in optimizer.param_groups:
             group["rho"] = 1.0  # any: the search has its own
         device = next(self.model.parameters()).device
-        found: list[float] = []
-        shares: list[dict[str, float]] = []
-        taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
-        with in_training(self.model), frozen_statistics(self.model):
-            while window := list(islice(taken, accumulation)):
-                if distributed.active() or any(len(targets) for _, targets in window):
-                    guess = found[-1] if found and found[-1] else 0.1
-                    found.append(self._rho_of(window, optimizer, level, level_kind, guess, shares))
-        if not found:
-            raise ValueError("calibrate() got no mini-batch")
-        self.rho, self._calibrated = float(f"{median(found):.2g}"), True
-        self.shares = {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
+        with in_training(self.model), frozen_statistics(self.model), preserved(batches):
+            taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
+            windows = iter(lambda: list(islice(taken, accumulation)), [])
+            rho, self.shares = Calibration(self, optimizer, level, level_kind).radius(windows)
+        self.rho, self._calibrated = float(f"{rho:.2g}"), True
         if self.rho == 0:
             warnings.warn(
                 f"rho is 0: the loss of this network is above {level:g} times that of guessing before any perturbation,"
@@ -214,49 +208,8 @@ class SharpnessAware(Method):
             )
         return self.rho
 
-    def _rho_of(
-        self,
-        window: list[tuple[Inputs, Tensor]],
-        optimizer: PerturbingOptimizer,
-        level: float,
-        level_kind: LevelKind,
-        guess: float,
-        shares: list[dict[str, float]],
-    ) -> float:
-        """The radius of a step: direction from the part that ascends, loss of all; its shares are added to the list."""
-        optimizer.zero_grad()
-        try:
-            classes = 0
-            for inputs, targets in window:
-                out = self._repeatable(*self._of_ascent(inputs, targets))
-                torch.autograd.backward(out.loss * len(out.logits))
-                classes = out.logits.shape[1]
-            distributed.add_up(p.grad for p in self.trainable_parameters() if p.grad is not None)
-            shares.append(perturbation_shares(optimizer, layer_groups(self.model)))
-            target = level * math.log(classes)
-            return rho_for_level(optimizer, lambda: self._excess(window), target, guess=guess, level_kind=level_kind)
-        finally:
-            optimizer.zero_grad()
-
-    def _repeatable(self, inputs: Inputs, targets: Tensor) -> StepOutput:
-        """With the same dropout masks at every radius."""
-        with isolated(0, next(self.model.parameters()).device):
-            return plain_step(self.network, self.loss, inputs, targets)[0]
-
-    def _excess(self, window: list[tuple[Inputs, Tensor]]) -> float:
-        """The mean loss over all processes, less the least that it can be."""
-        total, count = torch.zeros(1, 1), torch.zeros(1)
-        for inputs, targets in window:
-            logits = self._repeatable(inputs, targets).logits
-            if len(logits):
-                total += len(logits) * float(self.loss.excess(logits, targets))
-                count += len(logits)
-        device = next(self.model.parameters()).device
-        mean, samples = (total / count.clamp_min(1)).to(device), count.to(device)
-        return distributed.weighted_mean(mean, samples)[0][0][0]
-
-    def _of_ascent(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
-        """The part of a mini-batch that gives the direction; of two samples at least, for batch norms."""
+    def of_ascent(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+        """Take the part of a mini-batch that gives the direction; of two samples at least, for batch norms."""
         if self.ascent_share == 1.0:
             return inputs, targets
         return first_samples(inputs, targets, max(2, math.ceil(self.ascent_share * len(targets))))
@@ -315,7 +268,7 @@ class SharpnessAware(Method):
         """Loss and logits of one pass; with an ``ascent_share``, an ascent is made of the first samples only."""
         optimizer = self._optimizer
         if self.training and optimizer is not None and optimizer.will_ascend:
-            inputs, targets = self._of_ascent(inputs, targets)
+            inputs, targets = self.of_ascent(inputs, targets)
         out, _ = plain_step(self.network, self.loss, inputs, targets)
         if optimizer is None:
             return out

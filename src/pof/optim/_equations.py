@@ -9,31 +9,11 @@ There is no host synchronisation: what must not happen (0/0, inf) is replaced, n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from pof._support.distributed import is_sharded, whole
 from pof._support.precision import wide_dtype
-
-
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Compute the Euclidean norm of all tensors taken together, whatever their shapes, types and devices.
-
-    Half precision is squared and summed in float32: float16 overflows at 65504, which a scaled gradient reaches.  One
-    tensor at a time is asked for, so they may be computed on the way; of those that FSDP2 has sharded, all parts count.
-    The result, float32 or wider, is on the device of the first tensor.
-    """
-    norms = [torch.linalg.vector_norm(t, dtype=wide_dtype(t)) for t in tensors]
-    if not norms:
-        return torch.zeros(())
-    sharded = [norm for norm in norms if is_sharded(norm)]
-    here = [norm.to(norms[0].device) for norm in norms if not is_sharded(norm)]
-    # One exchange for all of them.
-    parts = [whole(torch.linalg.vector_norm(torch.stack(sharded)))] if sharded else []
-    total: Tensor = torch.linalg.vector_norm(torch.stack([*parts, *here]))
-    return total
 
 
 def adaptive_scale(parameter: Tensor, eta: float) -> Tensor:

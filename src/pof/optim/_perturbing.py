@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support.modules import frozen_statistics
+from pof._support.norms import global_norm
 from pof.optim._entries import Entry, build_base, defines, rescaled
-from pof.optim._equations import global_norm, perturb_, radius_within
+from pof.optim._equations import perturb_, radius_within
 
 T = TypeVar("T")
 

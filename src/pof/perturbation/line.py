@@ -18,7 +18,7 @@ taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pof._support.distributed import call_with, whole
 from pof._support.modules import evaluating, frozen_statistics
+from pof._support.norms import global_norm
 from pof._support.precision import wide_dtype
 from pof.head.split import SplitModel
 from pof.perturbation.gram import GramGradient, pays
@@ -111,7 +112,7 @@ class LinearLine:
         """As :meth:`minimise`, up the gradient: the amount is the negative of the radius."""
         return minimum_along(self.base, -self.response, self.targets)
 
-    def reach(self, level: float) -> LineSearch:
+    def reach(self, level: Tensor | float) -> LineSearch:
         """Find the level exactly; ``bounded`` is False where the gradient is zero."""
         return level_along(self.base, self.response, self.targets, level)
 
@@ -143,7 +144,7 @@ class ModuleLine:
         with evaluating(head), torch.enable_grad():
             value = loss(_call(head, leaves, features), targets)
             gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-        norm = _joint_norm(gradients)
+        norm = global_norm(gradients)
         safe = torch.where(norm > 0, norm, torch.ones_like(norm))
         direction = {name: g / safe for name, g in zip(leaves, gradients, strict=True)}
         return cls(norm, head, theta, direction, features, targets, loss)
@@ -164,7 +165,7 @@ class ModuleLine:
 
     def _last_of(self, holds: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The first radius, found by doubling, behind which a condition on a scalar amount fails."""
-        unit = _joint_norm(self.theta.values()).clamp_min(1e-6)
+        unit = global_norm(self.theta.values()).clamp_min(1e-6)
 
         def so_far(radii: Tensor) -> Tensor:
             return torch.stack([holds(radius) for radius in radii]).cumprod(0).bool()
@@ -183,7 +184,7 @@ class ModuleLine:
         return LineSearch(radius, bounded, lambda _: torch.where(radius > 0, end, start))
 
     @torch.no_grad()
-    def reach(self, level: float) -> LineSearch:
+    def reach(self, level: Tensor | float) -> LineSearch:
         """Find the first radius at the level; ``bounded`` is False where none is within 16 times the head's norm."""
         start = self.loss_at(0.0)
         found, reached = self._last_of(lambda rho: self.loss_at(-rho) < level)
@@ -223,8 +224,3 @@ def along_head_gradient(
 def _call(head: nn.Module, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
     logits: Tensor = call_with(head, parameters, features)
     return logits.flatten(1)
-
-
-def _joint_norm(tensors: Iterable[Tensor]) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
-    return norm

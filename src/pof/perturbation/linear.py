@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pof._support.norms import norm_of
 from pof._support.precision import wide_dtype, without_autocast
 from pof.perturbation.search import Condition, crossing, last_of
 from pof.perturbation.targets import Targets, cross_entropy, encode_targets, logit_gradient
@@ -118,19 +119,9 @@ def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradie
         torch.mm(residual.T, features, out=weight)
         if offset is not None:
             torch.sum(residual, 0, out=offset)
-        norm = _norm(joint)
+        norm = norm_of(joint)
         joint.div_(norm.clamp_min(torch.finfo(joint.dtype).tiny))
         return HeadGradient(weight, offset, norm.to(joint.dtype))
-
-
-def _norm(values: Tensor) -> Tensor:
-    """In float64: in float32 squares of a well-fitted batch underflow, and a sum of millions is 1e-4 off."""
-    if values.device.type == "mps":
-        # Without float64.
-        largest = values.abs().amax().clamp_min(torch.finfo(values.dtype).tiny)
-        return (values / largest).square().sum().sqrt() * largest
-    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
-    return norm
 
 
 @torch.no_grad()
@@ -229,7 +220,7 @@ def reach(
 
 
 @torch.no_grad()
-def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float) -> LineSearch:
+def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: Tensor | float) -> LineSearch:
     """As :func:`reach`, in the dtype of logits and response (N, C)."""
     with without_autocast(logits.device):
         moved = encoded.expectation(response) - response
@@ -239,7 +230,8 @@ def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: float
             root, size = 0.0, scale.item()
             if size > 0:
                 losses = _sums_along(torch.log_softmax, logits, moved / size, shares.unsqueeze(0))
-                root = crossing(lambda xi: (level, *losses(xi)), torch.finfo(logits.dtype).eps)
+                wanted = float(level)
+                root = crossing(lambda xi: (wanted, *losses(xi)), torch.finfo(logits.dtype).eps)
             return _found(logits, -response, encoded, *_tensors(root, size, size > 0, logits))
         rises, scale = scale > 0, scale.clamp_min(torch.finfo(scale.dtype).tiny)
         moved, shares = moved / scale, shares.flatten()

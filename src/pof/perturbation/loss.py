@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets, samples_of, tensors_of
 from pof._support.precision import without_autocast
-from pof.perturbation.targets import IGNORED, Targets, cross_entropy, encode_targets, may_ignore
+from pof.perturbation.targets import IGNORED, Targets, encode_targets, may_ignore
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
@@ -92,11 +93,34 @@ class CrossEntropy(nn.Module):
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
         return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights, check=check)
 
-    def excess(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss less the least that it can be, the entropy of soft or smoothed targets; arguments as of a call."""
-        encoded = self.encode(targets, logits)
-        least: Tensor = encoded.mean(torch.special.entr(encoded.distribution(logits)).sum(dim=1))
-        return cross_entropy(logits, encoded) - least
+    def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
+        """The loss a share of the way from the least that it can be to that of guessing among C classes.
+
+        The least is the entropy of soft or smoothed targets, and 0 of class indices; guessing has the loss log C.
+
+        Args:
+            share: in [0, 1].
+            targets: (N,) class indices or (N, C) probabilities.
+            like: (..., C), such as logits of these or other samples.
+
+        Returns:
+            The loss in nats, a scalar; a tensor where it depends on the targets.
+        """
+        guess = math.log(like.shape[-1])
+        targets = class_targets(targets, like.shape[-1])
+        if not len(targets) or not (self.label_smoothing or targets.is_floating_point()):
+            return share * guess
+        like = like.new_empty(len(targets), like.shape[-1])
+        encoded = self.encode(targets, like)
+        least = torch.special.entr(encoded.distribution(like)).sum(dim=1)
+        return encoded.mean(least + share * (guess - least))
+
+
+def level_of(loss: LossFunction, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
+    """As :meth:`CrossEntropy.level`; of a custom loss, whose least is not known, the share of log C."""
+    if isinstance(loss, CrossEntropy):
+        return loss.level(share, targets, like)
+    return share * math.log(like.shape[-1])
 
 
 def _checked(weights: Tensor | Sequence[float] | None) -> Tensor | None:

@@ -45,9 +45,9 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
     """Compute the statistics of ``model.features`` over ``loader``, in eval mode.
 
     Sums are kept in float64 on the CPU, relative to the first batch's mean, so that a large common offset
-    costs no digits.  Samples are weighted equally, whatever the batch sizes.  The global generators are
-    afterwards where they were; a generator of the loader's own is not.  Nothing is communicated: under
-    several processes each reads the whole set.
+    costs no digits.  Samples are weighted equally, whatever the batch sizes.  The global generators and
+    those of a DataLoader are afterwards where they were.  Nothing is communicated: under several processes each
+    reads the whole set.
 
     Args:
         model: has ``features(inputs) -> (N, D)``: ``pof.split(model)``.  Its modes are restored, errors or
@@ -62,7 +62,7 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
         ValueError: if the loader is empty, the model has no ``features``, features are not (N, D) or not
             finite, or a label is out of range.
     """
-    with evaluating(model), preserved():
+    with evaluating(model), preserved(loader):
         batches = _features_and_targets(model, loader)
         first = next(batches, None)
         if first is None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
-from pof._support.random import capture, restore
+from pof._support.random import capture, loader_generators, restore
 
 T = TypeVar("T")
 # In the place of None, which a loader may give.
@@ -200,11 +200,3 @@ def _window(micros: Iterator[Micro], size: int) -> list[Micro]:
     while len(window) < size and (micro := fetched(micros, window)) is not END:
         window.append(micro)
     return window
-
-
-def loader_generators(loader: Any) -> list[torch.Generator]:
-    """The generators of a DataLoader and its samplers, each once."""
-    owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
-    owners.append(getattr(owners[-1], "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pof._support.files import append
 from pof._support.precision import find_precision
-from pof._support.random import derive_seed, isolated
+from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.improve.candidates import EMA_HORIZON, Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
