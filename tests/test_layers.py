@@ -68,6 +68,9 @@ def _imports(tree: ast.AST, module: str) -> Iterator[str]:
                 yield from (name if name in MODULES else source for name in full)
 
 
+PARTS_OF_METHODS = {f"pof.methods.{name}" for name in ("base", "calibration", "loss")}
+
+
 def breach(module: str, target: str) -> str | None:
     """What is wrong with an import, or None."""
     if target == "pof":
@@ -75,7 +78,7 @@ def breach(module: str, target: str) -> str | None:
     own, other = part(module), part(target)
     if own != other and ORDER.index(other) >= ORDER.index(own):
         return f"{module} imports {target}, and {other} stands at or above {own}"
-    if own == other == "methods" and module != "pof.methods" and target not in {"pof.methods.base", "pof.methods.loss"}:
+    if own == other == "methods" and module != "pof.methods" and target not in PARTS_OF_METHODS:
         return f"{module} imports {target}: methods do not know each other"
     return None
 

@@ -48,7 +48,7 @@ def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False
     with ``torch_only`` those of torch (the state of NumPy's takes 0.1 ms).
     """
     numpy = None if torch_only else _numpy_random()
-    before: list[tuple[Callable[[Any], None], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
+    before: list[tuple[Callable[[Any], object], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
     if not torch_only:
         before.append((random.setstate, random.getstate()))
     if numpy is not None:

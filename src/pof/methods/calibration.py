@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,13 +16,10 @@ from pof._support import distributed
 from pof._support.batches import Inputs
 from pof._support.modules import layer_groups
 from pof._support.random import isolated
-from pof.methods.base import StepOutput
-from pof.methods.loss import plain_step
+from pof.methods.base import Method, StepOutput
+from pof.methods.loss import CrossEntropy, plain_step
 from pof.optim import PerturbingOptimizer, perturbation_shares, rho_for_level
 from pof.optim.rise import LevelKind
-
-if TYPE_CHECKING:
-    from pof.methods.sharpness_aware import SharpnessAware
 
 Window = list[tuple[Inputs, Tensor]]
 """The mini-batches of one optimizer step."""
@@ -35,16 +31,27 @@ DRAWS, APART = 8, 1.6
 class Calibration:
     """The search of one method; its gradients are cleared afterwards, all else stays."""
 
-    method: SharpnessAware
+    method: Method
+    loss: CrossEntropy
+    of_ascent: Callable[[Inputs, Tensor], tuple[Inputs, Tensor]]
+    """The part of a mini-batch that gives the direction."""
     optimizer: PerturbingOptimizer
     level: float
     """Share of the way from the least loss to that of guessing."""
     kind: LevelKind
 
     def radius(self, windows: Iterable[Window]) -> tuple[float, dict[str, float]]:
-        """Find the radius; gives each layer group's share of ||eps||^2 too.
+        """Find the radius.
 
-        The median over the windows; of a network that draws masks, the radius at which their mean loss is at the level.
+        Args:
+            windows: steps' worth of mini-batches.
+
+        Returns:
+            The median of their radii; of a network that draws masks, the radius at which their mean loss is at the
+            level.  And each layer group's share of ||eps||^2, by name.
+
+        Raises:
+            ValueError: without a mini-batch that counts.
         """
         counted = [window for window in windows if any(distributed.gather_objects(self._counts(window)))]
         if not counted:
@@ -69,25 +76,25 @@ class Calibration:
         radii, wanted, losses = (rho / APART, rho, rho * APART), 0.0, [0.0, 0.0, 0.0]
         for window, draw in product(windows, range(1, 1 + DRAWS)):
             wanted += self._ascent(window, seed=2 * draw)
-            loss = torch.no_grad()(partial(self._loss, window, seed=2 * draw + 1))
-            wanted += loss() if self.kind == "rise" else 0.0
+            with torch.no_grad():
+                wanted += self._loss(window, seed=2 * draw + 1) if self.kind == "rise" else 0.0
             for number, radius in enumerate(radii):
                 for group in self.optimizer.param_groups:
                     group["rho"] = radius
-                with self.optimizer.perturbed():
-                    losses[number] += loss()
+                with self.optimizer.perturbed(), torch.no_grad():
+                    losses[number] += self._loss(window, seed=2 * draw + 1)
         # On the line through two of the three, in logarithms.
         pair = losses[:2] if losses[1] > wanted else losses[1:]
         slope = math.log(max(pair[1] / pair[0], 1.1))
         share = math.log(wanted / pair[0]) / slope
-        return (radii[0] if losses[1] > wanted else radii[1]) * APART ** min(max(share, -1.0), 2.0)
+        return float((radii[0] if losses[1] > wanted else radii[1]) * APART ** min(max(share, -1.0), 2.0))
 
     def _ascent(self, window: Window, seed: int) -> float:
         """The gradients of a step's first pass, of the part that ascends; gives the level of all of it, in nats."""
         self.optimizer.zero_grad()
-        levels, level = [], self.method.loss.level
+        levels, level = [], self.loss.level
         for inputs, targets in window:
-            part = self.method.of_ascent(inputs, targets)
+            part = self.of_ascent(inputs, targets)
             out = self._drawn(seed, *part)
             torch.autograd.backward(out.loss * self.method.weight_of(part[1]).to(out.loss.dtype))
             least = level(0.0, targets, out.logits) if self.kind == "rise" else 0.0
@@ -104,13 +111,13 @@ class Calibration:
     @torch.no_grad()
     def _draws_masks(self, window: Window) -> bool:
         """Whether the network is another one in each pass, as with dropout."""
-        one, other = (self._drawn(seed, *self.method.of_ascent(*window[0])).logits for seed in (0, 1))
+        one, other = (self._drawn(seed, *self.of_ascent(*window[0])).logits for seed in (0, 1))
         return any(distributed.gather_objects(not torch.equal(one, other)))
 
     def _drawn(self, seed: int, inputs: Inputs, targets: Tensor) -> StepOutput:
         """A pass with the dropout masks of a seed."""
         with isolated(seed, next(self.method.model.parameters()).device):
-            return plain_step(self.method.network, self.method.loss, inputs, targets)[0]
+            return plain_step(self.method.network, self.loss, inputs, targets)[0]
 
     def _mean(self, window: Window, values: Sequence[Tensor | float]) -> float:
         """The mean of a step, over all processes, of one value for each mini-batch."""
@@ -118,4 +125,5 @@ class Calibration:
         own = sum(weight * float(value) for weight, value in zip(weights, values, strict=True) if weight)
         device = next(self.method.model.parameters()).device
         mean = torch.tensor([[own / (sum(weights) or 1.0)]], device=device)
-        return distributed.weighted_mean(mean, torch.tensor([sum(weights)], device=device))[0][0][0]
+        means, _ = distributed.weighted_mean(mean, torch.tensor([sum(weights)], device=device))
+        return float(means[0][0])

@@ -197,7 +197,9 @@ class SharpnessAware(Method):
         with in_training(self.model), frozen_statistics(self.model), preserved(batches):
             taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
             windows = iter(lambda: list(islice(taken, accumulation)), [])
-            rho, self.shares = Calibration(self, optimizer, level, level_kind).radius(windows)
+            rho, self.shares = Calibration(self, self.loss, self._of_ascent, optimizer, level, level_kind).radius(
+                windows
+            )
         self.rho, self._calibrated = float(f"{rho:.2g}"), True
         if self.rho == 0:
             warnings.warn(
@@ -208,8 +210,8 @@ class SharpnessAware(Method):
             )
         return self.rho
 
-    def of_ascent(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
-        """Take the part of a mini-batch that gives the direction; of two samples at least, for batch norms."""
+    def _of_ascent(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+        """The part of a mini-batch that gives the direction; of two samples at least, for batch norms."""
         if self.ascent_share == 1.0:
             return inputs, targets
         return first_samples(inputs, targets, max(2, math.ceil(self.ascent_share * len(targets))))
@@ -268,7 +270,7 @@ class SharpnessAware(Method):
         """Loss and logits of one pass; with an ``ascent_share``, an ascent is made of the first samples only."""
         optimizer = self._optimizer
         if self.training and optimizer is not None and optimizer.will_ascend:
-            inputs, targets = self.of_ascent(inputs, targets)
+            inputs, targets = self._of_ascent(inputs, targets)
         out, _ = plain_step(self.network, self.loss, inputs, targets)
         if optimizer is None:
             return out

@@ -34,7 +34,7 @@ from pof.training.interrupt import Interrupts
 from pof.training.loop import Loop, Timetable
 from pof.training.schedules import Schedule
 from pof.training.step import Stepper
-from pof.training.stream import loader_generators, micro_batches, set_epoch
+from pof.training.stream import micro_batches, set_epoch
 
 KINDS = ("last", "ema")
 """The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
