@@ -51,8 +51,8 @@ def test_a_process_that_dies_is_said_and_the_others_rows_are_kept() -> None:
         pytest.raises(RunError, match=r"a process of the search ended by itself \(out of memory\?"),
         processes(killer, ("bad",), 1) as each,
     ):
-        got.extend(each(["good"]))
-        got.extend(each(["bad"]))
+        got.extend(each([("good",)]))
+        got.extend(each([("bad",)]))
     assert got == [{"run": "good"}]
 
 
