@@ -23,11 +23,12 @@ def rows_of(folder: Path) -> list[str]:
 
 
 def test_two_processes_find_the_same_bitwise(tmp_path: Path) -> None:
-    torch.manual_seed(11)
     found = []
+    three = {"sgd": {"method": "finetune", "lr": 0.1}, "pof": {"lr": 0.01}, "sam": {"sam": {"rho": "auto"}, "lr": 0.1}}
     for jobs in (1, 2):
-        options = {"candidates": ["sgd", "pof", "sam auto"], "out": tmp_path / str(jobs), "jobs": jobs}
-        found.append(pof.improve(network(), *loaders(), **options, **FAST))
+        torch.manual_seed(11)
+        options = {"candidates": three, "out": tmp_path / str(jobs), "jobs": jobs, "budget": 4.0}
+        found.append(pof.improve(network(), *loaders(), **FAST | options))
     assert found[0].table == found[1].table and found[0].message == found[1].message
     assert rows_of(tmp_path / "1") == rows_of(tmp_path / "2")
     written = [json.loads((tmp_path / name / "result.json").read_text()) for name in "12"]
@@ -51,8 +52,8 @@ def test_a_process_that_dies_is_said_and_the_others_rows_are_kept() -> None:
         pytest.raises(RunError, match=r"a process of the search ended by itself \(out of memory\?"),
         processes(killer, ("bad",), 1) as each,
     ):
-        got.extend(each(["good"]))
-        got.extend(each(["bad"]))
+        got.extend(each([("good",)]))
+        got.extend(each([("bad",)]))
     assert got == [{"run": "good"}]
 
 

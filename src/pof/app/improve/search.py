@@ -10,8 +10,8 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from pof.training.stream import micro_batches, set_epoch
 
 KINDS = ("last", "ema")
 """The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
+
+Judging = Callable[[Sequence[tuple[Candidate, int, Rung]]], Iterator[dict[str, Any]]]
 
 
 @dataclass
@@ -114,14 +116,15 @@ class Race:
         spent = [0.0, *(rung.passes for rung in plan)]
         total = sum(rung.runs * (rung.passes - before) for rung, before in zip(plan, spent, strict=False))
         self.log({"event": "plan", "runs": [run.candidate.name for run in runs], "passes": total})
-        for number, rung in enumerate(plan):
-            self._run_rung(alive, number, rung)
-            alive = [run for run in alive if not run.dropped]
-            alive.sort(key=lambda run: rank(run.figures[run.best]) if run.figures else (math.inf, math.inf))
-            following = plan[number + 1].runs if number + 1 < len(plan) else len(alive)
-            for place, run in enumerate(alive[following:], start=following + 1):
-                run.dropped = f"place {place} of {len(alive)} after {run.passes:.3g} passes"
-            alive = alive[:following]
+        with self._judging(min(self.jobs, len(runs))) as judged:
+            for number, rung in enumerate(plan):
+                self._run_rung(alive, number, rung, judged)
+                alive = [run for run in alive if not run.dropped]
+                alive.sort(key=lambda run: rank(run.figures[run.best]) if run.figures else (math.inf, math.inf))
+                following = plan[number + 1].runs if number + 1 < len(plan) else len(alive)
+                for place, run in enumerate(alive[following:], start=following + 1):
+                    run.dropped = f"place {place} of {len(alive)} after {run.passes:.3g} passes"
+                alive = alive[:following]
         return sorted(runs, key=lambda run: (bool(run.dropped), -run.passes))
 
     def estimate(self, network: nn.Module) -> nn.Module:
@@ -159,26 +162,27 @@ class Race:
             ends.append(max(steps, ends[-1] + 1 if ends else 1))
         return tuple(ends)
 
-    def _run_rung(self, runs: Sequence[Run], number: int, rung: Rung) -> None:
+    def _run_rung(self, runs: Sequence[Run], number: int, rung: Rung, judged: Judging) -> None:
         waiting = [(run.candidate, number, rung) for run in runs if (run.candidate.name, number) not in self._known]
         for run in runs:
             if (run.candidate.name, number) in self._known:
                 self._note(run, number, known=True)
         by_name = {run.candidate.name: run for run in runs}
-        with closing(self._judged(waiting)) as rows:
-            for row in rows:
-                self._known[row["run"], number] = row
-                append(self._journal, (json.dumps(row) + "\n").encode())
-                self._note(by_name[row["run"]], number, known=False)
+        for row in judged(waiting):
+            self._known[row["run"], number] = row
+            append(self._journal, (json.dumps(row) + "\n").encode())
+            self._note(by_name[row["run"]], number, known=False)
 
-    def _judged(self, tasks: Sequence[tuple[Candidate, int, Rung]]) -> Generator[dict[str, Any]]:
-        if self.jobs == 1 or len(tasks) < 2:
-            yield from (self._judge(*task) for task in tasks)
+    @contextmanager
+    def _judging(self, jobs: int) -> Iterator[Judging]:
+        """What trains and judges the runs of a rung: this process, or several, in any order."""
+        if jobs == 1:
+            yield lambda tasks: (self._judge(*task) for task in tasks)
             return
         self._rewind()
         fixed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {"log", "jobs"}}
-        with processes(_judge_of, (fixed, self._plan), min(self.jobs, len(tasks))) as each:
-            yield from each(tasks)
+        with processes(_judge_of, (fixed, self._plan), jobs) as each:
+            yield each
 
     def _note(self, run: Run, number: int, *, known: bool) -> None:
         row = self._known[run.candidate.name, number]
