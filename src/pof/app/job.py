@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pof._support.agreement import agree
 from pof._support.precision import find_precision, float32_products
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
@@ -92,6 +93,7 @@ def _train(
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
+    agree({**_of_all(config), "resume": run.resume})
     loaded = load(data)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
@@ -288,6 +290,15 @@ def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
         return method.build_optimizer(torch.optim.AdamW, lr=lr, weight_decay=decay)
     nesterov = momentum > 0 and entry_of(training.method).nesterov
     return method.build_optimizer(torch.optim.SGD, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
+
+
+def _of_all(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that all processes must share: without places, which may be others on other machines."""
+    places = {"model": ("weights",), "data": ("data_root", "workers"), "training": ("device",)}
+    return {
+        key: {name: part[name] for name in part if name not in places[key]} if key in places else part
+        for key, part in config.items()
+    }
 
 
 def _processes() -> tuple[int, int]:

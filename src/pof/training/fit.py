@@ -20,15 +20,17 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from pof._support import distributed
+from pof._support import agreement, distributed
+from pof._support.agreement import agree, naming_lost
 from pof._support.checks import whole_number
 from pof._support.modules import modes_kept
-from pof._support.precision import AskedPrecision, find_precision
+from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
-from pof.training.loop import DivergenceWarning, FitResult, Log, Loop, Timetable
+from pof.training.loop import DivergenceWarning, FitResult, Log, Loop
 from pof.training.schedules import Schedule
+from pof.training.settings import Timetable, fingerprint, shared
 from pof.training.step import Stepper
 from pof.training.stream import micro_batches
 
@@ -95,11 +97,17 @@ def fit(
     method.to(place)
     _check_network(method)
     _check_loader(train_loader, checkpoint_dir)
-    with _attached(method), modes_kept(method), Interrupts() as interrupts:
-        stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
+    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as interrupts:
+        made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
+        times = Timetable(epochs, math.ceil(length / accumulation), accumulation, checkpoint_every, schedule)
+        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm)
+        validated, saved = val_loader is not None, checkpoint_dir is not None
+        own = {"device": place.type, "resume": resume, "val_loader": validated, "checkpoint_dir": saved}
+        agree({"the length of train_loader": length, **settings, **shared(method, checkpoint_every), **own})
+        if not length:
+            raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
+        stepper = Stepper(method, made, found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
-        steps = math.ceil(_length(train_loader) / accumulation)
-        times = Timetable(epochs, steps, accumulation, checkpoint_every, schedule)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
 
@@ -166,7 +174,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
     wanted = None if device is None else torch.device(device)
     # Told that there is none: on its own it looks for other processes beside an accelerator only.
     on_cpu = not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu"
-    found: torch.device = PartialState(cpu=on_cpu).device
+    with naming_lost():
+        found: torch.device = PartialState(cpu=on_cpu, timeout=agreement.TIME_LIMIT).device
     return wanted or found
 
 
@@ -197,17 +206,9 @@ def _check_loader(loader: Any, checkpoint_dir: str | Path | None) -> None:
 
 def _length(loader: Any) -> int:
     try:
-        length = len(loader)
+        length: int = len(loader)
     except TypeError as error:
         raise ValueError(
             "the training loader needs a length (the schedule is over all steps): give it __len__"
         ) from error
-    lengths = distributed.gather_objects(length)
-    if min(lengths) == 0:
-        raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"the training loaders of the processes have {lengths} mini-batches: give each process as many as the"
-            " others, as a torch.utils.data.DistributedSampler and pof.data.DatasetLoader do"
-        )
     return length

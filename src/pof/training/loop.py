@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
+from pof._support.agreement import agree
 from pof._support.batches import Inputs, call, outputs_in
 from pof._support.modules import BATCH_NORMS, contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
@@ -23,8 +24,8 @@ from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.interrupt import Interrupts
-from pof.training.schedules import Schedule
 from pof.training.selection import Selection
+from pof.training.settings import Timetable, fingerprint
 from pof.training.step import Stepper, StepResult
 from pof.training.stream import Micro, Stream, one_pass, windows
 
@@ -54,26 +55,6 @@ class FitResult:
     """One row per epoch, epoch 0 first: losses, validation figures, the method's metrics."""
 
 
-@dataclass(frozen=True)
-class Timetable:
-    """The lengths of a run, and what happens when."""
-
-    epochs: int
-    steps_per_epoch: int
-    accumulation: int
-    checkpoint_every: int | None
-    schedule: Schedule
-    total_steps: int | None = None
-    """Optimizer steps of the whole run, which the schedule is over; None for those of all epochs."""
-    stop_at: int | None = None
-    """The step to pause at: the state is saved, and a resume goes on."""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.epochs * self.steps_per_epoch if self.total_steps is None else self.total_steps
-
-
 class _Diverged(Exception):
     """Its message says when, and the remedy."""
 
@@ -94,6 +75,7 @@ class Loop:
         self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
         self.val_loader, self.folder, self.log = val_loader, folder, log
         self.frozen = frozen_norms(method.model)
+        self.fingerprint = fingerprint(method, stepper.optimizer, times, stepper.autocast, stepper.clip_norm)
         self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
@@ -107,6 +89,8 @@ class Loop:
 
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
+        if resume:
+            agree({"the step to resume from": None if state is None else state["steps"]})
         within = self._load(state) if state is not None else None
         lengths = {"steps": self.times.steps, "epochs": self.times.epochs}
         self.log({"event": "start", "step": self.steps, "epoch": self.epoch, **lengths})
@@ -270,23 +254,6 @@ class Loop:
         errors = f"{_percent(incoming)} -> {_percent(best)}"
         return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation error {errors}"
 
-    def _fingerprint(self) -> dict[str, Any]:
-        optimizer = self.stepper.optimizer
-        return {
-            "method": type(self.method).__name__,
-            **self.method.settings(),
-            "epochs": self.times.epochs,
-            "steps_per_epoch": self.times.steps_per_epoch,
-            "steps": self.times.steps,
-            "accumulation": self.times.accumulation,
-            "schedule": vars(self.times.schedule) | {"milestones": list(self.times.schedule.milestones)},
-            "optimizer": type(optimizer).__name__,
-            "learning_rates": [g.get("initial_lr") for g in optimizer.param_groups],
-            "precision": str(self.stepper.autocast),
-            "clip_norm": self.stepper.clip_norm,
-            "processes": distributed.world_size(),
-        }
-
     def _save(self, within: dict[str, Any] | None) -> None:
         """Save at a step inside an epoch (``within``: the stream's state) or between epochs."""
         if self.folder is None:
@@ -298,7 +265,7 @@ class Loop:
             own = {name: getattr(self, name) for name in ("epoch", "steps", "sums", "history")}
             place = {"streams": streams, "within_epoch": within is not None, "selection": self.selection.state_dict()}
             method = contents(self.method, copies=False)
-            save_state(self.folder, {"fingerprint": self._fingerprint(), "method": method, **parts, **own, **place})
+            save_state(self.folder, {"fingerprint": self.fingerprint, "method": method, **parts, **own, **place})
 
     def _parts(self) -> dict[str, Any]:
         """What has a state dict, by its name in the checkpoint."""
@@ -307,7 +274,7 @@ class Loop:
     def _load(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Put everything back; give the stream's state where the run was inside an epoch."""
         where = self.folder or Path()
-        check_same(state["fingerprint"], self._fingerprint(), where)
+        check_same(state["fingerprint"], self.fingerprint, where)
         try:
             check_shapes(contents(self.method, copies=False), state["method"])
             for name, part in self._parts().items():
