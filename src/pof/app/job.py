@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pof._support.agreement import agree
 from pof._support.precision import find_precision, float32_products
+from pof._support.random import seed_everything
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 from pof.app.run_folder import CONTENT, Run, RunError, content_of, read_config
@@ -97,7 +98,7 @@ def _train(
     loaded = load(data)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
-    torch.manual_seed(training.seed + rank)
+    seed_everything(training.seed + rank)
     network = load_network(model, loaded)
     if training.freeze_head:
         freeze_head(network, model)

@@ -74,6 +74,7 @@ def fit(
         optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
         schedule: of the learning rate, over all steps.
         val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
+            Where it draws random numbers, they are the same in each epoch.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
@@ -96,7 +97,8 @@ def fit(
     place = find_device(device)
     method.to(place)
     _check_network(method)
-    _check_loader(train_loader, checkpoint_dir)
+    _check_loader(train_loader)
+    _check_workers(checkpoint_dir, train_loader, val_loader)
     with naming_lost(), _attached(method), modes_kept(method), Interrupts() as interrupts:
         made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
         times = Timetable(epochs, math.ceil(length / accumulation), accumulation, checkpoint_every, schedule)
@@ -190,13 +192,16 @@ def _check_network(method: Method) -> None:
         )
 
 
-def _check_loader(loader: Any, checkpoint_dir: str | Path | None) -> None:
-    if checkpoint_dir is not None and getattr(loader, "persistent_workers", False):
+def _check_workers(checkpoint_dir: str | Path | None, *loaders: Any) -> None:
+    if checkpoint_dir is not None and any(getattr(loader, "persistent_workers", False) for loader in loaders):
         warnings.warn(
             "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
             " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
             stacklevel=3,
         )
+
+
+def _check_loader(loader: Any) -> None:
     if distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
         raise ValueError(
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"

@@ -27,7 +27,7 @@ from pof.training.interrupt import Interrupts
 from pof.training.selection import Selection
 from pof.training.settings import Timetable, fingerprint
 from pof.training.step import Stepper, StepResult
-from pof.training.stream import Micro, Stream, one_pass, windows
+from pof.training.stream import Micro, Stream, one_pass, same_draws, windows
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -211,7 +211,8 @@ class Loop:
         metrics = None
         if self.val_loader is not None:
             head, precision = self.method.head_name, self.stepper.autocast
-            found = evaluate(candidate, self.val_loader, head=head, precision=precision)
+            with same_draws(self.val_loader, self.stepper.device) as validation:
+                found = evaluate(candidate, validation, head=head, precision=precision)
             metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}

@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
@@ -42,7 +41,7 @@ def improve_network(
         raise ValueError("improve needs validation data: give --validation SHARE or --validation_data FOLDER")
     else:
         validation = evaluating(loaded, splits.held_in, indices=splits.validation)
-    torch.manual_seed(options.seed)
+    seed_everything(options.seed)
     result = improve(
         network,
         job.training_batches(loaded, splits, data, training, device),
