@@ -297,3 +297,21 @@ def test_file_size_limit(tmp_path):
 def test_public_checkpoint_has_prefixed_keys():
     weights = read_weights(PUBLIC)
     assert weights["module.linear.weight"].shape == (10, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("complex64 strided", lambda value: value * (1 + 1j)),
+        ("float32 sparse_coo", lambda value: value.to_sparse()),
+        ("qint8 strided", lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
+    ],
+)
+def test_tensors_of_another_kind_change_nothing(kind, changed, tmp_path):
+    values = network().state_dict()
+    values["fc.weight"] = changed(values["fc.weight"])
+    torch.save(values, tmp_path / "weights.pt")
+    model = blank()
+    with pytest.raises(WeightsError, match=f"1 of another kind: fc.weight {kind}"):
+        load_weights(model, tmp_path / "weights.pt")
+    assert_same(model, blank())

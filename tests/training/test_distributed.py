@@ -22,7 +22,7 @@ from pof._support import distributed
 from pof.app import job
 from pof.app.methods import Context, PoFOptions, build_method
 from pof.app.options import TrainOptions
-from pof.app.run_folder import read_rows
+from pof.app.run_files import read_rows
 from pof.data.batch_sampler import StatelessBatchSampler
 from pof.methods import Method
 from pof.weights import read_weights

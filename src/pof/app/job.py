@@ -19,7 +19,8 @@ from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
-from pof.app.run_folder import CONTENT, Run, RunError, content_of, read_config
+from pof.app.run_files import RunError, read_config
+from pof.app.run_folder import CONTENT, Run, content_of
 from pof.data import (
     Data,
     DatasetLoader,

@@ -1,10 +1,13 @@
 """The options of a run, typed: the flags of the command line and the settings of a recipe, each said once."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
 from pof.app.methods import MethodOptions
 from pof.training.schedules import Schedule
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -145,6 +148,21 @@ class ImproveOptions:
     device: str | None = None
     seed: int = 0
     validation_data: str | None = None
+
+
+def read_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Read a group of options from plain values, by the types of its dataclass; a ValueError says what does not fit."""
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError as error:
+        raise ImportError("recipes and run folders need more than the library: pip install 'pof[app]'") from error
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    try:
+        made = parser.instantiate(parser.parse_object(dict(values)))
+        return kind(**{field.name: made[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def plain(value: Any) -> Any:

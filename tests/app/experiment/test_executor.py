@@ -19,7 +19,7 @@ from pof.app.experiment.estimate import forecast, total_seconds
 from pof.app.experiment.plan import Plan, make_plan, shard
 from pof.app.experiment.recipe import parse_recipe
 from pof.app.experiment.table import COLUMNS, INCIDENTAL, rows_of
-from pof.app.run_folder import read_rows
+from pof.app.run_files import read_rows
 from tests.processes import PATIENCE, Process, pof, start
 
 RECIPE: dict[str, Any] = {

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pof
 from pof.app.cli import main
 from pof.app.improve.judge import Confirmation
-from pof.app.run_folder import RunError
+from pof.app.run_files import RunError
 
 FAST: dict[str, Any] = {"budget": 8.0, "lr": 0.2, "device": "cpu"}
 

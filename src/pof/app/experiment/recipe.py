@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pof.app.budget import epochs_within
 from pof.app.documents import read_yaml
 from pof.app.experiment.checks import MOST, check_training
-from pof.app.options import DataOptions, ModelOptions, TrainOptions
+from pof.app.options import DataOptions, ModelOptions, TrainOptions, read_section
 
 T = TypeVar("T", DataOptions, ModelOptions, TrainOptions)
 KEYS = ("name", "seeds", "data", "model", "pretrain", "settings", "train", "budget", "methods", "control")
@@ -163,21 +163,14 @@ def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool = Fal
 
 def parse_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """Read a section by the types of its dataclass."""
-    try:
-        from jsonargparse import ArgumentError, ArgumentParser
-    except ImportError as error:
-        raise ImportError("recipes need more than the library: pip install 'pof[app]'") from error
     first = fields(kind)[0].name
     if values.get(first) is None:
         remedy = "" if kind is TrainOptions else f", or add --set {where}.{first}=..."
         raise RecipeError(f"{where}.{first} is not given: name it in the recipe{remedy}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, None)
     try:
-        made = parser.instantiate(parser.parse_object(dict(values)))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
-    return kind(**{field.name: made[field.name] for field in fields(kind)})
+        return read_section(kind, values, where)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

@@ -28,7 +28,8 @@ from pof.app.improve.rate import largest_stable_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
-from pof.app.run_folder import RunError, write_json
+from pof.app.run_files import RunError
+from pof.app.run_folder import write_json
 from pof.combine import greedy_soup, interpolate
 from pof.training.fit import find_device
 from pof.weights import save_model

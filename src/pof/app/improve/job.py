@@ -14,7 +14,8 @@ from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions
-from pof.app.run_folder import read_config, write_json
+from pof.app.run_files import read_config
+from pof.app.run_folder import write_json
 from pof.data import eval_loader
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
