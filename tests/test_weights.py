@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from pof import weights
 from pof.weights import WeightsError, load_model, load_weights, read_weights, save_model
 
 PUBLIC = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "weights" / "resnet20-12fca82f.th"
@@ -304,14 +305,14 @@ def test_public_checkpoint_has_prefixed_keys():
     [
         ("complex64 strided", lambda value: value * (1 + 1j)),
         ("float32 sparse_coo", lambda value: value.to_sparse()),
-        ("qint8 strided", lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
+        ("float32", lambda value: value.to("meta")),
     ],
 )
-def test_tensors_of_another_kind_change_nothing(kind, changed, tmp_path):
+def test_tensors_of_another_kind_change_nothing(kind, changed, monkeypatch):
     values = network().state_dict()
     values["fc.weight"] = changed(values["fc.weight"])
-    torch.save(values, tmp_path / "weights.pt")
+    monkeypatch.setattr(weights, "read_weights", lambda path: values)
     model = blank()
-    with pytest.raises(WeightsError, match=f"1 of another kind: fc.weight {kind}"):
-        load_weights(model, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=f"1 of another kind: fc.weight {kind}$"):
+        load_weights(model, "weights.pt")
     assert_same(model, blank())

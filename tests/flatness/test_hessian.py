@@ -310,9 +310,9 @@ def test_bad_requests_say_what_to_do() -> None:
         top_eigenvalues(model, nn.CrossEntropyLoss(reduction="sum"), data())
     with pytest.raises(ValueError, match="no batch"):
         top_eigenvalues(model, loss, [])
-    with pytest.raises(ValueError, match="batches must be at least 1"):
+    with pytest.raises(ValueError, match="batches must be a whole number >= 1"):
         top_eigenvalues(model, loss, data(), batches=0)
-    with pytest.raises(ValueError, match="at least 2 probes"):
+    with pytest.raises(ValueError, match="probes must be a whole number >= 2"):
         hessian_trace(model, loss, data(), 1)
     with pytest.raises(ValueError, match="float32 or float64"):
         top_eigenvalues(model.half(), loss, data(), parameters="all")

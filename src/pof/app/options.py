@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof.app.methods import MethodOptions
 from pof.training.schedules import Schedule
 
@@ -148,6 +149,30 @@ class ImproveOptions:
     device: str | None = None
     seed: int = 0
     validation_data: str | None = None
+
+
+def check_numbers(training: TrainOptions) -> None:
+    """Refuse numbers of a run that cannot be, before anything is read or allocated."""
+    whole_number("epochs", training.epochs, 1, MOST_EPOCHS)
+    whole_number("seed", training.seed, 0, MOST_SEED)
+    for name in ("batch_size", "accumulation", "checkpoint_every"):
+        if (value := getattr(training, name)) is not None:
+            whole_number(name, value, 1)
+    if training.clip_norm is not None:
+        finite("clip_norm", training.clip_norm, above=0)
+    if training.lr != "auto":
+        finite("lr", training.lr, above=0)
+    if not 0 <= training.momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1); got {training.momentum}")
+    finite("weight_decay", training.weight_decay, 0)
+
+
+def check_data(options: DataOptions) -> None:
+    """Refuse numbers of a data set that cannot be, before it is read."""
+    whole_number("workers", options.workers, 0, MOST_PROCESSES)
+    whole_number("split_seed", options.split_seed, 0, MOST_SEED)
+    if options.train_size is not None:
+        whole_number("train_size", options.train_size, 0)
 
 
 def read_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
-from pof._support.checks import whole_number
+from pof._support.checks import MOST_EPOCHS, finite, whole_number
 from pof._support.modules import modes_kept
 from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
 from pof.methods import Method
@@ -129,12 +129,12 @@ def _attached(method: Method) -> Iterator[None]:
 
 
 def _check_numbers(epochs: int, accumulation: int, checkpoint_every: int | None, clip_norm: float | None) -> None:
-    whole_number("epochs", epochs, 1)
+    whole_number("epochs", epochs, 1, MOST_EPOCHS)
     whole_number("accumulation", accumulation, 1)
     if checkpoint_every is not None:
         whole_number("checkpoint_every", checkpoint_every, 1)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be > 0 or None; got {clip_norm}")
+    if clip_norm is not None:
+        finite("clip_norm", clip_norm, above=0)
 
 
 def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
@@ -142,6 +142,8 @@ def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | Non
         raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs checkpoint_dir: the folder that the interrupted run wrote to")
+    if checkpoint_dir is not None and Path(checkpoint_dir).exists() and not Path(checkpoint_dir).is_dir():
+        raise ValueError(f"checkpoint_dir must be a folder; got the file {str(checkpoint_dir)!r}")
     if checkpoint_dir is not None and not resume:
         refuse_overwriting(Path(checkpoint_dir))
 

@@ -120,6 +120,7 @@ class Loop:
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
         first = last = 0
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
+            self._check_length(done=False)
             rate = self.stepper.optimizer.param_groups[0]["lr"]
             result = self._step(window)
             self.scheduler.step()
@@ -136,6 +137,7 @@ class Loop:
             if stop:
                 return False
         self._flush()
+        self._check_length(done=True)
         if self.epoch == 0 and 0 < last < first / 4:
             _warn_of_incomplete(self.method.model, first, last)
         self.stepper.optimizer_mode(training=False)
@@ -146,6 +148,21 @@ class Loop:
         self._validate(self.epoch, start)
         self._save(None)
         return True
+
+    def _check_length(self, *, done: bool) -> None:
+        """Notice a loader that gives more mini-batches than its length says, or fewer: the schedule is over that."""
+        taken, said = math.ceil(self.stream.consumed / self.times.accumulation), self.times.steps_per_epoch
+        if taken > said:
+            raise ValueError(
+                f"the training loader gives more mini-batches than its length says ({said} steps per epoch), and the"
+                " schedule is over that: mend its __len__"
+            )
+        if done and self.epoch == 0 and taken < said:
+            warnings.warn(
+                f"the training loader gave {taken} steps where its length says {said}, and the schedule is over that:"
+                " mend its __len__",
+                stacklevel=6,
+            )
 
     def _step(self, window: list[Micro]) -> StepResult:
         try:

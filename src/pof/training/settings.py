@@ -50,7 +50,7 @@ def fingerprint(
         "schedule": vars(times.schedule) | {"milestones": list(times.schedule.milestones)},
         "optimizer": kind,
         "learning_rates": [described(group.get("initial_lr", group["lr"])) for group in groups],
-        kind: {name: _common([described(group.get(name)) for group in groups]) for name in names},
+        kind: {name: _common([_option(group.get(name)) for group in groups]) for name in names},
         "precision": str(autocast),
         "clip_norm": clip_norm,
         "processes": distributed.world_size(),
@@ -73,6 +73,11 @@ def shared(method: Method, checkpoint_every: int | None) -> dict[str, Any]:
             if key == "seed" or isinstance(value, torch.Generator)
         },
     }
+
+
+def _option(value: Any) -> Any:
+    # A radius that was computed from the data may have other last bits elsewhere.
+    return float(f"{value:.5g}") if isinstance(value, float) else described(value)
 
 
 def _common(values: list[Any]) -> Any:

@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pof._support.checks import MOST_SEEDS, whole_number
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -40,8 +42,7 @@ def demo(options: DemoOptions) -> int:
     from pof.app.cli._display import console, showing_progress
     from pof.app.demo import DATA, POST_TRAINING, demonstrate, report
 
-    if options.seeds < 1:
-        raise ValueError(f"seeds must be >= 1; got {options.seeds}")
+    whole_number("seeds", options.seeds, 1, MOST_SEEDS)
     folder = _unused(Path(options.out))
     console.print(
         f"{options.seeds} small CNNs, each trained on {DATA.train_size} digits and post-trained with"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pof._support.checks import MOST_EPOCHS, MOST_SEED, finite, whole_number
 from pof._support.files import lock
 from pof.app.improve.candidates import families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
@@ -81,8 +82,11 @@ def improve(
     Raises:
         ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
-    if not 0 < budget < float("inf"):
-        raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
+    if not 0 < budget <= MOST_EPOCHS:
+        raise ValueError(f"budget must be a finite number of passes > 0, at most {MOST_EPOCHS}; got {budget}")
+    whole_number("seed", seed, 0, MOST_SEED)
+    if lr is not None:
+        finite("lr", lr, above=0)
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pof._support.checks import whole_number
 from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.improve.deliver import improve
@@ -71,9 +72,11 @@ def _as_trained(weights: str, options: ImproveOptions, samples: int) -> tuple[Tr
     trained: dict[str, Any] = {}
     if Path(weights).is_dir():
         trained = read_config(Path(weights)).get("training", {})
+    size = options.batch_size or trained.get("batch_size", BATCH)
+    whole_number("batch_size", size, 1)
     training = TrainOptions(
         "finetune",
-        batch_size=min(options.batch_size or trained.get("batch_size", BATCH), samples),
+        batch_size=min(size, samples),
         optimizer=options.optimizer or trained.get("optimizer", "sgd"),
         weight_decay=options.weight_decay,
         precision=options.precision,
