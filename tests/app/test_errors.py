@@ -81,7 +81,7 @@ def large(path: Path) -> None:
     ("make", "message"),
     [(pipe, "is no file"), (large, "has 100000000 bytes; a file of options has at most"), (Path.mkdir, "is no file")],
 )
-@pytest.mark.parametrize("arguments", [["experiment"], [*RUN, "--data", "digits", "--config"]])
+@pytest.mark.parametrize("arguments", [["experiment", "--out", "new"], [*RUN, "--data", "digits", "--config"]])
 def test_a_file_of_options_that_never_ends_is_refused(
     make: Any, message: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
