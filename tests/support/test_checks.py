@@ -125,7 +125,7 @@ def test_what_is_a_number() -> None:
     for value in (True, "1", None, 1.0, 0, MOST + 1):
         with pytest.raises(ValueError, match="n must be"):
             whole_number("n", value, 1)
-    for value in (True, "1", None, 0, math.inf, NAN):
+    for value in (True, "1", None, 0, math.inf, NAN, 10**400):
         with pytest.raises(ValueError, match="x must be a finite number > 0"):
             finite("x", value, above=0)
 

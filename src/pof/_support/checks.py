@@ -34,6 +34,9 @@ def whole_number(name: str, value: object, least: int, most: int = MOST) -> None
 def finite(name: str, value: object, least: float = -math.inf, *, above: float = -math.inf) -> None:
     """Refuse what is no number, NaN, infinite, below ``least``, or not greater than ``above``."""
     bound = f" > {above:g}" if above > -math.inf else f" >= {least:g}" if least > -math.inf else ""
-    plain = isinstance(value, Real) and not isinstance(value, bool)
-    if not plain or not least <= value < math.inf or not above < value:
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not least <= number < math.inf or not above < number:
         raise ValueError(f"{name} must be a finite number{bound}; got {value!r}")
