@@ -89,12 +89,16 @@ def pof(*arguments: str, stop: Stop | None = None) -> Finished:
     return start(*arguments, stop=stop).wait()
 
 
-def pof_ranks(size: int, *arguments: str) -> list[Finished]:
-    """Run ``pof ARGUMENTS`` in several processes that find each other as they do under torchrun."""
+def pof_ranks(size: int, *arguments: str, of_last: Sequence[str] = ()) -> list[Finished]:
+    """Run ``pof ARGUMENTS`` in several processes that find each other as they do under torchrun.
+
+    The last process gets the arguments ``of_last`` too.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    processes = [Process(_command, arguments, None, (rank, size, port)) for rank in range(size)]
+    commands = [*[arguments] * (size - 1), (*arguments, *of_last)]
+    processes = [Process(_command, command, None, (rank, size, port)) for rank, command in enumerate(commands)]
     return [process.wait() for process in processes]
 
 

@@ -28,6 +28,7 @@ ORDER = (
         "app.methods",
         "app.budget",
         "app.options",
+        "app.run_files",
         "app.run_folder",
         "app.job",
         "app.report",

@@ -22,7 +22,7 @@ from pof._support import precision
 from pof.app import job
 from pof.app.cli import main
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.run_folder import read_config, read_rows
+from pof.app.run_files import read_config, read_rows
 from pof.data import eval_loader, train_loader
 from pof.methods import SharpnessAware
 from pof.training.evaluation import Metrics, evaluate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,29 @@ CASES = {
     "worker": (["--data", "tests.strangers:unreadable", "--workers", "1"], "KeyError: 'sample 3' [strangers.py:"),
     "key twice": (["--data", "digits", "--config", "twice.yaml"], "twice.yaml, line 1: the key 'lr' is given twice"),
 }
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10**8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(pipe, "is no file"), (large, "has 100000000 bytes; a file of options has at most"), (Path.mkdir, "is no file")],
+)
+@pytest.mark.parametrize("arguments", [["experiment", "--out", "new"], [*RUN, "--data", "digits", "--config"]])
+def test_a_file_of_options_that_never_ends_is_refused(
+    make: Any, message: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "options.yaml"
+    make(file)
+    assert main([*arguments, str(file)]) == 2
+    assert capsys.readouterr().err.startswith(f"pof: error: {file} {message}")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
+from pof.app.cli import main
 from pof.app.job import convolutions_channels_last, make_optimizer
 from pof.app.job import find_learning_rate as learning_rate
 from pof.app.methods import Context, build_method
@@ -58,3 +61,14 @@ def test_only_weights_of_images_convolutions_change_their_order() -> None:
     last = [p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters()]
     assert last == [True, *[False] * 8]
     assert all(p.is_contiguous() for p in list(network.parameters())[1:])
+
+
+def test_networks_that_draw_from_python_and_numpy_are_the_same_for_a_seed(tmp_path: Path) -> None:
+    plain = ["train", "--data", "digits", "--model", "tests.strangers:drawing", "--train_size", "100", "--epochs", "1"]
+    found = []
+    for number in range(2):
+        random.seed(number)
+        numpy.random.seed(number)
+        assert main([*plain, "--batch_size", "20", "--out", str(tmp_path / str(number))]) == 0
+        found.append((tmp_path / str(number) / "model.safetensors").read_bytes())
+    assert found[0] == found[1]

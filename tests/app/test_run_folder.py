@@ -17,18 +17,8 @@ import yaml
 from torch import nn
 
 from pof._support.files import LOCK
-from pof.app.run_folder import (
-    CONTENT,
-    FILES,
-    Run,
-    RunError,
-    check_replaceable,
-    commit_of,
-    content_of,
-    environment,
-    read_config,
-    read_rows,
-)
+from pof.app.run_files import RunError, read_config, read_rows
+from pof.app.run_folder import CONTENT, FILES, Run, check_replaceable, commit_of, content_of, environment
 from pof.training.checkpoint import STATE_FILE, CheckpointError
 from pof.weights import load_model, save_model
 from tests.processes import Process
@@ -299,7 +289,7 @@ def test_lost_rows_are_said_and_damaged_ones_named(tmp_path: Path) -> None:
         resumed(tmp_path, 6)
     for line in ("{broken}\n", '{"loss": 1}\n', "[{}]\n".replace("]", "}")):
         file.write_text(complete[0] + line)
-        with pytest.raises(RunError, match=r"metrics\.jsonl, line 2 is damaged"):
+        with pytest.raises(RunError, match=r"metrics\.jsonl is damaged \(line 2"):
             read_rows(tmp_path)
 
 

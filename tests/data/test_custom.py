@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
+from pof.app import job
+from pof.app.options import DataOptions
 from pof.data import DataError, custom, eval_loader, load_data, summary, train_loader
 from pof.data.custom import labels_of
 
@@ -58,6 +60,16 @@ def rooted(data_root=None):
     assert data_root is not None
     return pair(int(data_root.name))
 
+def three():
+    train, test = pair()
+    return train, TensorDataset(-train.tensors[0][:6], train.tensors[1][:6]), test
+
+def unlike():
+    validation = Items()
+    validation.classes = ["cat", "wren"]
+    return Items(), validation, Items()
+
+def four(): return (*pair(), *pair())
 def one(): return Items()
 def pil(): return Items(object()), Items()
 def nan(): return Items(torch.tensor([[[float("nan")]]])), Items()
@@ -95,6 +107,16 @@ def test_tensor_datasets(name):
     assert summary(data)["mean"] == "as the data set has it"
 
 
+def test_validation_data_of_its_own(name):
+    """Without the augmentation of the training data, which a part held out of them would have."""
+    data = load_data(f"{name}:three")
+    ((images, labels),) = eval_loader(data, "validation", batch_size=100)
+    assert labels.tolist() == data.val_labels.tolist() == [0, 1, 2] * 2
+    assert torch.equal(images[:, 0, 0, 0], -labels.float())
+    held = job.split(data, DataOptions(f"{name}:three"))
+    assert held.held_in == "validation" and len(held.train) == 12 and len(held.validation) == 6
+
+
 def test_labels_are_read_from_items_that_have_no_list(name):
     state = torch.get_rng_state()
     data = load_data(f"{name}:items")
@@ -118,7 +140,9 @@ def test_data_root_is_passed_on(name, tmp_path):
 
 
 BAD = {
-    "one": r"must return \(training Dataset, test Dataset\); got a Items",
+    "one": r"must return \(training, test\) or \(training, validation, test\) Datasets; got a Items",
+    "four": r"Datasets; got 4 values",
+    "unlike": r"the classes of the Datasets train \(.*\) and validation \(.*'wren'\)\) differ",
     "pil": "the input of item 0 is a object .for images: torchvision",
     "out_of_range": r"out_of_range \(test\): label 2 of sample 2 is out of range for 2 classes",
     "one_class": "all 12 samples are of one class",
@@ -249,5 +273,5 @@ def test_items_with_labels_that_are_no_classes(label, message):
 
 
 def test_another_order_of_classes_in_the_test_set(monkeypatch):
-    with pytest.raises(DataError, match=r"classes of the training Dataset \(\('a', 'b'\)\) and of the test Dataset"):
+    with pytest.raises(DataError, match=r"classes of the Datasets train \(\('a', 'b'\)\) and test"):
         described(monkeypatch, Tabled([0, 1], ["a", "b"]), Tabled([0, 1], ["b", "a"]))

@@ -142,7 +142,7 @@ def test_filters_of_the_direction_have_the_networks_norms() -> None:
 def test_bad_requests_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="points must be odd and at least 3; got 4"):
         loss_plane(network(), nn.CrossEntropyLoss(), data(), points=4)
-    with pytest.raises(ValueError, match=r"reach must be positive; got 0"):
+    with pytest.raises(ValueError, match=r"reach must be a finite number > 0; got 0"):
         loss_plane(network(), nn.CrossEntropyLoss(), data(), reach=0.0)
-    with pytest.raises(ValueError, match="points must be at least 2 and reach positive; got points=1"):
+    with pytest.raises(ValueError, match="points must be a whole number >= 2; got 1"):
         landscape(network(), data(), points=1)

@@ -118,7 +118,7 @@ def test_bad_requests_say_what_to_do() -> None:
         calibration_of(z, z.softmax(dim=1))
     with pytest.raises(ValueError, match=r"must be in \[0, 3\]; got values from 1 to 5"):
         calibration_of(z[:2], torch.tensor([1, 5]))
-    with pytest.raises(ValueError, match="bins must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="bins must be a whole number >= 1; got 0"):
         calibration_of(z, labels, bins=0)
     with pytest.raises(ValueError, match="no batch"):
         calibration(nn.Linear(1, 2), [])

@@ -23,7 +23,7 @@ from pof.app import job
 from pof.app.method_options import PoFOptions
 from pof.app.methods import Context, build_method
 from pof.app.options import TrainOptions
-from pof.app.run_folder import read_rows
+from pof.app.run_files import read_rows
 from pof.data.batch_sampler import StatelessBatchSampler
 from pof.methods import Method
 from pof.weights import read_weights

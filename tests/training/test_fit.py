@@ -335,8 +335,8 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         ({"epochs": float("inf")}, "epochs must be a whole number >= 1; got inf"),
         ({"accumulation": 1.5}, "accumulation must be a whole number >= 1; got 1.5"),
         ({"checkpoint_every": float("nan")}, "checkpoint_every must be a whole number >= 1; got nan"),
-        ({"clip_norm": float("nan")}, "clip_norm must be > 0 or None; got nan"),
-        ({"clip_norm": 0.0}, "clip_norm must be > 0 or None; got 0.0"),
+        ({"clip_norm": float("nan")}, "clip_norm must be a finite number > 0; got nan"),
+        ({"clip_norm": 0.0}, "clip_norm must be a finite number > 0; got 0.0"),
         ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16; got 'fp8'"),
         ({"resume": True}, "resume=True needs checkpoint_dir"),
     ):

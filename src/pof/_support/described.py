@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,14 @@ def described(value: Any) -> Any:
         return value.settings()
     options = options_of(value)
     return {type(value).__name__: options} if options else _name(type(value))
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of all levels, by names such as ``training.lr``."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _each(values: dict[str, Any]) -> dict[str, Any]:

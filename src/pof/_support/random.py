@@ -17,6 +17,15 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of torch, Python and NumPy: models and data of users draw from any of them."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy = _numpy_random()
+    if numpy is not None:
+        numpy.seed(seed % 2**32)
+
+
 def draw_seed(generator: torch.Generator) -> int:
     """Draw a seed in [0, 2**62) for a dependent stream, from a generator on the CPU (no host synchronisation)."""
     return int(torch.randint(2**62, (), generator=generator))

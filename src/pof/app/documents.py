@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 MOST_VALUES = 100_000
+MOST_BYTES = 10_000_000
 
 
 class DocumentError(ValueError):
     """YAML that is not taken; the message says where."""
+
+
+def text_of(path: str | Path) -> str:
+    """The text of a YAML file; a FIFO or a device, which would never end, and what is too large are refused."""
+    file = Path(path)
+    if file.exists() and not file.is_file():
+        raise DocumentError(f"{path} is no file")
+    if file.exists() and file.stat().st_size > MOST_BYTES:
+        raise DocumentError(f"{path} has {file.stat().st_size} bytes; a file of options has at most {MOST_BYTES}")
+    return file.read_text(encoding="utf-8")
 
 
 def read_yaml(text: str, where: object) -> Any:

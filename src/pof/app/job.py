@@ -14,10 +14,23 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pof._support.agreement import agree
+from pof._support.checks import MOST_CLASSES, whole_number
 from pof._support.precision import find_precision, float32_products
+from pof._support.random import seed_everything
 from pof.app.methods import Context, build_method, entry_of
-from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain, schedule_of
-from pof.app.run_folder import CONTENT, Run, RunError, content_of, read_config
+from pof.app.options import (
+    DataOptions,
+    ModelOptions,
+    RunOptions,
+    TrainOptions,
+    check_data,
+    check_numbers,
+    plain,
+    schedule_of,
+)
+from pof.app.run_files import RunError, read_config
+from pof.app.run_folder import CONTENT, Run, content_of
 from pof.data import (
     Data,
     DatasetLoader,
@@ -72,6 +85,7 @@ def train(
 
     The test set is used once, at the end.  Under several processes the first one writes.
     """
+    check_numbers(training)
     device = find_device(training.device)
     with float32_products(device, "high"), ExitStack() as stack:
         return _train(model, data, training, run, log, device, stack)
@@ -93,10 +107,11 @@ def _train(
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
+    agree({**_of_all(config), "resume": run.resume})
     loaded = load(data)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
-    torch.manual_seed(training.seed + rank)
+    seed_everything(training.seed + rank)
     network = load_network(model, loaded)
     if training.freeze_head:
         freeze_head(network, model)
@@ -188,6 +203,7 @@ def drops_last(samples: int, batch_size: int) -> bool:
 
 def load(options: DataOptions) -> Data:
     """Load the data set that the options name."""
+    check_data(options)
     return load_data(
         options.data,
         data_root=options.data_root,
@@ -225,6 +241,8 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
         weights = str(Path(weights) / "model.safetensors")
         if not Path(weights).exists():
             raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
+    if options.source_classes is not None:
+        whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
     classes = options.source_classes or loaded.num_classes
     network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
     if options.source_classes is not None:
@@ -278,17 +296,23 @@ def find_learning_rate(model: ModelOptions, training: TrainOptions) -> float:
 
 def make_optimizer(method: Method, training: TrainOptions) -> Optimizer:
     """Make the optimizer of a method."""
-    if training.lr == "auto" or not 0 < training.lr < float("inf"):
-        raise ValueError(f"lr must be a finite number > 0; got {training.lr}")
-    if not 0 <= training.momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1); got {training.momentum}")
-    if training.weight_decay < 0:
-        raise ValueError(f"weight_decay must be >= 0; got {training.weight_decay}")
+    check_numbers(training)
+    if training.lr == "auto":
+        raise ValueError("lr auto is no rate: give a finite number > 0")
     lr, decay, momentum = training.lr, training.weight_decay, training.momentum
     if training.optimizer == "adamw":
         return method.build_optimizer(torch.optim.AdamW, lr=lr, weight_decay=decay)
     nesterov = momentum > 0 and method.nesterov
     return method.build_optimizer(torch.optim.SGD, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
+
+
+def _of_all(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that all processes must share: without places, which may be others on other machines."""
+    places = {"model": ("weights",), "data": ("data_root", "workers"), "training": ("device",)}
+    return {
+        key: {name: part[name] for name in part if name not in places[key]} if key in places else part
+        for key, part in config.items()
+    }
 
 
 def _processes() -> tuple[int, int]:

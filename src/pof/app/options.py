@@ -1,11 +1,15 @@
 """The options of a run, typed: the flags of the command line and the settings of a recipe, each said once."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
+from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof.app.method_options import MethodOptions
 from pof.app.methods import average_of, entry_of
 from pof.training.schedules import Schedule
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -154,6 +158,45 @@ class ImproveOptions:
     device: str | None = None
     seed: int = 0
     validation_data: str | None = None
+
+
+def check_numbers(training: TrainOptions) -> None:
+    """Refuse numbers of a run that cannot be, before anything is read or allocated."""
+    whole_number("epochs", training.epochs, 1, MOST_EPOCHS)
+    whole_number("seed", training.seed, 0, MOST_SEED)
+    for name in ("batch_size", "accumulation", "checkpoint_every"):
+        if (value := getattr(training, name)) is not None:
+            whole_number(name, value, 1)
+    if training.clip_norm is not None:
+        finite("clip_norm", training.clip_norm, above=0)
+    if training.lr != "auto":
+        finite("lr", training.lr, above=0)
+    if not 0 <= training.momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1); got {training.momentum}")
+    finite("weight_decay", training.weight_decay, 0)
+
+
+def check_data(options: DataOptions) -> None:
+    """Refuse numbers of a data set that cannot be, before it is read."""
+    whole_number("workers", options.workers, 0, MOST_PROCESSES)
+    whole_number("split_seed", options.split_seed, 0, MOST_SEED)
+    if options.train_size is not None:
+        whole_number("train_size", options.train_size, 0)
+
+
+def read_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Read a group of options from plain values, by the types of its dataclass; a ValueError says what does not fit."""
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError as error:
+        raise ImportError("recipes and run folders need more than the library: pip install 'pof[app]'") from error
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    try:
+        made = parser.instantiate(parser.parse_object(dict(values)))
+        return kind(**{field.name: made[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def plain(value: Any) -> Any:

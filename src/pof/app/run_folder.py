@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
-from pof.app.documents import read_yaml
+from pof.app.run_files import RunError, read_config, read_rows
 from pof.training.checkpoint import check_same, has_state
 from pof.weights import save_model
 
@@ -36,10 +36,6 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy"
 
 
 CONTENT = "weights_sha256"
-
-
-class RunError(ValueError):
-    """A run folder that cannot be used."""
 
 
 def environment() -> dict[str, Any]:
@@ -189,39 +185,6 @@ def check_replaceable(path: Path, mark: str) -> None:
 def _known(saved: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The saved settings, with the content of the weights where an older version did not write it down."""
     return {**{key: config[key] for key in (CONTENT,) if key in config}, **saved}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.yaml of a run."""
-    import yaml
-
-    path = Path(folder) / "config.yaml"
-    if not path.exists():
-        raise RunError(f"{folder} is not a run: it has no config.yaml")
-    try:
-        config: Any = read_yaml(path.read_text(encoding="utf-8"), path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged ({error}); take up the run from a copy, or start another") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{path} is damaged (no settings in it); take up the run from a copy, or start another")
-    return config
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of metrics.jsonl of a run; a line that a kill cut short is left out."""
-    path = Path(folder) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [_row(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.endswith("}\n")]
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not {"event", "step", "epoch"} <= row.keys():
-        raise RunError(f"{where} is damaged: it is no row of a run's log")
-    return row
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Custom data sets: ``package.module:factory`` returns a training and a test Dataset."""
+"""Custom data sets: ``package.module:factory`` returns a training and a test Dataset, or one for validation between."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from pof.data.description import LazyData
 
 
 def factory_data(name: str, data_root: Path | None) -> LazyData:
-    """Call the factory ``name``, with ``data_root`` if it takes that, and describe the two Datasets it returns."""
+    """Call the factory ``name``, with ``data_root`` if it takes that, and describe the Datasets that it returns."""
     made = call_factory(name, offered={} if data_root is None else {"data_root": data_root})
-    if not isinstance(made, tuple | list) or len(made) != 2:
-        raise DataError(f"{name!r} must return (training Dataset, test Dataset); got a {type(made).__name__}")
-    train, test = made
-    shape = _input_shape(train, f"{name} (train)")
-    _input_shape(test, f"{name} (test)")
+    if not isinstance(made, tuple | list) or len(made) not in {2, 3}:
+        got = f"{len(made)} values" if isinstance(made, tuple | list) else f"a {type(made).__name__}"
+        raise DataError(f"{name!r} must return (training, test) or (training, validation, test) Datasets; got {got}")
+    train, test, validation = made[0], made[-1], made[1] if len(made) == 3 else None
+    parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
+    shape, *_ = [_input_shape(part, f"{name} ({which})") for which, part in parts.items()]
     train_labels, test_labels = labels_of(train), labels_of(test)
-    own, other = _names(train), _names(test)
-    if own and other and own != other:
-        raise DataError(f"{name}: the classes of the training Dataset ({own}) and of the test Dataset ({other}) differ")
+    own = _names(train)
+    for which, part in parts.items():
+        if own and (other := _names(part)) and own != other:
+            raise DataError(f"{name}: the classes of the Datasets train ({own}) and {which} ({other}) differ")
     return LazyData(
         name=name,
         train_set=train,
-        # Augmentation is the Dataset's own: a validation set is read with that of the training set.
+        # Augmentation is the Dataset's own: a part held out is read with that of the training set.
         plain_train_set=train,
         test_set=test,
         train_labels=train_labels,
@@ -42,6 +44,8 @@ def factory_data(name: str, data_root: Path | None) -> LazyData:
         mean=None,
         std=None,
         source=name,
+        val_set=validation,
+        val_labels=None if validation is None else labels_of(validation),
     )
 
 

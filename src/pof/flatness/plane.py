@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pof._support.checks import finite, whole_number
 from pof._support.random import seeded
 from pof.flatness import plots
 from pof.flatness._measure import Loss, Progress, Weights, check_mean, mean_loss, measuring, read, report
@@ -66,10 +67,10 @@ def loss_plane(
         ValueError: for an even or too small ``points``, a ``reach`` that is not positive, an empty loader, or a
             loss that is no mean.
     """
-    if points < 3 or points % 2 == 0:
+    whole_number("points", points, 3, 999)
+    if points % 2 == 0:
         raise ValueError(f"points must be odd and at least 3; got {points}")
-    if not reach > 0:
-        raise ValueError(f"reach must be positive; got {reach}")
+    finite("reach", reach, above=0)
     check_mean(loss)
     offsets = torch.linspace(-reach, reach, points, dtype=torch.float64)
     offsets[points // 2] = 0.0

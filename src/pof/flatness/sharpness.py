@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs
+from pof._support.checks import finite, whole_number
 from pof.flatness import plots
 from pof.flatness._measure import (
     Data,
@@ -106,8 +107,7 @@ def m_sharpness(
     Raises:
         ValueError: for m < 1, a negative rho, an empty loader or a loss that is no mean.
     """
-    if m < 1:
-        raise ValueError(f"m must be at least 1; got {m}")
+    whole_number("m", m, 1)
     return _sharpness(model, loss, loader, m, rho, _steepest, batches, seed, progress)
 
 
@@ -136,8 +136,7 @@ def adaptive_sharpness(
     Raises:
         ValueError: for a negative rho or eta, an empty loader or a loss that is no mean.
     """
-    if eta < 0:
-        raise ValueError(f"eta must not be negative; got {eta}")
+    finite("eta", eta, 0)
 
     def ascent(weights: Weights, gradients: Weights) -> Weights:
         scale = {name: w.abs() + eta for name, w in weights.items()}
@@ -158,8 +157,7 @@ def _sharpness(
     seed: int,
     progress: Progress | None,
 ) -> Sharpness:
-    if rho < 0:
-        raise ValueError(f"rho must not be negative; got {rho}")
+    finite("rho", rho, 0)
     check_mean(loss)
     with measuring(model, seed) as device:
         data = read(loader, batches, device, "data", progress)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pof._support.checks import MOST_POINTS, whole_number
 from pof._support.random import seeded
 from pof.flatness import plots
 from pof.flatness._measure import Estimate, Loss, Progress, mean_of, measuring, report
@@ -147,8 +148,8 @@ def spectral_density(
         ValueError: for fewer than two probes or one step, or as in :func:`pof.flatness.top_eigenvalues`.
     """
     _check_probes(probes)
-    if steps < 2 or points < 2:
-        raise ValueError(f"steps and points must be at least 2; got steps={steps}, points={points}")
+    whole_number("steps", steps, 2, MOST_POINTS)
+    whole_number("points", points, 2, MOST_POINTS)
     with measuring(model, seed, head):
         operator = hessian_operator(
             model, loss, loader, parameters, head=head, batches=batches, seed=seed, progress=progress
@@ -220,5 +221,4 @@ def _signs(operator: Operator, generator: torch.Generator) -> Tensor:
 
 
 def _check_probes(probes: int) -> None:
-    if probes < 2:
-        raise ValueError(f"a standard error needs at least 2 probes; got {probes}")
+    whole_number("probes", probes, 2)

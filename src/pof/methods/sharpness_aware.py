@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, first_samples, to_device, unpack
-from pof._support.checks import whole_number
+from pof._support.checks import finite, whole_number
 from pof._support.modules import frozen_statistics, in_training
 from pof._support.random import preserved
 from pof.combine.statistics import estimate_statistics
@@ -79,6 +79,8 @@ class SharpnessAware(Method):
         check_choice("kind", kind, get_args(Kind))
         if last_epochs is not None:
             whole_number("last_epochs", last_epochs, 1)
+        if rho is not None:
+            finite("rho", rho, 0)
         if not 0.0 < ascent_share <= 1.0:
             raise ValueError(f"ascent_share is a share of the mini-batch and must be in (0, 1]; got {ascent_share}")
         if kind == "msam" and ascent_share < 1.0:

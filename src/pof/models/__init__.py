@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pof._support.checks import MOST_CLASSES, whole_number
 from pof._support.factory import call_factory, import_factory
 from pof.models.cifar_resnet import CifarResNet, Shortcut
 from pof.models.new_head import replace_head
@@ -56,6 +57,7 @@ def build_model(
     """
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least 2 classes; got num_classes={num_classes}")
+    whole_number("num_classes", num_classes, 2, MOST_CLASSES)
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     families: dict[str, Callable[..., nn.Module]] = {
         r"wrn-(\d+)-(\d+)": lambda depth, width: WideResNet(int(depth), int(width), **sizes),

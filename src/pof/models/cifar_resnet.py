@@ -12,6 +12,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
+from pof._support.checks import whole_number
+
 Shortcut = Literal["pad", "projection"]
 
 
@@ -40,6 +42,8 @@ class CifarResNet(nn.Module):
         width: int = 1,
     ) -> None:
         super().__init__()
+        whole_number("depth", depth, 0, 1000)
+        whole_number("width", width, 0, 100)
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"the depth of a CIFAR ResNet is 6 n + 2 (20, 32, 44, 56, 110); got {depth}")
         if width < 1:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from pof._support.checks import whole_number
+
 
 class WideResNet(nn.Module):
     """WRN-``depth``-``width`` for images (N, in_channels, H, W); H and W are at least 4.
@@ -27,6 +29,8 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> None:
         super().__init__()
+        whole_number("depth", depth, 0, 1000)
+        whole_number("width", width, 0, 100)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"the depth of a wide ResNet is 6 n + 4 (10, 16, 22, 28, ...); got {depth}")
         if width < 1:

@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 
 from pof._support import distributed
+from pof._support.described import flat
 from pof._support.files import PARTIAL, replacing
 
 STATE_FILE, PREVIOUS_FILE = "state.pt", "previous.pt"
@@ -174,18 +175,10 @@ def check_shapes(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
 
 def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], where: Path) -> None:
     """Refuse a saved state of another configuration, naming the first setting that differs and both its values."""
-    before, now = _flat(saved), _flat(current)
+    before, now = flat(saved), flat(current)
     for key in [*before, *(k for k in now if k not in before)]:
         if before.get(key) != now.get(key):
             raise CheckpointError(
                 f"cannot resume from {where}: {key} was {before.get(key)!r} and is now {now.get(key)!r};"
                 " resume with the same configuration, or train into another folder"
             )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of all levels, by names such as ``training.lr``."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -21,15 +21,17 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from pof._support import distributed
-from pof._support.checks import whole_number
+from pof._support import agreement, distributed
+from pof._support.agreement import agree, naming_lost
+from pof._support.checks import MOST_EPOCHS, finite, whole_number
 from pof._support.modules import modes_kept
-from pof._support.precision import AskedPrecision, find_precision
+from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
-from pof.training.loop import DivergenceWarning, FitResult, Log, Loop, Timetable
+from pof.training.loop import DivergenceWarning, FitResult, Log, Loop
 from pof.training.schedules import Schedule
+from pof.training.settings import Timetable, fingerprint, shared
 from pof.training.step import Stepper
 from pof.training.stream import micro_batches
 
@@ -73,6 +75,7 @@ def fit(
         optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
         schedule: of the learning rate, over all steps: a cosine to 0, for SWA (which refuses that) a constant rate.
         val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
+            Where it draws random numbers, they are the same in each epoch.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
@@ -95,13 +98,20 @@ def fit(
     place = find_device(device)
     method.to(place)
     _check_network(method)
-    _check_loader(train_loader, checkpoint_dir)
-    with _attached(method), modes_kept(method), Interrupts() as interrupts:
-        stepper = Stepper(method, _made(method, optimizer), find_precision(precision, place), clip_norm)
-        batches = micro_batches(train_loader, method.needs_reference, stepper.device)
-        steps = math.ceil(_length(train_loader) / accumulation)
-        rates = schedule.settled(Schedule(method.schedule_kind))
+    _check_loader(train_loader)
+    _check_workers(checkpoint_dir, train_loader, val_loader)
+    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as interrupts:
+        made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
+        steps, rates = math.ceil(length / accumulation), schedule.settled(Schedule(method.schedule_kind))
         times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
+        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm)
+        validated, saved = val_loader is not None, checkpoint_dir is not None
+        own = {"device": place.type, "resume": resume, "val_loader": validated, "checkpoint_dir": saved}
+        agree({"the length of train_loader": length, **settings, **shared(method, checkpoint_every), **own})
+        if not length:
+            raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
+        stepper = Stepper(method, made, found, clip_norm)
+        batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
 
@@ -121,12 +131,12 @@ def _attached(method: Method) -> Iterator[None]:
 
 
 def _check_numbers(epochs: int, accumulation: int, checkpoint_every: int | None, clip_norm: float | None) -> None:
-    whole_number("epochs", epochs, 1)
+    whole_number("epochs", epochs, 1, MOST_EPOCHS)
     whole_number("accumulation", accumulation, 1)
     if checkpoint_every is not None:
         whole_number("checkpoint_every", checkpoint_every, 1)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be > 0 or None; got {clip_norm}")
+    if clip_norm is not None:
+        finite("clip_norm", clip_norm, above=0)
 
 
 def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
@@ -134,6 +144,8 @@ def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | Non
         raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs checkpoint_dir: the folder that the interrupted run wrote to")
+    if checkpoint_dir is not None and Path(checkpoint_dir).exists() and not Path(checkpoint_dir).is_dir():
+        raise ValueError(f"checkpoint_dir must be a folder; got the file {str(checkpoint_dir)!r}")
     if checkpoint_dir is not None and not resume:
         refuse_overwriting(Path(checkpoint_dir))
 
@@ -169,7 +181,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
     wanted = None if device is None else torch.device(device)
     # Told that there is none: on its own it looks for other processes beside an accelerator only.
     on_cpu = not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu"
-    found: torch.device = PartialState(cpu=on_cpu).device
+    with naming_lost():
+        found: torch.device = PartialState(cpu=on_cpu, timeout=agreement.TIME_LIMIT).device
     return wanted or found
 
 
@@ -184,13 +197,16 @@ def _check_network(method: Method) -> None:
         )
 
 
-def _check_loader(loader: Any, checkpoint_dir: str | Path | None) -> None:
-    if checkpoint_dir is not None and getattr(loader, "persistent_workers", False):
+def _check_workers(checkpoint_dir: str | Path | None, *loaders: Any) -> None:
+    if checkpoint_dir is not None and any(getattr(loader, "persistent_workers", False) for loader in loaders):
         warnings.warn(
             "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
             " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
             stacklevel=3,
         )
+
+
+def _check_loader(loader: Any) -> None:
     if distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
         raise ValueError(
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
@@ -200,17 +216,9 @@ def _check_loader(loader: Any, checkpoint_dir: str | Path | None) -> None:
 
 def _length(loader: Any) -> int:
     try:
-        length = len(loader)
+        length: int = len(loader)
     except TypeError as error:
         raise ValueError(
             "the training loader needs a length (the schedule is over all steps): give it __len__"
         ) from error
-    lengths = distributed.gather_objects(length)
-    if min(lengths) == 0:
-        raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"the training loaders of the processes have {lengths} mini-batches: give each process as many as the"
-            " others, as a torch.utils.data.DistributedSampler and pof.data.DatasetLoader do"
-        )
     return length

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
+from pof._support.agreement import agree
 from pof._support.batches import Inputs, call, outputs_in
 from pof._support.modules import BATCH_NORMS, contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
@@ -23,10 +24,10 @@ from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.interrupt import Interrupts
-from pof.training.schedules import Schedule
 from pof.training.selection import Selection
+from pof.training.settings import Timetable, fingerprint
 from pof.training.step import Stepper, StepResult
-from pof.training.stream import Micro, Stream, one_pass, windows
+from pof.training.stream import Micro, Stream, one_pass, same_draws, windows
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -54,26 +55,6 @@ class FitResult:
     """One row per epoch, epoch 0 first: losses, validation figures, the method's metrics."""
 
 
-@dataclass(frozen=True)
-class Timetable:
-    """The lengths of a run, and what happens when."""
-
-    epochs: int
-    steps_per_epoch: int
-    accumulation: int
-    checkpoint_every: int | None
-    schedule: Schedule
-    total_steps: int | None = None
-    """Optimizer steps of the whole run, which the schedule is over; None for those of all epochs."""
-    stop_at: int | None = None
-    """The step to pause at: the state is saved, and a resume goes on."""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.epochs * self.steps_per_epoch if self.total_steps is None else self.total_steps
-
-
 class _Diverged(Exception):
     """Its message says when, and the remedy."""
 
@@ -94,6 +75,7 @@ class Loop:
         self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
         self.val_loader, self.folder, self.log = val_loader, folder, log
         self.frozen = frozen_norms(method.model)
+        self.fingerprint = fingerprint(method, stepper.optimizer, times, stepper.autocast, stepper.clip_norm)
         self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
@@ -107,6 +89,8 @@ class Loop:
 
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
+        if resume:
+            agree({"the step to resume from": None if state is None else state["steps"]})
         within = self._load(state) if state is not None else None
         lengths = {"steps": self.times.steps, "epochs": self.times.epochs}
         self.log({"event": "start", "step": self.steps, "epoch": self.epoch, **lengths})
@@ -136,6 +120,7 @@ class Loop:
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
         first = last = 0
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
+            self._check_length(done=False)
             rate = self.stepper.optimizer.param_groups[0]["lr"]
             result = self._step(window)
             self.scheduler.step()
@@ -152,6 +137,7 @@ class Loop:
             if stop:
                 return False
         self._flush()
+        self._check_length(done=True)
         if self.epoch == 0 and 0 < last < first / 4:
             _warn_of_incomplete(self.method.model, first, last)
         self.stepper.optimizer_mode(training=False)
@@ -162,6 +148,21 @@ class Loop:
         self._validate(self.epoch, start)
         self._save(None)
         return True
+
+    def _check_length(self, *, done: bool) -> None:
+        """Notice a loader that gives more mini-batches than its length says, or fewer: the schedule is over that."""
+        taken, said = math.ceil(self.stream.consumed / self.times.accumulation), self.times.steps_per_epoch
+        if taken > said:
+            raise ValueError(
+                f"the training loader gives more mini-batches than its length says ({said} steps per epoch), and the"
+                " schedule is over that: mend its __len__"
+            )
+        if done and self.epoch == 0 and taken < said:
+            warnings.warn(
+                f"the training loader gave {taken} steps where its length says {said}, and the schedule is over that:"
+                " mend its __len__",
+                stacklevel=6,
+            )
 
     def _step(self, window: list[Micro]) -> StepResult:
         try:
@@ -227,7 +228,8 @@ class Loop:
         metrics = None
         if self.val_loader is not None:
             head, precision = self.method.head_name, self.stepper.autocast
-            found = evaluate(candidate, self.val_loader, head=head, precision=precision)
+            with same_draws(self.val_loader, self.stepper.device) as validation:
+                found = evaluate(candidate, validation, head=head, precision=precision)
             metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
@@ -271,23 +273,6 @@ class Loop:
         errors = f"{_percent(incoming)} -> {_percent(best)}"
         return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation error {errors}"
 
-    def _fingerprint(self) -> dict[str, Any]:
-        optimizer = self.stepper.optimizer
-        return {
-            "method": type(self.method).__name__,
-            **self.method.settings(),
-            "epochs": self.times.epochs,
-            "steps_per_epoch": self.times.steps_per_epoch,
-            "steps": self.times.steps,
-            "accumulation": self.times.accumulation,
-            "schedule": vars(self.times.schedule) | {"milestones": list(self.times.schedule.milestones)},
-            "optimizer": type(optimizer).__name__,
-            "learning_rates": [g.get("initial_lr") for g in optimizer.param_groups],
-            "precision": str(self.stepper.autocast),
-            "clip_norm": self.stepper.clip_norm,
-            "processes": distributed.world_size(),
-        }
-
     def _save(self, within: dict[str, Any] | None) -> None:
         """Save at a step inside an epoch (``within``: the stream's state) or between epochs."""
         if self.folder is None:
@@ -299,7 +284,7 @@ class Loop:
             own = {name: getattr(self, name) for name in ("epoch", "steps", "sums", "history")}
             place = {"streams": streams, "within_epoch": within is not None, "selection": self.selection.state_dict()}
             method = contents(self.method, copies=False)
-            save_state(self.folder, {"fingerprint": self._fingerprint(), "method": method, **parts, **own, **place})
+            save_state(self.folder, {"fingerprint": self.fingerprint, "method": method, **parts, **own, **place})
 
     def _parts(self) -> dict[str, Any]:
         """What has a state dict, by its name in the checkpoint."""
@@ -308,7 +293,7 @@ class Loop:
     def _load(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Put everything back; give the stream's state where the run was inside an epoch."""
         where = self.folder or Path()
-        check_same(state["fingerprint"], self._fingerprint(), where)
+        check_same(state["fingerprint"], self.fingerprint, where)
         try:
             check_shapes(contents(self.method, copies=False), state["method"])
             for name, part in self._parts().items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
-from pof._support.random import capture, loader_generators, restore
+from pof._support.random import capture, derive_seed, isolated, loader_generators, restore
 
 T = TypeVar("T")
 # In the place of None, which a loader may give.
@@ -95,6 +96,24 @@ def one_pass(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Inpu
     # Always the same pass where that is possible: a resumed run must see it too.
     batches = loader.iterate(0) if isinstance(loader, StatelessLoader) else iter(loader)
     yield from (unpack(to_device(batch, device)) for batch in batches)
+
+
+@contextmanager
+def same_draws(loader: Iterable[Any], device: torch.device) -> Iterator[Iterable[Any]]:
+    """Give a loader for one pass that draws the same random numbers each time, and moves no generator.
+
+    Epochs are compared on the same draws where validation data are augmented, and a resumed run sees them too.
+    """
+    seed, generators = derive_seed("validation"), loader_generators(loader)
+    before = [generator.get_state() for generator in generators]
+    with isolated(seed, device):
+        for generator in generators:
+            generator.manual_seed(seed)
+        try:
+            yield loader.iterate(0) if isinstance(loader, StatelessLoader) else loader
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
 
 
 class Stream(Generic[T]):

@@ -19,7 +19,7 @@ from pof.app.experiment.estimate import forecast, total_seconds
 from pof.app.experiment.plan import Plan, make_plan, shard
 from pof.app.experiment.recipe import parse_recipe
 from pof.app.experiment.table import COLUMNS, INCIDENTAL, rows_of
-from pof.app.run_folder import read_rows
+from pof.app.run_files import read_rows
 from tests.processes import PATIENCE, Process, pof, start
 
 RECIPE: dict[str, Any] = {
@@ -208,7 +208,7 @@ def test_part_of_a_plan_has_part_of_the_table(whole: Path) -> None:
     [
         (["--shard", "2/2"], "got 2/2"),
         (["--shard", "half"], "shard: give i/n"),
-        (["--jobs", "0"], "jobs and threads must be >= 1"),
+        (["--jobs", "0"], "jobs must be a whole number >= 1; got 0"),
         (["--set", "train.lrr=1"], "lrr"),
         (["--measure", "val_error", "--set", "data.validation=0"], "setting 'tiny' has data.validation 0"),
         (["--measure", "accuracy"], "accuracy"),

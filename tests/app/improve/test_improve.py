@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pof
 from pof.app.cli import main
 from pof.app.improve.judge import Confirmation
-from pof.app.run_folder import RunError
+from pof.app.run_files import RunError
 
 FAST: dict[str, Any] = {"budget": 8.0, "lr": 0.2, "device": "cpu"}
 
@@ -157,7 +157,7 @@ def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": 0}, "budget must be a finite number of passes > 0; got 0"),
+        ({"budget": 0}, "budget must be a finite number of passes > 0, at most 1000000; got 0"),
         ({"budget": float("nan")}, "budget must be a finite number"),
         ({"candidates": ["magic"]}, "'magic' is not known; choose among sam auto, head-ascent"),
         ({"candidates": []}, "candidates"),

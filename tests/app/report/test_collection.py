@@ -15,7 +15,7 @@ from pof.app.report import Bounds, RunFigures, Subject, collect, read_run, subje
 from pof.app.report.collection import common_reach, measure_pictures
 from pof.app.report.figures import figures_of
 from pof.app.report.samples import Samples, samples_of
-from pof.app.run_folder import RunError
+from pof.app.run_files import RunError
 from pof.flatness import head_hessian, radius_distribution
 
 CPU = torch.device("cpu")

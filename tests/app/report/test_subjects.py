@@ -11,7 +11,7 @@ import yaml
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.report import check_same_data, read_run, subject_of_file
 from pof.app.report.subjects import short_names, with_incoming
-from pof.app.run_folder import RunError
+from pof.app.run_files import RunError
 
 
 def copied(runs: Path, name: str, to: Path) -> Path:

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pof.app.cli import _demo, _evaluate, _experiment, _report
-from pof.app.documents import DocumentError, read_yaml
+from pof.app.documents import DocumentError, read_yaml, text_of
 from pof.app.errors import one_line
 from pof.app.methods import METHODS
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
@@ -135,7 +134,7 @@ def _check_configs(arguments: Sequence[str]) -> None:
     files += [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
     for file in files:
         try:
-            read_yaml(Path(file).read_text(encoding="utf-8"), file)
+            read_yaml(text_of(file), file)
         except DocumentError:
             raise
         except Exception:  # the parser reads it again, and says it

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pof._support.checks import MOST_PROCESSES, whole_number
+
 if TYPE_CHECKING:
     from pof.app.experiment.estimate import Forecast
     from pof.app.experiment.executor import Ended
@@ -87,8 +89,9 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _jobs(options: ExperimentOptions) -> int:
-    if options.threads < 1 or (options.jobs is not None and options.jobs < 1):
-        raise ValueError(f"jobs and threads must be >= 1; got {options.jobs}, {options.threads}")
+    whole_number("threads", options.threads, 1, MOST_PROCESSES)
+    if options.jobs is not None:
+        whole_number("jobs", options.jobs, 1, MOST_PROCESSES)
     if options.jobs is not None:
         return options.jobs
     import torch

@@ -163,7 +163,7 @@ def _bounds(options: MeasureOptions, records: "Sequence[Record]") -> "Bounds":
 
     size = options.batch_size
     if size is None:
-        size = records[0].config["training"]["batch_size"] if records else CHECKPOINT_BATCH
+        size = records[0].training.batch_size if records else CHECKPOINT_BATCH
     return Bounds(options.batches, size, find_device(options.device))
 
 

@@ -11,10 +11,8 @@ from torch import nn
 from pof._support.random import isolated
 from pof.app.job import make_optimizer
 from pof.app.methods import Context, build_method
-from pof.app.options import TrainOptions, schedule_of
+from pof.app.options import TrainOptions, check_numbers, schedule_of
 
-MOST = 1_000_000
-"""Epochs, and forward-backward passes: a typing error, not an experiment, beyond that."""
 _found: set[str] = set()
 
 
@@ -23,14 +21,7 @@ def check_training(training: TrainOptions, *, from_scratch: bool) -> None:
     key = f"{from_scratch} {training}"
     if key in _found:
         return
-    for name in ("epochs", "batch_size", "accumulation"):
-        value = getattr(training, name)
-        if not isinstance(value, int) or not 1 <= value <= MOST:
-            raise ValueError(f"{name} must be a whole number from 1 to {MOST}; got {value!r}")
-    for name in ("clip_norm", "checkpoint_every"):
-        value = getattr(training, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be > 0, or not be given; got {value!r}")
+    check_numbers(training)
     schedule_of(training)
     torch.device(training.device or "cpu")
     with warnings.catch_warnings(), isolated(0, torch.device("cpu")):

@@ -29,7 +29,7 @@ from pof.app.experiment.worker import is_finished
 from pof.app.method_options import AverageOptions
 from pof.app.methods import Context, build_method
 from pof.app.options import TrainOptions, plain
-from pof.app.run_folder import read_config
+from pof.app.run_files import read_config, read_result
 from pof.data import train_loader
 from pof.training.fit import find_device
 from pof.training.step import Stepper
@@ -105,7 +105,7 @@ def _finished(runs: Path) -> dict[str, dict[str, list[float]]]:
     known: dict[str, dict[str, list[float]]] = {}
     seen: dict[str, float] = {}
     for file in sorted(runs.glob("*/result.json")):
-        config, result = read_config(file.parent), json.loads(file.read_text(encoding="utf-8"))
+        config, result = read_config(file.parent), read_result(file.parent)
         total = _planned_units(config["training"], seen)
         if not total or not result["epochs"]:
             continue

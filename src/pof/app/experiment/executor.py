@@ -6,7 +6,6 @@ there is work.  One that dies, for example for lack of memory, costs its stage a
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import INTERRUPTED, Outcome, discard_state, is_finished, work
+from pof.app.run_files import read_result
 
 PATIENCE = 30.0
 """Seconds that a worker has to end its step after an interrupt."""
@@ -122,7 +122,7 @@ def execute(plan: Plan, out: Path, *, jobs: int, report: Report = lambda ended: 
 
 def unusable(runs: Path, stage: Stage) -> str | None:
     """Tell what is wrong with a finished stage's network: one from scratch that diverged has learned nothing."""
-    result = json.loads((runs / stage.name / "result.json").read_text(encoding="utf-8"))
+    result = read_result(runs / stage.name)
     if (
         stage.parent is not None
         or stage.model.is_trained

@@ -13,10 +13,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pof._support.checks import MOST_EPOCHS, MOST_SEEDS
 from pof.app.budget import epochs_within
-from pof.app.documents import read_yaml
-from pof.app.experiment.checks import MOST, check_training
-from pof.app.options import DataOptions, ModelOptions, TrainOptions
+from pof.app.documents import read_yaml, text_of
+from pof.app.experiment.checks import check_training
+from pof.app.options import DataOptions, ModelOptions, TrainOptions, check_data, read_section
 
 T = TypeVar("T", DataOptions, ModelOptions, TrainOptions)
 KEYS = ("name", "seeds", "data", "model", "pretrain", "settings", "train", "budget", "methods", "control")
@@ -26,7 +27,6 @@ SECTIONS = ("data", "model", "pretrain", "train", "budget")
 
 LONGEST = 100
 """Characters of a name."""
-MOST_SEEDS = 100_000
 
 
 class RecipeError(ValueError):
@@ -64,7 +64,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     import yaml
 
     try:
-        source: Any = read_yaml(Path(path).read_text(encoding="utf-8"), path)
+        source: Any = read_yaml(text_of(path), path)
         values = [(*_assignment(text), text) for text in overrides]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is no YAML: {error}") from error
@@ -125,7 +125,7 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     return Setting(
         name,
         parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
-        parse_section(DataOptions, data, "data"),
+        _data(data),
         "split_seed" not in data,
         None if first is None else _training(first, "pretrain", from_scratch=True),
         {
@@ -135,13 +135,22 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     )
 
 
+def _data(values: Mapping[str, Any]) -> DataOptions:
+    found = parse_section(DataOptions, values, "data")
+    try:
+        check_data(found)
+    except ValueError as error:
+        raise RecipeError(f"data: {error}") from error
+    return found
+
+
 def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> TrainOptions:
     mine = _mapping(own or {}, where)
     training = _training(_merged(train, mine), where)
     if budget is None or "epochs" in mine:
         return training
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= MOST:
-        raise RecipeError(f"budget: give a number of epochs of plain training, at most {MOST}; got {budget!r}")
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= MOST_EPOCHS:
+        raise RecipeError(f"budget: give a number of epochs of plain training, at most {MOST_EPOCHS}; got {budget!r}")
     if "epochs" in train:
         raise RecipeError("train.epochs and budget are both given: leave out one (a method may have its own epochs)")
     try:
@@ -163,21 +172,14 @@ def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool = Fal
 
 def parse_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """Read a section by the types of its dataclass."""
-    try:
-        from jsonargparse import ArgumentError, ArgumentParser
-    except ImportError as error:
-        raise ImportError("recipes need more than the library: pip install 'pof[app]'") from error
     first = fields(kind)[0].name
     if values.get(first) is None:
         remedy = "" if kind is TrainOptions else f", or add --set {where}.{first}=..."
         raise RecipeError(f"{where}.{first} is not given: name it in the recipe{remedy}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, None)
     try:
-        made = parser.instantiate(parser.parse_object(dict(values)))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
-    return kind(**{field.name: made[field.name] for field in fields(kind)})
+        return read_section(kind, values, where)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

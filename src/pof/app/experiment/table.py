@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from pof._support.files import replacing
 from pof.app.budget import passes
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import is_finished
+from pof.app.run_files import read_environment, read_result
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ def _cell(value: Any) -> Any:
 
 def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> ResultRow:
     folder = out / RUNS / stage.name
-    result, surroundings = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("result.json", "environment.json")
-    )
+    result, surroundings = read_result(folder), read_environment(folder)
 
     def figure(section: str, name: str) -> Any:
         return (result[section] or {}).get(name)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pof._support.checks import whole_number
+from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof._support.files import lock
 from pof.app.improve.candidates import families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
@@ -31,7 +31,8 @@ from pof.app.improve.rate import RateSearch, first_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
-from pof.app.run_folder import RunError, write_json
+from pof.app.run_files import RunError
+from pof.app.run_folder import write_json
 from pof.combine import greedy_soup, interpolate
 from pof.training.fit import find_device
 from pof.weights import save_model
@@ -86,7 +87,7 @@ def improve(
     Raises:
         ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
-    _check_numbers(budget, jobs)
+    _check_numbers(budget, seed, jobs, lr)
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
@@ -216,10 +217,13 @@ def _deliver(
     return result
 
 
-def _check_numbers(budget: float, jobs: int) -> None:
-    if not 0 < budget < float("inf"):
-        raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
-    whole_number("jobs", jobs, 1)
+def _check_numbers(budget: float, seed: int, jobs: int, lr: float | None) -> None:
+    if not 0 < budget <= MOST_EPOCHS:
+        raise ValueError(f"budget must be a finite number of passes > 0, at most {MOST_EPOCHS}; got {budget}")
+    whole_number("seed", seed, 0, MOST_SEED)
+    whole_number("jobs", jobs, 1, MOST_PROCESSES)
+    if lr is not None:
+        finite("lr", lr, above=0)
 
 
 def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:

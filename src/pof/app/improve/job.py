@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from pof._support.checks import whole_number
+from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions
-from pof.app.run_folder import read_config, write_json
+from pof.app.run_files import read_config
+from pof.app.run_folder import write_json
 from pof.data import eval_loader
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
@@ -42,7 +43,7 @@ def improve_network(
         raise ValueError("improve needs validation data: give --validation SHARE or --validation_data FOLDER")
     else:
         validation = evaluating(loaded, splits.held_in, indices=splits.validation)
-    torch.manual_seed(options.seed)
+    seed_everything(options.seed)
     result = improve(
         network,
         job.training_batches(loaded, splits, data, training, device),
@@ -72,9 +73,11 @@ def _as_trained(weights: str, options: ImproveOptions, samples: int) -> TrainOpt
     trained: dict[str, Any] = {}
     if Path(weights).is_dir():
         trained = read_config(Path(weights)).get("training", {})
+    size = options.batch_size or trained.get("batch_size", BATCH)
+    whole_number("batch_size", size, 1)
     return TrainOptions(
         "finetune",
-        batch_size=min(options.batch_size or trained.get("batch_size", BATCH), samples),
+        batch_size=min(size, samples),
         optimizer=options.optimizer or trained.get("optimizer", "sgd"),
         weight_decay=options.weight_decay,
         precision=options.precision,

@@ -21,6 +21,7 @@ from pof._support.precision import at_least_float32
 from pof._support.random import derive_seed, seeded
 from pof.combine import scaled_nll
 from pof.flatness import fit_temperature
+from pof.training.stream import same_draws
 
 RESAMPLES = 2000
 
@@ -74,8 +75,8 @@ def logits_on(network: nn.Module, batches: Iterable[Any], expected: Tensor | Non
     """Logits (N, C) and targets (N,) on the CPU, in the order of the loader, which must be the same each time."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     found, labels = [], []
-    with evaluating(network):
-        for batch in batches:
+    with evaluating(network), same_draws(batches, device) as drawn:
+        for batch in drawn:
             inputs, targets = unpack(to_device(batch, device))
             found.append(at_least_float32(logits_of(call(network, inputs))).cpu())
             labels.append(targets.cpu())

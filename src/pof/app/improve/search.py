@@ -31,8 +31,9 @@ from pof.app.methods import Context, build_method
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
 from pof.training.interrupt import Interrupts
-from pof.training.loop import Loop, Timetable
+from pof.training.loop import Loop
 from pof.training.schedules import Schedule
+from pof.training.settings import Timetable
 from pof.training.step import Stepper
 from pof.training.stream import micro_batches, set_epoch
 

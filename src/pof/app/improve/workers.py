@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pof.app.experiment.worker import end_with_parent
-from pof.app.run_folder import RunError
+from pof.app.run_files import RunError
 
 Row = dict[str, Any]
 Judge = Callable[..., Row]

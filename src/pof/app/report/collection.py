@@ -13,7 +13,7 @@ from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, Samples, samples_of
 from pof.app.report.subjects import Subject
-from pof.app.run_folder import RunError
+from pof.app.run_files import RunError
 from pof.data import Data
 from pof.head.split import split
 from pof.training.evaluation import Metrics, evaluate

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pof._support.checks import whole_number
 from pof._support.random import seeded
 from pof.app import job
 from pof.app.options import DataOptions
@@ -21,6 +22,10 @@ from pof.data import Data, DatasetLoader, TensorLoader, eval_loader, train_loade
 from pof.data.description import DataSplit
 
 Loader = TensorLoader | DatasetLoader
+
+
+MOST_SAMPLES = 10**6
+"""Of each kind: they are held in memory together."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Bounds:
     device: torch.device
 
     def __post_init__(self) -> None:
-        if self.batches < 1 or self.batch_size < 1:
-            raise ValueError(f"batches and batch_size must be >= 1; got {self.batches} and {self.batch_size}")
+        whole_number("batches", self.batches, 1)
+        whole_number("batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def samples_of(loaded: Data, options: DataOptions, bounds: Bounds) -> Samples:
     splits = job.split(loaded, options)
     test = torch.arange(len(loaded.test_labels))
     size, most = min(bounds.batch_size, len(splits.train), len(test)), bounds.batches
+    whole_number("batches times batch_size", most * size, 1, MOST_SAMPLES)
     workers, device = options.workers, bounds.device
 
     def plain(split: DataSplit, indices: Tensor, batch_size: int) -> Loader:

@@ -5,8 +5,7 @@ What a run folder says about itself is taken from its files; nothing is measured
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from pof.app import job
-from pof.app.options import DataOptions, ModelOptions
-from pof.app.run_folder import RunError, read_config, read_rows
+from pof.app.options import DataOptions, ModelOptions, TrainOptions
+from pof.app.run_files import RunError, options_of, read_config, read_environment, read_result, read_rows
 from pof.data import Data
 from pof.models import PRETRAINED
 from pof.training.evaluation import Metrics
@@ -30,6 +29,9 @@ class Record:
 
     folder: Path
     config: dict[str, Any]
+    model: ModelOptions
+    data: DataOptions
+    training: TrainOptions
     environment: dict[str, Any]
     rows: list[dict[str, Any]]
     """Of metrics.jsonl."""
@@ -77,32 +79,27 @@ def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
     """Read a run folder; one that names a factory needs consent, as measuring its network imports that."""
     path = Path(folder)
     config = read_config(path)
-    absent = [name for name in ("model", "data", "training") if not isinstance(config.get(name), Mapping)]
-    if absent:
-        raise RunError(f"{path}/config.yaml is no run's: it has no settings under {absent[0]!r}")
-    missing = [name for name in ("result.json", "model.safetensors") if not (path / name).exists()]
-    if missing:
-        raise RunError(f"{folder} has no {missing[0]}: has that run ended? Go on with it by --resume")
-    values = [json.loads((path / name).read_text(encoding="utf-8")) for name in ("environment.json", "result.json")]
-    record = Record(path, config, values[0], read_rows(path), values[1])
-    named = [record.config["model"]["model"]] if _model_options(record).is_factory else []
-    named += [record.config["data"]["data"]] if ":" in str(record.config["data"]["data"]) else []
+    model, data, training = options_of(config, path)
+    environment, result, rows = read_environment(path), read_result(path), read_rows(path)
+    if not (path / "model.safetensors").exists():
+        raise RunError(f"{folder} has no model.safetensors: has that run ended? Go on with it by --resume")
+    named = [model.model] if model.is_factory else []
+    named += [data.data] if ":" in data.data else []
     if named and not trust_factories:
         raise RunError(
             f"{folder}/config.yaml names the factory {named[0]!r}, whose code would run: give --trust_factories if you"
             " trust it"
         )
-    return record
+    return Record(path, config, model, data, training, environment, rows, result)
 
 
 def subject_of_run(record: Record, name: str) -> Subject:
     """Describe the network that a run delivered."""
-    training = record.config["training"]
     return Subject(
         name=name,
-        detail=f"{training['method']}, {record.result['epochs']} epochs",
-        model=replace(_model_options(record), weights=None),
-        data=_data_options(record),
+        detail=f"{record.training.method}, {record.result['epochs']} epochs",
+        model=replace(record.model, weights=None),
+        data=record.data,
         file=record.folder / "model.safetensors",
         test=Metrics(**record.result["test_after"]),
         validation_error=record.validation_error(record.result["best_epoch"]),
@@ -127,7 +124,7 @@ def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
         weights = _incoming(record)
         if weights is None:
             notes.append(
-                f"{name}: the weights that it started from ({record.config['model']['weights']}) are not there any"
+                f"{name}: the weights that it started from ({record.model.weights}) are not there any"
                 " more, so there is nothing to compare it with"
             )
             continue
@@ -165,7 +162,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 def _incoming(record: Record) -> Path | str | None:
     # The path in config.yaml is relative to wherever the run was started from.
-    weights = str(record.config["model"]["weights"])
+    weights = str(record.model.weights)
     if weights == PRETRAINED:
         return weights
     for base in (Path(), *record.folder.resolve().parents):
@@ -180,29 +177,11 @@ def _incoming_subject(record: Record, name: str, weights: Path | str) -> Subject
     return Subject(
         name=f"{BEFORE} {name}",
         detail="incoming weights",
-        model=replace(_model_options(record), weights=str(weights)),
-        data=_data_options(record),
+        model=replace(record.model, weights=str(weights)),
+        data=record.data,
         test=Metrics(**record.result["test_before"]),
         validation_error=record.validation_error(0),
     )
-
-
-def _model_options(record: Record) -> ModelOptions:
-    return ModelOptions(**_fields(record, "model", ModelOptions))
-
-
-def _data_options(record: Record) -> DataOptions:
-    values = _fields(record, "data", DataOptions)
-    pairs = {key: tuple(values[key]) for key in ("mean", "std") if values.get(key) is not None}
-    return DataOptions(**{**values, **pairs})
-
-
-def _fields(record: Record, section: str, kind: type[Any]) -> Mapping[str, Any]:
-    values: dict[str, Any] = record.config[section]
-    unknown = sorted(set(values) - set(kind.__dataclass_fields__))
-    if unknown:
-        raise RunError(f"{record.folder}/config.yaml is of another version of pof: it has {section}.{unknown[0]}")
-    return values
 
 
 def _key(weights: Path | str) -> str:

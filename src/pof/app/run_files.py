@@ -1,0 +1,176 @@
+"""The files of a run folder, read: each is checked once, here, and what is damaged is named in one line.
+
+NaN and infinity are figures like others (a run that diverged has them); a count, a text or a section is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pof.app.documents import read_yaml
+from pof.app.errors import shortened
+from pof.app.options import DataOptions, ModelOptions, TrainOptions, read_section
+
+Check = Callable[[Any], bool]
+Shape = Mapping[str, Any]
+"""What a mapping must hold: a check by name, or a shape of its own; in a tuple where None is allowed too."""
+SECTIONS: dict[str, type[Any]] = {"model": ModelOptions, "data": DataOptions, "training": TrainOptions}
+REMEDY = "put back a copy of it, or run again into another folder"
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(each is None or _number(each) for each in value.values())
+
+
+METRICS: Shape = {"error": _number, "nll": _number, "ece": _number, "n": _count, "num_classes": _count}
+RESULT: Shape = {
+    **{"best_epoch": _count, "epochs": _count, "steps": _count, "stopped": (_text,), "message": _text},
+    **{"seconds": _number, "test_before": (METRICS,), "test_after": METRICS, "validation_before": (_figures,)},
+    **{"validation_after": (_figures,), "validation_last": (_figures,), "train_last": (_figures,)},
+}
+ENVIRONMENT: Shape = {"commit": (_text,)}
+ROW: Shape = {"event": _text, "step": _count, "epoch": _count}
+OF_ROWS = ("event", "best", "stopped", "message")
+"""What is no figure in a row."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.yaml of a run, whose sections are mappings."""
+    import yaml
+
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise RunError(f"{folder} is not a run: it has no config.yaml")
+    try:
+        config: Any = read_yaml(_content(path), path)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _damaged(path, shortened(str(error))) from error
+    if not isinstance(config, dict):
+        raise _damaged(path, "no settings in it")
+    wrong = [name for name in SECTIONS if not isinstance(config.get(name, {}), dict)]
+    if wrong:
+        raise _damaged(path, f"{wrong[0]} holds no settings")
+    return config
+
+
+def options_of(config: Mapping[str, Any], folder: Path) -> tuple[ModelOptions, DataOptions, TrainOptions]:
+    """The options of a run as its config.yaml has them, by their types."""
+    found = []
+    for name, kind in SECTIONS.items():
+        values = config.get(name)
+        if values is None:
+            raise RunError(f"{folder}/config.yaml is no run's: it has no settings under {name!r}")
+        unknown = [key for key in values if key not in kind.__dataclass_fields__]
+        if unknown:
+            raise RunError(f"{folder}/config.yaml is of another version of pof: it has {name}.{unknown[0]}")
+        try:
+            found.append(read_section(kind, values, name))
+        except ValueError as error:
+            raise _damaged(Path(folder) / "config.yaml", shortened(str(error))) from error
+    model, data, training = found
+    return model, data, training
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read result.json of a run."""
+    return _json(Path(folder) / "result.json", RESULT)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Read environment.json of a run."""
+    return _json(Path(folder) / "environment.json", ENVIRONMENT)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of metrics.jsonl of a run; a line that a kill cut short is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    lines = _content(path).split("\n")[:-1] if path.exists() else []
+    return [_row(line, path, number) for number, line in enumerate(lines, 1) if line.endswith("}")]
+
+
+def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+    where = f"line {number} is no row of a run's log"
+    row = _parsed(line, path, where)
+    if (wrong := _wrong(row, ROW)) is not None:
+        raise _damaged(path, f"{where}: {wrong}")
+    odd = [name for name in row if name not in OF_ROWS and not _number(row[name])]
+    if odd:
+        raise _damaged(path, f"{where}: {odd[0]} is {_short(row[odd[0]])}")
+    found: dict[str, Any] = row
+    return found
+
+
+def _json(path: Path, shape: Shape) -> dict[str, Any]:
+    if not path.exists():
+        raise RunError(f"{path.parent} has no {path.name}: has that run ended? Go on with it by --resume")
+    values = _parsed(_content(path), path, "it is no JSON")
+    if (wrong := _wrong(values, shape)) is not None:
+        raise _damaged(path, wrong)
+    found: dict[str, Any] = values
+    return found
+
+
+def _content(path: Path) -> str:
+    if not path.is_file():
+        raise _damaged(path, "it is no file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "it is no text") from error
+
+
+def _parsed(text: str, path: Path, otherwise: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, otherwise) from error
+
+
+def _wrong(values: Any, shape: Shape, name: str = "") -> str | None:
+    """What a value lacks of a shape, or None."""
+    if not isinstance(values, dict):
+        return f"{name or 'it'} is {_short(values)}, and holds no values by their names"
+    for key, check in shape.items():
+        where = f"{name}.{key}".lstrip(".")
+        if key not in values:
+            return f"it lacks {where}"
+        value, optional = values[key], isinstance(check, tuple)
+        if optional and value is None:
+            continue
+        wanted = check[0] if optional else check
+        found = _wrong(value, wanted, where) if isinstance(wanted, Mapping) else None
+        if found is None and callable(wanted) and not wanted(value):
+            found = f"{where} is {_short(value)}"
+        if found is not None:
+            return found
+    if shape is METRICS and len(values) > len(shape):
+        return f"{name} has more than {', '.join(shape)}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]} [...]"
+
+
+def _damaged(path: Path, what: str) -> RunError:
+    return RunError(f"{path} is damaged ({what}): {REMEDY}")
