@@ -228,7 +228,14 @@ def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
         for name, value in given.items()
         if not isinstance(own[name], Tensor) or value.shape != own[name].shape
     ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    # Integers in the place of weights are quantised ones, whose scale is somewhere else.
+    other = [
+        f"{name} of {str(value.dtype).removeprefix('torch.')} where the model has"
+        f" {str(own[name].dtype).removeprefix('torch.')}"
+        for name, value in given.items()
+        if not misshapen and own[name].is_floating_point() and not value.is_floating_point()
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "of another kind": other}
     problems = [f"{len(items)} {kind}: {_first(items)}" for kind, items in kinds.items() if items]
     if problems:
         raise WeightsError(f"{source} does not fit the {type(model).__name__}: {'; '.join(problems)}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pof._support.checks import finite_number, whole_number
 from pof._support.random import seeded
 from pof.flatness import plots
 from pof.flatness._measure import Loss, Progress, measuring, report
@@ -128,7 +129,10 @@ def largest(
     operator: Operator, k: int, *, tolerance: float | None, seed: int, progress: Progress | None
 ) -> Eigenvalues:
     """Run Lanczos' method, or the dense one where the matrix is no larger than Lanczos' basis."""
-    if not 1 <= k <= operator.size:
+    whole_number("k", k, 1)
+    if tolerance is not None:
+        finite_number("tolerance", tolerance, zero=False)
+    if k > operator.size:
         raise ValueError(f"k must be between 1 and the number of parameters {operator.size}; got {k}")
     import numpy as np
 

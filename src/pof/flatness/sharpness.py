@@ -7,6 +7,7 @@ weight moves to the next layer.  Weights are never modified: the perturbed netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs
+from pof._support.checks import finite_number, whole_number
 from pof.flatness import plots
 from pof.flatness._measure import (
     Data,
@@ -106,8 +108,7 @@ def m_sharpness(
     Raises:
         ValueError: for m < 1, a negative rho, an empty loader or a loss that is no mean.
     """
-    if m < 1:
-        raise ValueError(f"m must be at least 1; got {m}")
+    whole_number("m", m, 1)
     return _sharpness(model, loss, loader, m, rho, _steepest, batches, seed, progress)
 
 
@@ -136,8 +137,7 @@ def adaptive_sharpness(
     Raises:
         ValueError: for a negative rho or eta, an empty loader or a loss that is no mean.
     """
-    if eta < 0:
-        raise ValueError(f"eta must not be negative; got {eta}")
+    finite_number("eta", eta)
 
     def ascent(weights: Weights, gradients: Weights) -> Weights:
         scale = {name: w.abs() + eta for name, w in weights.items()}
@@ -158,8 +158,7 @@ def _sharpness(
     seed: int,
     progress: Progress | None,
 ) -> Sharpness:
-    if rho < 0:
-        raise ValueError(f"rho must not be negative; got {rho}")
+    finite_number("rho", rho)
     check_mean(loss)
     with measuring(model, seed) as device:
         data = read(loader, batches, device, "data", progress)
@@ -168,6 +167,8 @@ def _sharpness(
         losses, rises, shares = [], [], []
         for done, chunk in enumerate(chunks, start=1):
             before, gradients = mean_gradient(model, loss, weights, chunk)
+            if not math.isfinite(before):
+                raise ValueError(f"the loss is {before} before any perturbation: check weights and inputs for NaN")
             moved = {name: weights[name] + rho * e for name, e in ascent(weights, gradients).items()}
             rises.append(mean_loss(model, loss, moved, chunk) - before)
             losses.append(before)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets, samples_of, tensors_of
 from pof._support.precision import without_autocast
-from pof.perturbation.targets import IGNORED, Targets, cross_entropy, encode_targets, may_ignore
+from pof.perturbation.targets import IGNORED, Targets, check_targets, cross_entropy, encode_targets, may_ignore
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
@@ -73,9 +73,11 @@ class CrossEntropy(nn.Module):
             Scalar.
 
         Raises:
-            ValueError: if floating-point targets are no probabilities.
+            ValueError: if targets or class weights do not fit the logits, or are no probabilities.
         """
         targets = class_targets(targets, logits.shape[1])
+        if len(logits):
+            check_targets(targets, *logits.shape, self.class_weights)
         _check_probabilities(targets)
         counts = weight_of(self, targets) > 0 if self._may_count_nothing(targets) else None
         # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.

@@ -7,6 +7,7 @@ of an epoch takes the epoch's first mini-batch.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from itertools import chain, islice
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
+from pof._support.modules import BATCH_NORMS
 from pof._support.random import capture, restore
 
 T = TypeVar("T")
@@ -208,3 +210,24 @@ def loader_generators(loader: Any) -> list[torch.Generator]:
     owners.append(getattr(owners[-1], "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def warn_of_epoch(model: nn.Module, steps: tuple[int, int], samples: tuple[int, int]) -> None:
+    """Warn of a loader that is not as long as it said, and of a last step with few samples.
+
+    Steps are those that were expected and those that were taken, samples those of the first and of the last step.
+    """
+    if steps[0] != steps[1]:
+        warnings.warn(
+            f"the training loader's length makes {steps[0]} steps per epoch, and it gave mini-batches for {steps[1]}:"
+            " the schedule of the learning rate is over what its length says",
+            stacklevel=5,
+        )
+    full, last = samples
+    if 0 < last < full / 4 and any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+        warnings.warn(
+            f"the last step of an epoch has {last} samples, a full mini-batch {full}: batch norm takes its statistics"
+            " from these few, and the step counts as much as any; it can undo a network that fits its data. Give the"
+            " loader drop_last=True",
+            stacklevel=5,
+        )

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pof._support.checks import finite_number
 from pof.app.budget import passes
+from pof.app.experiment.checks import check_training
 from pof.app.experiment.recipe import parse_section
 from pof.app.methods import METHODS, AverageOptions, entry_of
 from pof.app.options import TrainOptions
@@ -65,12 +67,22 @@ def make_candidates(
             own = entry_of(str(options["method"])).rate
             rate = float(f"{centre * share * (1.0 if own == 0.5 else 4 * own):.2g}")
             values = {**options, "lr": options.get("lr", rate)}
-            training = parse_section(TrainOptions, values, f"candidates.{name}")
-            same = {key: getattr(base, key) for key in COMMON}
-            candidate = Candidate(f"{name}, lr {training.lr:g}", replace(training, **same))
+            training = _checked(parse_section(TrainOptions, values, f"candidates.{name}"), base, name)
+            candidate = Candidate(f"{name}, lr {training.lr:g}", training)
             if candidate.name not in {other.name for other in found}:
                 found.append(candidate)
     return found[:most]
+
+
+def _checked(training: TrainOptions, base: TrainOptions, name: str) -> TrainOptions:
+    """With the options that all share; refused where a run would refuse them."""
+    try:
+        finite_number("lr", training.lr, zero=False)
+        training = replace(training, **{key: getattr(base, key) for key in COMMON})
+        check_training(training, from_scratch=False)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"candidates.{name}: {' '.join(str(error).split())}") from error
+    return training
 
 
 COMMON = (

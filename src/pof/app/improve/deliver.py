@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pof._support.checks import finite_number, whole_number
 from pof._support.files import lock
 from pof.app.improve.candidates import families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
@@ -30,6 +31,7 @@ from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
 from pof.app.run_folder import RunError, write_json
 from pof.combine import greedy_soup, interpolate
+from pof.head.split import split
 from pof.training.fit import find_device
 from pof.weights import save_model
 
@@ -82,6 +84,10 @@ def improve(
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
+    whole_number("seed", seed, 0)
+    if lr is not None:
+        finite_number("lr", lr, zero=False)
+    split(model, head)  # or says why it has no head
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
@@ -89,6 +95,8 @@ def improve(
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
+        if not bool(logits.isfinite().all()):
+            raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
         centre, spent = (lr, 0.0) if lr is not None else largest_stable_rate(network, train_loader, base, steps)

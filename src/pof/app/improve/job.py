@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from pof._support.checks import whole_number
 from pof.app import job
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions
 from pof.app.run_folder import read_config, write_json
-from pof.data import eval_loader
+from pof.data import Data, eval_loader
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
@@ -37,6 +38,7 @@ def improve_network(
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
         own = job.load(replace(data, data=options.validation_data, data_root=None))
+        _check_same_kind(own, loaded, options.validation_data, data.data)
         validation = evaluating(own, "train")
     elif splits.validation is None:
         raise ValueError("improve needs validation data: give --validation SHARE or --validation_data FOLDER")
@@ -66,14 +68,25 @@ def improve_network(
     return result, figures
 
 
+def _check_same_kind(own: Data, loaded: Data, name: str, of: str) -> None:
+    """Refuse validation data of other inputs or classes than the training data."""
+    if (own.in_channels, own.classes) != (loaded.in_channels, loaded.classes):
+        raise ValueError(
+            f"{name} (--validation_data) has inputs of {own.in_channels} channels and classes {', '.join(own.classes)},"
+            f" where {of} has {loaded.in_channels} and {', '.join(loaded.classes)}"
+        )
+
+
 def _as_trained(weights: str, options: ImproveOptions, samples: int) -> tuple[TrainOptions, float | None]:
     """Optimizer and batch size, and the learning rate if it is known: given, or those of the network's own run."""
+    if options.batch_size is not None:
+        whole_number("batch_size", options.batch_size, 1)
     trained: dict[str, Any] = {}
     if Path(weights).is_dir():
         trained = read_config(Path(weights)).get("training", {})
     training = TrainOptions(
         "finetune",
-        batch_size=min(options.batch_size or trained.get("batch_size", BATCH), samples),
+        batch_size=min(trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size, samples),
         optimizer=options.optimizer or trained.get("optimizer", "sgd"),
         weight_decay=options.weight_decay,
         precision=options.precision,

@@ -31,7 +31,7 @@ from pof.training.interrupt import Interrupts
 from pof.training.loop import Loop, Timetable
 from pof.training.schedules import Schedule
 from pof.training.step import Stepper
-from pof.training.stream import loader_generators, micro_batches
+from pof.training.stream import loader_generators, micro_batches, set_epoch
 
 KINDS = ("last", "ema")
 """The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
@@ -125,6 +125,7 @@ class Race:
         return network
 
     def _rewind(self) -> None:
+        set_epoch(self.train_loader, 0)
         for generator, state in self._generators:
             generator.set_state(state)
 
