@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from pof import weights
 from pof.weights import WeightsError, load_model, load_weights, read_weights, save_model
 
 PUBLIC = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "weights" / "resnet20-12fca82f.th"
@@ -297,3 +298,21 @@ def test_file_size_limit(tmp_path):
 def test_public_checkpoint_has_prefixed_keys():
     weights = read_weights(PUBLIC)
     assert weights["module.linear.weight"].shape == (10, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("complex64 strided", lambda value: value * (1 + 1j)),
+        ("float32 sparse_coo", lambda value: value.to_sparse()),
+        ("float32", lambda value: value.to("meta")),
+    ],
+)
+def test_tensors_of_another_kind_change_nothing(kind, changed, monkeypatch):
+    values = network().state_dict()
+    values["fc.weight"] = changed(values["fc.weight"])
+    monkeypatch.setattr(weights, "read_weights", lambda path: values)
+    model = blank()
+    with pytest.raises(WeightsError, match=f"1 of another kind: fc.weight {kind}$"):
+        load_weights(model, "weights.pt")
+    assert_same(model, blank())

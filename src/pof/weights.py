@@ -228,18 +228,26 @@ def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
         for name, value in given.items()
         if not isinstance(own[name], Tensor) or value.shape != own[name].shape
     ]
-    # Integers in the place of weights are quantised ones, whose scale is somewhere else.
-    other = [
-        f"{name} of {str(value.dtype).removeprefix('torch.')} where the model has"
-        f" {str(own[name].dtype).removeprefix('torch.')}"
-        for name, value in given.items()
-        if not misshapen and own[name].is_floating_point() and not value.is_floating_point()
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "of another kind": other}
+    unlike = [f"{name} {_kind(value)}" for name, value in given.items() if not _fits(value, own[name])]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "of another kind": unlike}
     problems = [f"{len(items)} {kind}: {_first(items)}" for kind, items in kinds.items() if items]
     if problems:
         raise WeightsError(f"{source} does not fit the {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(given)
+
+
+def _fits(value: Any, own: Any) -> bool:
+    """Whether a value can be copied into a tensor of the model without a loss that nobody asked for, or an error."""
+    if not isinstance(value, Tensor) or not isinstance(own, Tensor) or value is own:
+        return True
+    plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
+    # Integers in the place of weights are quantised ones, whose scale is somewhere else.
+    whole = own.is_floating_point() and not value.is_floating_point()
+    return plain and not whole and (own.is_complex() or not value.is_complex())
+
+
+def _kind(value: Tensor) -> str:
+    return " ".join((str(value.dtype).removeprefix("torch."), "" if value.is_meta else str(value.layout)[6:])).strip()
 
 
 def _without_prefixes(tensors: Mapping[str, Any]) -> dict[str, str]:

@@ -310,7 +310,7 @@ def test_bad_requests_say_what_to_do() -> None:
         top_eigenvalues(model, nn.CrossEntropyLoss(reduction="sum"), data())
     with pytest.raises(ValueError, match="no batch"):
         top_eigenvalues(model, loss, [])
-    with pytest.raises(ValueError, match="batches must be at least 1"):
+    with pytest.raises(ValueError, match="batches must be a whole number >= 1"):
         top_eigenvalues(model, loss, data(), batches=0)
     with pytest.raises(ValueError, match="at least 2 probes"):
         hessian_trace(model, loss, data(), 1)

@@ -144,5 +144,5 @@ def test_bad_requests_say_what_to_do() -> None:
         loss_plane(network(), nn.CrossEntropyLoss(), data(), points=4)
     with pytest.raises(ValueError, match=r"reach must be positive; got 0"):
         loss_plane(network(), nn.CrossEntropyLoss(), data(), reach=0.0)
-    with pytest.raises(ValueError, match="points must be at least 2 and reach positive; got points=1"):
+    with pytest.raises(ValueError, match="points must be a whole number >= 2; got 1"):
         landscape(network(), data(), points=1)

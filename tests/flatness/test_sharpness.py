@@ -112,11 +112,11 @@ def test_targets_that_are_ignored_do_not_count() -> None:
 
 def test_bad_requests_say_what_to_do() -> None:
     model = network()
-    with pytest.raises(ValueError, match=r"rho must not be negative; got -1"):
+    with pytest.raises(ValueError, match=r"rho must be a finite number >= 0; got -1"):
         sam_sharpness(model, LOSS, data(), rho=-1.0)
-    with pytest.raises(ValueError, match=r"eta must not be negative; got -1"):
+    with pytest.raises(ValueError, match=r"eta must be a finite number >= 0; got -1"):
         adaptive_sharpness(model, LOSS, data(), eta=-1.0)
-    with pytest.raises(ValueError, match=r"m must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=r"m must be a whole number >= 1; got 0"):
         m_sharpness(model, LOSS, data(), 0)
     with pytest.raises(ValueError, match="reduction='none'"):
         sam_sharpness(model, nn.CrossEntropyLoss(reduction="none"), data())

@@ -326,7 +326,7 @@ def test_bad_options_are_named() -> None:
         ({"sampling": "normal"}, "sampling must be one of uniform, fixed; got 'normal'"),
         ({"features": "old"}, "features must be one of fresh, previous"),
         ({"batch_norm": "eval"}, "batch_norm must be one of batch, running, update"),
-        ({"reference_size": 0}, "reference_size must be >= 1, or None for the whole mini-batch; got 0"),
+        ({"reference_size": 0}, "reference_size must be a whole number >= 1; got 0"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
         ({"class_weights": torch.tensor([1.0, -1.0])}, "must not be negative"),
         ({"loss": F.cross_entropy, "label_smoothing": 0.1}, "put them into your loss"),

@@ -202,6 +202,16 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def check_inputs(inputs: Inputs) -> None:
+    """Refuse NaN and infinity, which would make every figure NaN or a matter of chance."""
+    for tensor in tensors_of(inputs):
+        # Among several tensors there may be a mask of -inf.
+        wrong = ~tensor.isfinite() if tensor is inputs else tensor.isnan()
+        if bool(wrong.any()):
+            count = f"{int(wrong.sum())} of {tensor.numel()} values"
+            raise ValueError(f"inputs hold NaN or infinity ({count}): mend the data")
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """Every tensor in a (nested) batch."""
     found: list[Tensor] = []

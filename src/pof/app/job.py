@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pof._support.checks import whole_number
 from pof._support.precision import find_precision, float32_products
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
@@ -225,9 +224,7 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
         weights = str(Path(weights) / "model.safetensors")
         if not Path(weights).exists():
             raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
-    if options.source_classes is not None:
-        whole_number("source_classes", options.source_classes, 1)
-    classes = loaded.num_classes if options.source_classes is None else options.source_classes
+    classes = options.source_classes or loaded.num_classes
     network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
     if options.source_classes is not None:
         replace_head(network, loaded.num_classes, options.head)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, arguments, to_device, unpack
+from pof._support.batches import Inputs, arguments, check_inputs, to_device, unpack
+from pof._support.checks import whole_number
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
@@ -59,13 +60,14 @@ def read(
     loader: Iterable[Any], batches: int | None, device: torch.device, stage: str, progress: Progress | None
 ) -> Iterator[tuple[Inputs, Tensor]]:
     """Go through the first ``batches`` batches of a loader once (None: all), each on ``device``."""
-    if batches is not None and batches < 1:
-        raise ValueError(f"batches must be at least 1, or None for the whole loader; got {batches}")
+    if batches is not None:
+        whole_number("batches", batches, 1)
     total = len(loader) if isinstance(loader, Sized) else batches
     total = total if batches is None or total is None else min(batches, total)
     done = 0
     for done, batch in enumerate(islice(loader, batches), start=1):
         inputs, targets = unpack(batch)
+        check_inputs(inputs)
         yield to_device(inputs, device), to_device(targets, device)
         report(progress, stage, done, total)
     if done == 0:
@@ -168,7 +170,7 @@ def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tup
         sizes.append(len(wanted))
     stored = Stored(torch.cat(features), torch.cat(logits), torch.cat(targets), tuple(sizes))
     if not bool(stored.features.isfinite().all() and stored.logits.isfinite().all()):
-        raise ValueError("the network's features or logits are not finite: check its weights and the inputs for NaN")
+        raise ValueError("the network's features or logits are not finite: check its weights for NaN")
     return stored
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._support.checks import finite_number, whole_number
+from pof._support.checks import MOST_POINTS, finite, whole_number
 from pof.flatness import plots
 from pof.flatness._measure import Progress, Stored, mean_of, measuring, read, store
 from pof.head.split import SplitModel, split
@@ -142,9 +142,9 @@ def landscape(
     Raises:
         ValueError: if the head is not linear, a loader is empty, or ``points`` or ``reach`` is out of range.
     """
-    whole_number("points", points, 2)
+    whole_number("points", points, 2, MOST_POINTS)
     if reach is not None:
-        finite_number("reach", reach, zero=False)
+        finite("reach", reach, above=0)
     parts = split(model, head)
     loss = CrossEntropy(label_smoothing, class_weights)
     with measuring(model, seed) as device:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs
-from pof._support.checks import finite_number, whole_number
+from pof._support.checks import finite, whole_number
 from pof.flatness import plots
 from pof.flatness._measure import (
     Data,
@@ -137,7 +137,7 @@ def adaptive_sharpness(
     Raises:
         ValueError: for a negative rho or eta, an empty loader or a loss that is no mean.
     """
-    finite_number("eta", eta)
+    finite("eta", eta, 0)
 
     def ascent(weights: Weights, gradients: Weights) -> Weights:
         scale = {name: w.abs() + eta for name, w in weights.items()}
@@ -158,7 +158,7 @@ def _sharpness(
     seed: int,
     progress: Progress | None,
 ) -> Sharpness:
-    finite_number("rho", rho)
+    finite("rho", rho, 0)
     check_mean(loss)
     with measuring(model, seed) as device:
         data = read(loader, batches, device, "data", progress)
@@ -168,7 +168,7 @@ def _sharpness(
         for done, chunk in enumerate(chunks, start=1):
             before, gradients = mean_gradient(model, loss, weights, chunk)
             if not math.isfinite(before):
-                raise ValueError(f"the loss is {before} before any perturbation: check weights and inputs for NaN")
+                raise ValueError(f"the loss is {before} before any perturbation: check the weights for NaN")
             moved = {name: weights[name] + rho * e for name, e in ascent(weights, gradients).items()}
             rises.append(mean_loss(model, loss, moved, chunk) - before)
             losses.append(before)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples
-from pof._support.checks import whole_number
+from pof._support.checks import MOST_SEED, finite, whole_number
 from pof._support.modules import frozen_statistics, running_statistics
 from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
@@ -101,10 +101,10 @@ class PoF(Method):
         check_choice("sampling", sampling, get_args(Sampling))
         check_choice("features", features, get_args(Features))
         check_choice("batch_norm", batch_norm, get_args(BatchNorm))
-        if not 0.0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be a finite number >= 0; got {gamma}")
+        finite("gamma", gamma, 0)
         if reference_size is not None:
             whole_number("reference_size", reference_size, 1)
+        whole_number("seed", seed, 0, MOST_SEED)
         self.loss = chosen_loss(loss, label_smoothing, class_weights)
         self.network = split(model, head, exact=loss is not None)
         self._freeze_head()

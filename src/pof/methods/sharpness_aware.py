@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, to_device, unpack
-from pof._support.checks import finite_number, whole_number
+from pof._support.checks import finite, whole_number
 from pof._support.modules import frozen_statistics, in_training
 from pof._support.random import isolated
 from pof.combine.statistics import estimate_statistics
@@ -69,10 +69,10 @@ class SharpnessAware(Method):
     ) -> None:
         super().__init__()
         check_choice("kind", kind, get_args(Kind))
-        if rho is not None:
-            finite_number("rho", rho)
         if last_epochs is not None:
             whole_number("last_epochs", last_epochs, 1)
+        if rho is not None:
+            finite("rho", rho, 0)
         if not 0.0 < ascent_share <= 1.0:
             raise ValueError(f"ascent_share is a share of the mini-batch and must be in (0, 1]; got {ascent_share}")
         if kind == "msam" and ascent_share < 1.0:

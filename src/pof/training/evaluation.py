@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, class_targets, to_device, unpack
+from pof._support.batches import call, check_inputs, class_targets, to_device, unpack
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import check_values, evaluating
 from pof._support.precision import at_least_float32, autocast
@@ -55,8 +55,8 @@ def evaluate(
         The figures over all samples.
 
     Raises:
-        ValueError: if the loader is empty, a label is out of range, targets are not class indices, or it is not clear
-            which tensor of the output is meant.
+        ValueError: if the loader is empty, an input is NaN, a label is out of range, targets are not class indices, or
+            it is not clear which tensor of the output is meant.
     """
     found = measured(model, loader, head=head, precision=precision)
     if found.unusable:
@@ -87,6 +87,7 @@ def measured(
     with evaluating(model):
         for batch in loader:
             inputs, targets = unpack(to_device(batch, device))
+            check_inputs(inputs)
             with autocast(device, precision):
                 logits = at_least_float32(reading(call(model, inputs), inputs))
             logits, targets = _counted(logits, targets)
@@ -94,7 +95,8 @@ def measured(
             losses.append(F.cross_entropy(logits, targets, reduction="none").double())
             confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
             confidences.append(confidence.double())
-            hits.append(prediction == targets)
+            # The largest of NaN is a class by chance.
+            hits.append((prediction == targets) & ~confidence.isnan())
     if not losses:
         raise ValueError("nothing to evaluate: the loader gave no batch")
     correct = torch.cat(hits)

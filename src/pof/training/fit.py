@@ -149,6 +149,11 @@ def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
         made = make
     else:
         made = method.build_optimizer(make) if make is default_optimizer else make(trainable)
+    if isinstance(made, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS computes the loss several times in a step, and pof.fit takes gradients once: use SGD or Adam, or a"
+            " loop of your own"
+        )
     own = {id(p) for p in method.parameters()}
     foreign = sum(id(p) not in own for group in made.param_groups for p in group["params"])
     if foreign:

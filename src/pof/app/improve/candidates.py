@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pof._support.checks import finite_number
+from pof._support.checks import finite
 from pof.app.budget import passes
 from pof.app.experiment.checks import check_training
 from pof.app.experiment.recipe import parse_section
@@ -77,7 +77,7 @@ def make_candidates(
 def _checked(training: TrainOptions, base: TrainOptions, name: str) -> TrainOptions:
     """With the options that all share; refused where a run would refuse them."""
     try:
-        finite_number("lr", training.lr, zero=False)
+        finite("lr", training.lr, above=0)
         training = replace(training, **{key: getattr(base, key) for key in COMMON})
         check_training(training, from_scratch=False)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:

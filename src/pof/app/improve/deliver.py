@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pof._support.checks import finite_number, whole_number
+from pof._support.checks import MOST_SEED, finite, whole_number
 from pof._support.files import lock
 from pof.app.improve.candidates import families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
@@ -84,9 +84,9 @@ def improve(
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget must be a finite number of passes > 0; got {budget}")
-    whole_number("seed", seed, 0)
+    whole_number("seed", seed, 0, MOST_SEED)
     if lr is not None:
-        finite_number("lr", lr, zero=False)
+        finite("lr", lr, above=0)
     split(model, head)  # or says why it has no head
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))

@@ -79,14 +79,14 @@ def _check_same_kind(own: Data, loaded: Data, name: str, of: str) -> None:
 
 def _as_trained(weights: str, options: ImproveOptions, samples: int) -> tuple[TrainOptions, float | None]:
     """Optimizer and batch size, and the learning rate if it is known: given, or those of the network's own run."""
-    if options.batch_size is not None:
-        whole_number("batch_size", options.batch_size, 1)
     trained: dict[str, Any] = {}
     if Path(weights).is_dir():
         trained = read_config(Path(weights)).get("training", {})
+    size = trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size
+    whole_number("batch_size", size, 1)
     training = TrainOptions(
         "finetune",
-        batch_size=min(trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size, samples),
+        batch_size=min(size, samples),
         optimizer=options.optimizer or trained.get("optimizer", "sgd"),
         weight_decay=options.weight_decay,
         precision=options.precision,
