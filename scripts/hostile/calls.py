@@ -42,8 +42,11 @@ def call(name: str) -> int:
         try:
             function()
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            own = place.filename.startswith(OURS) or isinstance(error, OSError)
+            frames = traceback.extract_tb(error.__traceback__)
+            place = frames[-1]
+            # What the user's network raises about its own inputs is for the user, with its traceback.
+            inside = any(frame.name in {"call", "outputs_of"} and frame.filename.startswith(OURS) for frame in frames)
+            own = inside or place.filename.startswith(OURS) or isinstance(error, OSError)
             text = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"pof: error: {text}" if own else f"{text} [{place.filename}:{place.lineno}]", file=sys.stderr)
             return REFUSED if own else FOREIGN
