@@ -238,7 +238,7 @@ def images(*places: str, content: bytes | None = None) -> Callable[[], Any]:
 
 def with_fifo() -> None:
     Path("images/a").mkdir(parents=True)
-    os.mkfifo("images/a/0.png")
+    os.mkfifo("images/a/fifo.png")
     images("b", "a")()
 
 
@@ -295,7 +295,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "two that could be meant": lambda: pof.find_head(Two()),
     "none": lambda: pof.find_head(nn.Sequential(nn.Flatten(), nn.LayerNorm(5))),
     "a name that is not there": lambda: pof.PoF(mlp(), "nothing"),
-    "applied to tokens or map positions": lambda: fit(pof.PoF(Tokens())),
+    "applied to tokens or map positions": lambda: fit(pof.Finetune(Tokens())),
     "runs twice in a forward": lambda: fit(pof.PoF(Two(2), "left")),
     "a new head in the place of one that is not linear": lambda: replace_head(
         ended_by(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))), 3, "fc"
