@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import pof
 from pof import flatness
 from pof.app.cli import main
+from pof.app.improve.judge import logits_on
 from pof.models import replace_head
 from tests.cases import batch, batches, mlp
 
@@ -109,6 +110,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: improve(candidates={"x": {"method": "finetune", "lr": -1}}),
         r"candidates.x: lr must be a finite number > 0; got -1",
     ),
+    "improve, labels": (lambda: logits_on(mlp(), [(X, Y + 1)]), r"class indices must be in \[0, 3\]"),
     "improve, validation": (
         lambda: improve(model=destroyed().float()),
         "the incoming network's logits on the validation data are not finite",

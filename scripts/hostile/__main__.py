@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +35,8 @@ def main() -> int:
     options = _options()
     kinds = options.only or list(KINDS)
     found: list[Try] = []
-    with tempfile.TemporaryDirectory() as folder:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):  # what is done so far is reported
         world = make_world(Path(folder, "world"))
         for kind in kinds:
             since = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +122,14 @@ def improve(**options: Any) -> Any:
     model, train, val = (
         given.pop(key, default) for key, default in (("model", net()), ("train", batches()), ("val", batches()))
     )
-    return pof.improve(model, train, val, **given)
+    result = pof.improve(model, train, val, **given)
+    for said in (
+        *result.notes,
+        *(row.note for row in result.table),
+    ):  # of candidates that were dropped, with the reason
+        if said and not said.startswith(("handed back", "place", "best in choosing")):
+            warnings.warn(said, stacklevel=2)
+    return result
 
 
 def landscape(**options: Any) -> Any:
