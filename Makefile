@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs wheel wheel-newest wheel-oldest clean
+.PHONY: demo test lint docs hostile wheel wheel-newest wheel-oldest clean
 
 demo: $(VENV)/.app
 	$(BIN)/pof demo
@@ -30,6 +30,10 @@ $(VENV)/.all: $(VENV)/.app
 # MkDocs 1.x and its theme print banners about MkDocs 2; constraints.txt keeps 1.x.
 docs: $(VENV)/.all
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+# Bad inputs, kills, damaged states, processes that disagree; not in CI.  HOSTILE="--only kills --seed 1" for a part.
+hostile: $(VENV)/.all
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.hostile --out build/hostile.json $(HOSTILE)
 
 wheel: $(VENV)/.all
 	rm -rf dist

@@ -241,7 +241,9 @@ def _fits(value: Any, own: Any) -> bool:
     if not isinstance(value, Tensor) or not isinstance(own, Tensor) or value is own:
         return True
     plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
-    return plain and (own.is_complex() or not value.is_complex())
+    # Integers in the place of weights are quantised ones, whose scale is somewhere else.
+    whole = own.is_floating_point() and not value.is_floating_point()
+    return plain and not whole and (own.is_complex() or not value.is_complex())
 
 
 def _kind(value: Tensor) -> str:

@@ -320,5 +320,6 @@ def test_bad_requests_say_what_to_do() -> None:
 
 def test_not_finite_is_said_and_everything_is_put_back() -> None:
     model = network()
-    with untouched(model), pytest.raises(ValueError, match="not finite"):
-        top_eigenvalues(model, lambda z, y: nn.functional.cross_entropy(z, y) * torch.nan, data(), parameters="all")
+    broken = [(x * torch.nan, y) for x, y in data()]
+    with untouched(model), pytest.raises(ValueError, match="NaN"):
+        top_eigenvalues(model, nn.CrossEntropyLoss(), broken, parameters="all")

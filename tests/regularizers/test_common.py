@@ -212,7 +212,7 @@ BAD = {
     ),
     "adarand without targets": (lambda: adarand()(F), "needs the targets: call regularizer"),
     "class prior without targets": (lambda: RandReg("class", mean=MEAN, std=STD)(F), "needs the targets"),
-    "k of zero": (lambda: BSS(k=0), "k must be at least 1; got 0"),
+    "k of zero": (lambda: BSS(k=0), "k must be a whole number >= 1; got 0"),
     "k too large": (lambda: BSS(k=4)(F), r"k=4 singular values.*min\(N, D\) = 3.*lower k"),
     "head without parameters": (lambda: L2SP(problem.network(), "relu"), "no parameters under the head 'relu'"),
     "no layers": (lambda: DELTA(problem.network(), []), "layers must name modules of Sequential"),

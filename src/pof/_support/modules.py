@@ -115,6 +115,13 @@ def _stops_tracking(module: nn.Module) -> bool:
     return known and isinstance(module, BATCH_NORMS)
 
 
+def check_values(model: nn.Module) -> None:
+    """Refuse a network whose parameters have no values."""
+    name = next((name for name, p in model.named_parameters() if p.is_meta), None)
+    if name is not None:
+        raise ValueError(f"{name!r} is on the meta device and has no values: build the network on another, or load it")
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy; a parameter's gradient is not copied."""
     # Tensors that hooks compute (torch's older weight norm, pruning) have a graph, with which they cannot be copied.

@@ -28,15 +28,22 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
         model: any network; without torch's batch norms (or subclasses) nothing is run.
         loader: the training set, in batches of any kind: ``(inputs, targets)``, dicts with or without ``labels``, or
             inputs (N, ...) alone; moved to the device of the model.
+
+    Raises:
+        ValueError: if the loader is empty.
     """
     frozen = frozen_norms(model)
     norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats and m not in frozen]
     if not norms:
         return
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    empty = True
     with evaluating(model), _counting(norms) as rows:
         for batch in loader:
             call(model, to_device(_inputs(batch), device))
+            empty = False
+    if empty and not distributed.active():
+        raise ValueError("the loader gave no batch, and the batch norms' statistics would be those of a new network")
     if distributed.active():
         for norm in norms:
             _join(norm, rows[norm])

@@ -168,7 +168,10 @@ def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tup
         logits.append(at_least_float32(z))
         targets.append(wanted)
         sizes.append(len(wanted))
-    return Stored(torch.cat(features), torch.cat(logits), torch.cat(targets), tuple(sizes))
+    stored = Stored(torch.cat(features), torch.cat(logits), torch.cat(targets), tuple(sizes))
+    if not bool(stored.features.isfinite().all() and stored.logits.isfinite().all()):
+        raise ValueError("the network's features or logits are not finite: check its weights for NaN")
+    return stored
 
 
 def hard_labels(targets: Tensor) -> Tensor:

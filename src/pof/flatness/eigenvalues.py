@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._support.checks import whole_number
+from pof._support.checks import finite, whole_number
 from pof._support.random import seeded
 from pof.flatness import plots
 from pof.flatness._measure import Loss, Progress, measuring, report
@@ -130,6 +130,8 @@ def largest(
 ) -> Eigenvalues:
     """Run Lanczos' method, or the dense one where the matrix is no larger than Lanczos' basis."""
     whole_number("k", k, 1)
+    if tolerance is not None:
+        finite("tolerance", tolerance, above=0)
     if k > operator.size:
         raise ValueError(f"k must be between 1 and the number of parameters {operator.size}; got {k}")
     import numpy as np

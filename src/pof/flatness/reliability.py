@@ -140,6 +140,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
         ValueError: if the labels are not class indices of the logits.
     """
     _check(logits, labels)
+    if not bool(logits.isfinite().all()):
+        raise ValueError("logits must be finite; got NaN or infinite ones")
     z = logits.detach().double()
     found = line_search(torch.zeros_like(z), -z, labels)
     inverse = float(found.radius)

@@ -7,6 +7,7 @@ weight moves to the next layer.  Weights are never modified: the perturbed netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,8 @@ def _sharpness(
         losses, rises, shares = [], [], []
         for done, chunk in enumerate(chunks, start=1):
             before, gradients = mean_gradient(model, loss, weights, chunk)
+            if not math.isfinite(before):
+                raise ValueError(f"the loss is {before} before any perturbation: check the weights for NaN")
             moved = {name: weights[name] + rho * e for name, e in ascent(weights, gradients).items()}
             rises.append(mean_loss(model, loss, moved, chunk) - before)
             losses.append(before)

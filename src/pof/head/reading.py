@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pof._support.batches import Inputs, described_outputs, logits_of, outputs_in
 from pof.head.output import are_probabilities, logarithm
 from pof.head.search import HeadNotFoundError
-from pof.head.split import split
+from pof.head.split import resolve, split
 
 
 class Reading:
@@ -22,10 +22,13 @@ class Reading:
     Args:
         model: any classifier.
         head: qualified name of its head, for outputs with several tensors; found by :func:`pof.find_head` if None.
+
+    Raises:
+        HeadNotFoundError: if there is no module of that name with parameters.
     """
 
     def __init__(self, model: nn.Module, head: str | None = None) -> None:
-        self.model, self.head = model, head
+        self.model, self.head = model, None if head is None else resolve(model, head)
         self._place: int | str | None = None
         self._probabilities: bool | None = None
 
@@ -49,7 +52,7 @@ class Reading:
         logits = logits_of(output, self._place)
         if not log:
             return logits
-        if self._probabilities is None and len(logits):
+        if self._probabilities is None and logits.numel():
             self._probabilities = are_probabilities(logits)
             if self._probabilities:
                 name = type(self.model).__name__

@@ -56,8 +56,11 @@ def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> 
         HeadNotFoundError: if there is no module of that name with parameters, or none was found.
         ValueError: if the head shares parameters with the rest of the network.
     """
-    if head is None:
-        return SplitModel(model, find_head(model), exact=exact)
+    return SplitModel(model, find_head(model) if head is None else resolve(model, head), exact=exact)
+
+
+def resolve(model: nn.Module, head: str) -> str:
+    """The whole name of a module that a user named, or a HeadNotFoundError."""
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     matches = [name for name in names if head in {name, _WRAPPERS.sub("", name)}]
     if not matches or not parameter_count(model.get_submodule(matches[0])):
@@ -65,7 +68,7 @@ def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> 
         candidates = all_layers(model)
         raise HeadNotFoundError(f"{type(model).__name__}: {reason}; {describe_choice(candidates)}", candidates)
     inner = isinstance(getattr(model.get_submodule(matches[0]), "_orig_mod", None), nn.Module)
-    return SplitModel(model, f"{matches[0]}._orig_mod" if inner else matches[0], exact=exact)
+    return f"{matches[0]}._orig_mod" if inner else matches[0]
 
 
 class SplitModel(nn.Module):

@@ -20,6 +20,8 @@ def chosen_loss(custom: LossFunction | None, label_smoothing: float, class_weigh
     usual = CrossEntropy(label_smoothing, class_weights)
     if custom is None:
         return usual
+    if not callable(custom):
+        raise ValueError(f"loss must be a function of logits and targets, or None; got {custom!r}")
     if label_smoothing or class_weights is not None:
         raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
     return custom

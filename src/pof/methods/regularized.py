@@ -26,7 +26,7 @@ class Regularized(Method):
         class_weights: (C,) of the cross-entropy, or None.
 
     Raises:
-        ValueError: if an option is out of range.
+        ValueError: if an option is out of range, or the regulariser was made for another model.
     """
 
     remedy = "lower the learning rate or the regulariser's strength"
@@ -42,6 +42,7 @@ class Regularized(Method):
     ) -> None:
         super().__init__()
         self.loss = CrossEntropy(label_smoothing, class_weights)
+        regularizer.check_model(model)
         self.network, self.regularizer = split(model, head), regularizer
         self._seen: list[tuple[Tensor, Tensor]] = []
 

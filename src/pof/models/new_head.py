@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from pof._support.checks import whole_number
 from pof.head.split import split
 
 
@@ -21,6 +22,7 @@ def replace_head(model: nn.Module, num_classes: int, head: str | None = None) ->
     Raises:
         ValueError: if the head is not linear.
     """
+    whole_number("num_classes", num_classes, 1)
     network = split(model, head)
     weight, bias = network.weight, network.bias is not None
     old = network.head

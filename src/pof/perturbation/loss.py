@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets, samples_of, tensors_of
 from pof._support.precision import without_autocast
-from pof.perturbation.targets import IGNORED, Targets, encode_targets, may_ignore
+from pof.perturbation.targets import IGNORED, Targets, check_targets, encode_targets, may_ignore
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
@@ -74,7 +74,7 @@ class CrossEntropy(nn.Module):
             Scalar.
 
         Raises:
-            ValueError: if floating-point targets are no probabilities.
+            ValueError: if targets or class weights do not fit the logits, or are no probabilities.
         """
         targets = class_targets(targets, logits.shape[1])
         _check_probabilities(targets)
@@ -82,8 +82,13 @@ class CrossEntropy(nn.Module):
         # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.
         given = targets if counts is None else torch.where(counts, targets, IGNORED)
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        with without_autocast(logits.device):
-            loss: Tensor = F.cross_entropy(logits, given, weight=weight, label_smoothing=self.label_smoothing)
+        try:
+            with without_autocast(logits.device):
+                loss: Tensor = F.cross_entropy(logits, given, weight=weight, label_smoothing=self.label_smoothing)
+        except (IndexError, RuntimeError, ValueError):
+            # Asked for afterwards, that costs other steps nothing.
+            check_targets(targets, len(logits), logits.shape[1], self.class_weights)
+            raise
         return loss if counts is None else torch.where(counts, loss, torch.zeros_like(loss))
 
     def _may_count_nothing(self, targets: Tensor) -> bool:

@@ -136,8 +136,8 @@ def encode_targets(
         raise ValueError("the mini-batch is empty: give it at least one sample")
     targets = class_targets(targets, c)
     hard = not targets.is_floating_point()
+    check_targets(targets, n, c, class_weights, values=check)
     if hard:
-        _check_indices(targets, n, c, values=check)
         looks = check or class_weights is not None or targets.device.type != "cpu"
         counted = (targets != IGNORED).to(like.dtype) if looks and may_ignore(targets) else None
         targets = targets if counted is None else targets.clamp_min(0)
@@ -149,8 +149,6 @@ def encode_targets(
                 of_samples = weights if counted is None else weights * counted
             return Labels(None if of_samples is None else _shares(of_samples), labels)
         mass = torch.zeros_like(like).scatter_(1, labels, 1.0)
-    elif targets.shape != like.shape:
-        raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
     else:
         mass = targets.to(like.dtype)
     if label_smoothing:
@@ -176,7 +174,14 @@ def _shares(weights: Tensor) -> Tensor:
     return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def _check_indices(targets: Tensor, n: int, c: int, *, values: bool) -> None:
+def check_targets(targets: Tensor, n: int, c: int, class_weights: Tensor | None, *, values: bool = True) -> None:
+    """Refuse targets, or class weights, that do not fit logits (n, c); ``values`` are read where that is free."""
+    if class_weights is not None and class_weights.shape != (c,):
+        raise ValueError(f"class_weights must be ({c},), one per class; got shape {tuple(class_weights.shape)}")
+    if targets.is_floating_point():
+        if targets.shape != (n, c):
+            raise ValueError(f"soft targets must have the logits' shape {(n, c)}; got {tuple(targets.shape)}")
+        return
     if targets.shape != (n,):
         raise ValueError(
             f"targets must be ({n},) class indices or ({n}, {c}) probabilities; got {tuple(targets.shape)}"

@@ -49,6 +49,30 @@ class Regularizer(nn.Module, ABC):
         """Weight that the penalty is already multiplied by."""
         return self._strength
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that this regulariser would not act on; for those that hold one.
+
+        Args:
+            model: the one to be trained.
+
+        Raises:
+            ValueError: if it was made for another.
+        """
+        own = self.held_parameters()
+        if own and not own & set(model.parameters()):
+            raise ValueError(
+                f"this {type(self).__name__} was made for another network than the one that is trained: make it anew,"
+                " around that one"
+            )
+
+    def held_parameters(self) -> set[nn.Parameter]:
+        """The trained parameters of a model that it reads beside the features; empty if there are none.
+
+        Returns:
+            Parameters of the model that it was made for.
+        """
+        return set()
+
     def options(self) -> dict[str, Any]:
         """What it was built with: the constructor's options that are numbers, strings (also several) or None.
 

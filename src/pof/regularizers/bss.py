@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pof._support.checks import whole_number
 from pof.regularizers._base import OnFeatures, gather_with_graph
 
 
@@ -44,8 +45,7 @@ class BSS(OnFeatures):
 
     def __init__(self, *, strength: float = 1e-3, k: int = 1) -> None:
         super().__init__(strength)
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k!r} (strength=0 switches the penalty off)")
+        whole_number("k", k, 1)
         self.k = k
 
     def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:

@@ -157,6 +157,10 @@ class DELTA(Regularizer):
             self._watched = tuple(model.get_submodule(name) for name in self.layers)
             self.open()
 
+    def held_parameters(self) -> set[nn.Parameter]:
+        """Those of the layers that it watches."""
+        return {parameter for layer in self._watched for parameter in layer.parameters()}
+
     def forward(
         self, features: Tensor | None = None, targets: Tensor | None = None, inputs: Inputs | None = None
     ) -> Tensor:

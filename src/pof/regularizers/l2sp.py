@@ -78,6 +78,10 @@ class L2SP(Regularizer):
             penalty = penalty + self.head_strength * half_squared_norm(head)
         return penalty
 
+    def held_parameters(self) -> set[nn.Parameter]:
+        """All of its model."""
+        return set(self._model[0].parameters())
+
     def _named(self, names: list[str]) -> list[Tensor]:
         # By name in every step: load_state_dict(assign=True), pruning and sharding replace parameter objects.
         parameters = dict(self._model[0].named_parameters())

@@ -5,6 +5,7 @@ Means are over samples, not over mini-batches, in float64.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import call, check_inputs, class_targets, to_device, unpack
 from pof._support.calibration import expected_calibration_error
-from pof._support.modules import evaluating
+from pof._support.modules import check_values, evaluating
 from pof._support.precision import at_least_float32, autocast
 from pof.head.reading import Reading
 from pof.perturbation.targets import IGNORED
@@ -37,7 +38,6 @@ class Metrics:
     """C; chance is an error of 1 - 1/C where the classes are balanced."""
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
 ) -> Metrics:
@@ -58,8 +58,31 @@ def evaluate(
         ValueError: if the loader is empty, an input is NaN, a label is out of range, targets are not class indices, or
             it is not clear which tensor of the output is meant.
     """
+    found = measured(model, loader, head=head, precision=precision)
+    if found.unusable:
+        warnings.warn(
+            f"the logits of {found.unusable} of {found.metrics.n} samples are not finite: these figures mean nothing",
+            stacklevel=2,
+        )
+    return found.metrics
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures, and how many samples had logits that are no numbers."""
+
+    metrics: Metrics
+    unusable: int
+
+
+@torch.no_grad()
+def measured(
+    model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
+) -> Measured:
+    """As :func:`evaluate`, without a warning."""
+    check_values(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    losses, confidences, hits = [], [], []
+    losses, confidences, hits, unusable = [], [], [], 0
     reading = Reading(model, head)
     with evaluating(model):
         for batch in loader:
@@ -67,8 +90,8 @@ def evaluate(
             check_inputs(inputs)
             with autocast(device, precision):
                 logits = at_least_float32(reading(call(model, inputs), inputs))
-            targets = class_targets(targets, logits.shape[1])
             logits, targets = _counted(logits, targets)
+            unusable += int((~logits.isfinite()).any(dim=1).sum())
             losses.append(F.cross_entropy(logits, targets, reduction="none").double())
             confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
             confidences.append(confidence.double())
@@ -77,17 +100,20 @@ def evaluate(
     if not losses:
         raise ValueError("nothing to evaluate: the loader gave no batch")
     correct = torch.cat(hits)
-    return Metrics(
+    metrics = Metrics(
         error=float((~correct).double().mean()),
         nll=float(torch.cat(losses).mean()),
         ece=float(expected_calibration_error(torch.cat(confidences), correct)),
         n=int(correct.numel()),
         num_classes=int(logits.shape[1]),
     )
+    return Measured(metrics, unusable)
 
 
 def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Those that count: not to be ignored."""
+    if logits.ndim == 2:
+        targets = class_targets(targets, logits.shape[1])
     if logits.ndim != 2 or targets.is_floating_point() or targets.shape != logits.shape[:1]:
         raise ValueError(
             f"evaluate needs logits (N, C) and class indices (N,); got {tuple(logits.shape)} and"

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
-from pof._support.modules import modes_kept
+from pof._support.modules import check_values, modes_kept
 from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
@@ -93,11 +93,13 @@ def fit(
             optimizer another network's, or ``checkpoint_dir`` holds a state that is not to be resumed.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a pof.Method, such as pof.Finetune(model); got {type(method).__name__}")
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
     _check_choices(schedule, resume, checkpoint_dir)
     place = find_device(device)
-    method.to(place)
     _check_network(method)
+    method.to(place)
     _check_loader(train_loader)
     _check_workers(checkpoint_dir, train_loader, val_loader)
     with naming_lost(), _attached(method), modes_kept(method), Interrupts() as interrupts:
@@ -162,6 +164,11 @@ def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
     else:
         usual = partial(default_optimizer, nesterov=method.nesterov)
         made = method.build_optimizer(usual) if make is default_optimizer else make(trainable)
+    if isinstance(made, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS computes the loss several times in a step, and pof.fit takes gradients once: use SGD or Adam, or a"
+            " loop of your own"
+        )
     own = {id(p) for p in method.parameters()}
     foreign = sum(id(p) not in own for group in made.param_groups for p in group["params"])
     if foreign:
@@ -178,7 +185,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError("pof.training.fit needs accelerate: pip install 'pof[app]'") from error
-    wanted = None if device is None else torch.device(device)
+    wanted = None if device is None else _existing(device)
     # Told that there is none: on its own it looks for other processes beside an accelerator only.
     on_cpu = not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu"
     with naming_lost():
@@ -186,7 +193,21 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return wanted or found
 
 
+def _existing(device: str | torch.device) -> torch.device:
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda'; got {device!r}") from error
+    there = torch.accelerator.current_accelerator(check_available=True)
+    count = 0 if there is None or there.type != wanted.type else torch.accelerator.device_count()
+    if wanted.type != "cpu" and not (wanted.index or 0) < count:
+        found = "cpu" if there is None else f"cpu and {torch.accelerator.device_count()} of {there.type}"
+        raise ValueError(f"device {str(wanted)!r} is not there: this machine has {found}")
+    return wanted
+
+
 def _check_network(method: Method) -> None:
+    check_values(method.model)
     lazy = next((name for name, p in method.model.named_parameters() if is_lazy(p)), None)
     if lazy is not None:
         raise ValueError(f"{lazy!r} has no shape yet: run the model once on a mini-batch before")

@@ -18,16 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from pof._support import distributed
 from pof._support.agreement import agree
 from pof._support.batches import Inputs, call, outputs_in
-from pof._support.modules import BATCH_NORMS, contents, evaluating, frozen_norms, put_back, train
+from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
 from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
-from pof.training.evaluation import Metrics, evaluate
+from pof.training.evaluation import Metrics, measured
 from pof.training.interrupt import Interrupts
 from pof.training.selection import Selection
 from pof.training.settings import Timetable, fingerprint
 from pof.training.step import Stepper, StepResult
-from pof.training.stream import Micro, Stream, one_pass, same_draws, windows
+from pof.training.stream import Micro, Stream, one_pass, same_draws, warn_of_incomplete, windows
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -138,8 +138,8 @@ class Loop:
                 return False
         self._flush()
         self._check_length(done=True)
-        if self.epoch == 0 and 0 < last < first / 4:
-            _warn_of_incomplete(self.method.model, first, last)
+        if self.epoch == 0:
+            warn_of_incomplete(self.method.model, first, last)
         self.stepper.optimizer_mode(training=False)
         batches = partial(one_pass, self.stream.loader, self.stepper.device)
         self.method.after_epoch(self.epoch, self.times.epochs, batches)
@@ -229,8 +229,8 @@ class Loop:
         if self.val_loader is not None:
             head, precision = self.method.head_name, self.stepper.autocast
             with same_draws(self.val_loader, self.stepper.device) as validation:
-                found = evaluate(candidate, validation, head=head, precision=precision)
-            metrics = distributed.gather_objects(found)[0]  # one judgement for all processes
+                found = measured(candidate, validation, head=head, precision=precision)
+            metrics = distributed.gather_objects(found.metrics)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
         weight = self.sums.pop("weight", 0.0)
@@ -313,13 +313,3 @@ class Loop:
 
 def _percent(metrics: Metrics | None) -> str:
     return "unknown" if metrics is None else f"{100 * metrics.error:.2f} %"
-
-
-def _warn_of_incomplete(model: nn.Module, full: int, last: int) -> None:
-    if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
-        warnings.warn(
-            f"the last step of an epoch has {last} samples, a full mini-batch {full}: batch norm takes its statistics"
-            " from these few, and the step counts as much as any; it can undo a network that fits its data. Give the"
-            " loader drop_last=True",
-            stacklevel=5,
-        )

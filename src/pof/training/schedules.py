@@ -79,4 +79,8 @@ class Schedule:
         """Attach the schedule, stepped once after every optimizer step, to an optimizer at its peak learning rates."""
         from torch.optim.lr_scheduler import LambdaLR
 
+        if self.warmup_steps >= total:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps}: the run has {total} steps, all of them in the warm-up; give fewer"
+            )
         return LambdaLR(optimizer, lambda step: self.factor(step, total))

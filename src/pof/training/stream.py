@@ -7,6 +7,7 @@ of an epoch takes the epoch's first mini-batch.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from itertools import chain, islice
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
+from pof._support.modules import BATCH_NORMS
 from pof._support.random import capture, derive_seed, isolated, loader_generators, restore
 
 T = TypeVar("T")
@@ -219,3 +221,14 @@ def _window(micros: Iterator[Micro], size: int) -> list[Micro]:
     while len(window) < size and (micro := fetched(micros, window)) is not END:
         window.append(micro)
     return window
+
+
+def warn_of_incomplete(model: nn.Module, full: int, last: int) -> None:
+    """Warn of a last step with few samples, where there are batch norms."""
+    if 0 < last < full / 4 and any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+        warnings.warn(
+            f"the last step of an epoch has {last} samples, a full mini-batch {full}: batch norm takes its statistics"
+            " from these few, and the step counts as much as any; it can undo a network that fits its data. Give the"
+            " loader drop_last=True",
+            stacklevel=5,
+        )

@@ -83,12 +83,20 @@ def test_a_choice_that_is_not_confirmed_is_not_handed_back(monkeypatch: pytest.M
     assert [row.note for row in result.table].count("best in choosing, not confirmed") == 1
 
 
+ordinary = loaders
+
+
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_search_goes_on_and_ends_the_same(after: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("after", "own"), [(1, False), (3, False), (3, True)])
+def test_a_killed_search_goes_on_and_ends_the_same(after: int, own: bool, tmp_path: Path) -> None:
+    def loaders() -> tuple[Any, Any]:
+        """One of pof's own counts the epochs itself, and a resumed search has gone through fewer."""
+        train, held_out = ordinary()
+        return pof.data.DatasetLoader(train.dataset, batch_size=16, seed=0, shuffle=True) if own else train, held_out
+
     candidates = ["sgd", "pof", "sam auto"]
     rows: list[Any] = []
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pof._support.checks import finite
 from pof.app.budget import passes
+from pof.app.experiment.checks import check_training
 from pof.app.improve.rate import candidate_options
 from pof.app.method_options import AverageOptions
 from pof.app.methods import METHODS
@@ -64,7 +66,18 @@ def make_candidates(
     for share in SHARES:
         for name, options in wanted.items():
             values = {**options, "lr": options.get("lr", float(f"{rates[name] * share:.2g}"))}
-            training = candidate_options(values, base, f"candidates.{name}")
+            training = _checked(values, base, f"candidates.{name}")
             candidate = Candidate(f"{name}, lr {training.lr:g}", training)
             found.setdefault(candidate.name, candidate)
     return list(found.values())[:most]
+
+
+def _checked(values: Mapping[str, Any], base: TrainOptions, where: str) -> TrainOptions:
+    """A candidate's options; refused where a run would refuse them."""
+    training = candidate_options(values, base, where)
+    try:
+        finite("lr", training.lr, above=0)
+        check_training(training, from_scratch=False)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    return training

@@ -34,6 +34,7 @@ from pof.app.options import TrainOptions
 from pof.app.run_files import RunError
 from pof.app.run_folder import write_json
 from pof.combine import greedy_soup, interpolate
+from pof.head.split import split
 from pof.training.fit import find_device
 from pof.weights import save_model
 
@@ -88,6 +89,7 @@ def improve(
         ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
     _check_numbers(budget, seed, jobs, lr)
+    split(model, head)  # or says why it has no head
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
@@ -95,6 +97,8 @@ def improve(
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
+        if not bool(logits.isfinite().all()):
+            raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
         race.jobs = jobs

@@ -17,7 +17,7 @@ from pof.app.improve.result import ImproveResult
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions
 from pof.app.run_files import read_config
 from pof.app.run_folder import write_json
-from pof.data import eval_loader
+from pof.data import Data, eval_loader
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
@@ -38,6 +38,7 @@ def improve_network(
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
         own = job.load(replace(data, data=options.validation_data, data_root=None))
+        _check_same_kind(own, loaded, options.validation_data, data.data)
         validation = evaluating(own, "train")
     elif splits.validation is None:
         raise ValueError("improve needs validation data: give --validation SHARE or --validation_data FOLDER")
@@ -68,12 +69,21 @@ def improve_network(
     return result, figures
 
 
+def _check_same_kind(own: Data, loaded: Data, name: str, of: str) -> None:
+    """Refuse validation data of other inputs or classes than the training data."""
+    if (own.in_channels, own.classes) != (loaded.in_channels, loaded.classes):
+        raise ValueError(
+            f"{name} (--validation_data) has inputs of {own.in_channels} channels and classes {', '.join(own.classes)},"
+            f" where {of} has {loaded.in_channels} and {', '.join(loaded.classes)}"
+        )
+
+
 def _as_trained(weights: str, options: ImproveOptions, samples: int) -> TrainOptions:
     """Optimizer and batch size: given, or those of the network's own run."""
     trained: dict[str, Any] = {}
     if Path(weights).is_dir():
         trained = read_config(Path(weights)).get("training", {})
-    size = options.batch_size or trained.get("batch_size", BATCH)
+    size = trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size
     whole_number("batch_size", size, 1)
     return TrainOptions(
         "finetune",

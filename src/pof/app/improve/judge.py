@@ -21,6 +21,7 @@ from pof._support.precision import at_least_float32
 from pof._support.random import derive_seed, seeded
 from pof.combine import scaled_nll
 from pof.flatness import fit_temperature
+from pof.perturbation.targets import check_targets
 from pof.training.stream import same_draws
 
 RESAMPLES = 2000
@@ -85,6 +86,7 @@ def logits_on(network: nn.Module, batches: Iterable[Any], expected: Tensor | Non
     logits, targets = torch.cat(found), torch.cat(labels)
     if targets.is_floating_point() or targets.shape != logits.shape[:1]:
         raise ValueError(f"improve judges classifiers of one class per sample; got targets {tuple(targets.shape)}")
+    check_targets(targets, len(logits), logits.shape[1], None)
     if expected is not None and not torch.equal(expected, targets):
         raise ValueError("val_loader gives its samples in another order each time: give it without shuffling")
     return logits, targets
