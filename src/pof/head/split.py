@@ -11,7 +11,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class SplitModel(nn.Module):
     def __init__(self, model: nn.Module, head_name: str, *, exact: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.head_name = head_name
+        self.head_name, self._path = head_name, tuple(filter(None, head_name.split(".")))
         self.exact = exact
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
@@ -114,7 +114,10 @@ class SplitModel(nn.Module):
 
     @property
     def _module(self) -> nn.Module:
-        return self.model.get_submodule(self.head_name)
+        found: Any = self.model
+        for name in self._path:
+            found = found._modules[name]
+        return cast("nn.Module", found)
 
     @property
     def weight(self) -> Tensor:
@@ -295,7 +298,7 @@ class SplitModel(nn.Module):
 
     def _reach(self, output: Any, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tie features and logits to the output where FSDP2 listens to it."""
-        if not any(map(distributed.is_fsdp, self.model.modules())):
+        if not distributed.has_fsdp(self.model):
             return features, logits
         end = next(iter(outputs_in(output).values()), features)
         if not end.requires_grad:

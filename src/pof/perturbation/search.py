@@ -69,7 +69,8 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
 
     Args:
         sides: xi -> the two numbers, >= 0.
-        precision: relative; an interpolated point is taken unseen where it is so close to the last.
+        precision: relative; an interpolated point is taken unseen where it is so close to the last, or will be so close
+            to the next: that step times the ratio of the last two, which falls where the iteration converges.
         evaluations: at most.
 
     Returns:
@@ -93,16 +94,19 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
         oldest, inner = inner, outer
         outer = at(outer[0] + min(max(step, outer[0]), 31.0 * outer[0]))
 
-    a, b, c = outer, inner, oldest
+    a, b, c, before = outer, inner, oldest, 0.0
     for _ in range(evaluations):
         if a[1] == 0.0:
             return a[0]
         width, tolerance = b[0] - a[0], precision * max(a[0], b[0])
         share = _interpolated(a, b, c)
         if share is None:
-            share = (_middle(*sorted((a[0], b[0]))) - a[0]) / width
-        elif abs(share * width) <= 4.0 * tolerance:
-            return a[0] + share * width
+            share, step = (_middle(*sorted((a[0], b[0]))) - a[0]) / width, 0.0
+        else:
+            step = abs(share * width)
+            if step <= 4.0 * tolerance or step * step <= tolerance * before:
+                return a[0] + share * width
+        before = step
         least = tolerance / abs(width)
         if least >= 0.5:
             break
