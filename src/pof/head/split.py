@@ -202,7 +202,7 @@ class SplitModel(nn.Module):
         """Refuse what is no vector per sample, and give both as matrices."""
         samples = inputs.shape[0] if isinstance(inputs, Tensor) else features.shape[0]
         maps = (1, 1) if isinstance(self._module, nn.Conv2d) else ()
-        if self.linear and (features.ndim != 2 + len(maps) or features.shape[2:] != maps or len(features) != samples):
+        if self.linear and (features.shape[2:] != maps or features.ndim < 2 or features.shape[0] != samples):
             raise ValueError(
                 f"the head {self.head_name!r} got features of shape {tuple(features.shape)}, not "
                 f"{'(N, D, 1, 1)' if maps else '(N, D)'} with N = {samples}: it is applied to tokens or map positions; "
