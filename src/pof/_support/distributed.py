@@ -111,7 +111,7 @@ def is_fsdp(module: nn.Module) -> bool:
 
 def has_fsdp(module: nn.Module) -> bool:
     """Tell a module that ``fully_shard`` was applied to, or to a part of it."""
-    return "torch.distributed.fsdp" in sys.modules and any(map(is_fsdp, module.modules()))
+    return dist.is_available() and dist.is_initialized() and any(map(is_fsdp, module.modules()))
 
 
 def reshard(module: nn.Module) -> None:
