@@ -134,12 +134,12 @@ def by_pyhessian(model: nn.Module, batches: list[Any]) -> tuple[Callable[[], flo
         return hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=False)
 
     return (
-        lambda: float(computation().eigenvalues(maxIter=200, tol=1e-3)[0][0]),
+        lambda: float(computation().eigenvalues(maxIter=100, tol=1e-3)[0][0]),
         lambda: float(numpy.mean(computation().trace(maxIter=PROBES, tol=0.0))),
     )
 
 
-def measure_hessians(repetitions: int = 5) -> dict[str, Any]:
+def measure_hessians(repetitions: int = 3) -> dict[str, Any]:
     model, batches = trained()
     makers = {"pof": by_pof, "curvlinops": by_curvlinops}
     makers |= {"pyhessian": by_pyhessian} if find_spec("pyhessian") else {}
