@@ -81,3 +81,17 @@ def test_sides_that_never_or_always_differ() -> None:
     assert crossing(lambda x: (1.0, 1.0), 1e-7) == crossing(lambda x: (1.0, 2.0), 1e-7) == 0.0
     assert crossing(lambda x: (math.nan, 1.0), 1e-7) == 0.0
     assert crossing(lambda x: (1.0, 0.0), 1e-7) == math.inf
+
+
+@pytest.mark.parametrize(("scale", "shift", "most"), [(0.45, 6.0, 8), (0.3, 3.0, 7)])
+def test_a_level_far_above_the_start_takes_few_evaluations(scale: float, shift: float, most: int) -> None:
+    """Nearly 0 for long, then nearly a line, as the loss of a fitted mini-batch; bisection alone would take 12."""
+    seen = []
+
+    def sides(xi: float) -> tuple[float, float]:
+        seen.append(xi)
+        return 2.0, scale * math.log1p(math.exp(xi - shift))
+
+    exact = shift + math.log(math.expm1(2.0 / scale))
+    assert crossing(sides, 1.2e-7) == pytest.approx(exact, rel=1e-7)
+    assert len(seen) <= most

@@ -65,7 +65,6 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-@torch.no_grad()
 def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Concatenate the rows of each tensor (N_rank, ...) over all ranks, in their order; N_rank may differ and be 0.
 
@@ -73,8 +72,11 @@ def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     bytes (its number of rows and a checksum of dtypes and shapes), and of each tensor as many rows as the largest
     rank has.  All ranks raise if their rows differ in dtype or shape.
     """
-    if not active():
-        return tensors
+    return _gathered(*tensors) if active() else tensors
+
+
+@torch.no_grad()
+def _gathered(*tensors: Tensor) -> tuple[Tensor, ...]:
     rows = ", ".join(f"{tensor.dtype} {tuple(tensor.shape[1:])}" for tensor in tensors)
     own = torch.tensor([tensors[0].shape[0], zlib.crc32(rows.encode())], device=tensors[0].device)
     everywhere = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -107,6 +109,11 @@ def is_fsdp(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
+def has_fsdp(module: nn.Module) -> bool:
+    """Tell a module that ``fully_shard`` was applied to, or to a part of it."""
+    return dist.is_available() and dist.is_initialized() and any(map(is_fsdp, module.modules()))
+
+
 def reshard(module: nn.Module) -> None:
     """Put the sharded parameters in their places, which FSDP2 leaves to whole copies after a forward pass."""
     for part in module.modules():
@@ -115,11 +122,13 @@ def reshard(module: nn.Module) -> None:
             unit.reshard()
 
 
-@torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
     """Gather a sharded parameter, without graph, on all ranks that share it; others as they are, graph included."""
+    if not is_sharded(tensor):
+        return tensor
     sharded: Any = tensor
-    gathered: Tensor = sharded.detach().full_tensor() if is_sharded(tensor) else tensor
+    with torch.no_grad():
+        gathered: Tensor = sharded.detach().full_tensor()
     return gathered
 
 

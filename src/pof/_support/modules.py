@@ -66,8 +66,14 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     are copied before and written back after, so that a custom batch norm is covered whatever it calls its statistics,
     and one that tracks whatever it is told.
     """
-    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats and m.training]
-    saved = [(m, name, buffer, buffer.clone()) for m, name, buffer in _other_buffers(module)]
+    norms: list[Any] = []
+    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    for m in module.modules():  # once: a walk costs as much as a small layer
+        if m.training:
+            norms += [m] if isinstance(m, BATCH_NORMS) and m.track_running_stats else []
+            for name, buffer in m._buffers.items():
+                if buffer is not None and not (name in TRACKED and _stops_tracking(m)):
+                    saved.append((m, name, buffer, buffer.clone()))
     for norm in norms:
         norm.track_running_stats = False
     try:
@@ -97,16 +103,6 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
 def _normalises_batches(module: nn.Module) -> bool:
     """Tell batch norms by class, custom ones by their buffers."""
     return isinstance(module, BATCH_NORMS) or isinstance(getattr(module, "running_mean", None), Tensor)
-
-
-def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    return [
-        (m, name, buffer)
-        for m in module.modules()
-        if m.training
-        for name, buffer in m.named_buffers(recurse=False)
-        if not (_stops_tracking(m) and name in TRACKED)
-    ]
 
 
 def _stops_tracking(module: nn.Module) -> bool:

@@ -66,19 +66,25 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    """Run the body under autocast to ``dtype``; None changes nothing."""
+    """Run the body under autocast to ``dtype``; None is none, whatever there is outside."""
+    if dtype is None and not _autocasts(device.type):
+        return nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     return context
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Run the body in the dtypes of its tensors, whatever autocast and TF32 do outside; also without autocast."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    if not _autocasts(device.type):
         return nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         return _both(context, float32_products(device, "highest"))
     return context
+
+
+def _autocasts(kind: str) -> bool:
+    return (kind == "cpu" or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
 
 
 @contextmanager
@@ -93,7 +99,7 @@ def without_cast_cache(device: torch.device) -> AbstractContextManager[None]:
     For a pass without gradient before a training pass: torch 2.6 would hand the training pass the cast weights of the
     first, which have no graph, and the weights themselves would get no gradient.
     """
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    if not _autocasts(device.type):
         return nullcontext()
     dtype = torch.get_autocast_dtype(device.type)
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, cache_enabled=False)

@@ -11,7 +11,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class SplitModel(nn.Module):
     def __init__(self, model: nn.Module, head_name: str, *, exact: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.head_name = head_name
+        self.head_name, self._path = head_name, tuple(filter(None, head_name.split(".")))
         self.exact = exact
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
@@ -117,7 +117,10 @@ class SplitModel(nn.Module):
 
     @property
     def _module(self) -> nn.Module:
-        return self.model.get_submodule(self.head_name)
+        found: Any = self.model
+        for name in self._path:
+            found = found._modules[name]
+        return cast("nn.Module", found)
 
     @property
     def weight(self) -> Tensor:
@@ -202,7 +205,7 @@ class SplitModel(nn.Module):
         """Refuse what is no vector per sample, and give both as matrices."""
         samples = inputs.shape[0] if isinstance(inputs, Tensor) else features.shape[0]
         maps = (1, 1) if isinstance(self._module, nn.Conv2d) else ()
-        if self.linear and (features.ndim != 2 + len(maps) or features.shape[2:] != maps or len(features) != samples):
+        if self.linear and (features.shape[2:] != maps or features.ndim < 2 or features.shape[0] != samples):
             raise ValueError(
                 f"the head {self.head_name!r} got features of shape {tuple(features.shape)}, not "
                 f"{'(N, D, 1, 1)' if maps else '(N, D)'} with N = {samples}: it is applied to tokens or map positions; "
@@ -298,7 +301,7 @@ class SplitModel(nn.Module):
 
     def _reach(self, output: Any, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tie features and logits to the output where FSDP2 listens to it."""
-        if not any(map(distributed.is_fsdp, self.model.modules())):
+        if not distributed.has_fsdp(self.model):
             return features, logits
         end = next(iter(outputs_in(output).values()), features)
         if not end.requires_grad:

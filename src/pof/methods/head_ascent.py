@@ -88,7 +88,7 @@ class HeadAscent(Method):
         features, logits = features_and_logits(self.network, inputs)
         plain = logits.detach()
         if self.training and self.level:
-            seen, labels = distributed.gather_rows(features.detach(), targets)
+            seen, labels = distributed.gather_rows(features, targets)
             known = None if distributed.active() else plain
             line = along_head_gradient(self.network, seen, labels, self.loss, known)
             norm, radius = line.norm, line.reach(level_of(self.loss, self.level, labels, plain)).radius

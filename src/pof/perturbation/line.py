@@ -57,6 +57,8 @@ class LinearLine:
     response: Tensor
     """(N, C), R, to g_hat."""
     targets: Targets
+    carried: tuple[Tensor, Tensor] | None = None
+    """Features (N, D) of which R with its graph is known, and that; None where no graph is wanted."""
 
     @property
     def norm(self) -> Tensor:
@@ -64,7 +66,6 @@ class LinearLine:
         return self.gradient.norm
 
     @classmethod
-    @torch.no_grad()
     def along(
         cls,
         network: SplitModel,
@@ -74,11 +75,11 @@ class LinearLine:
         logits: Tensor | None = None,
     ) -> Self:
         """As :func:`along_head_gradient`; half precision is computed in float32."""
-        weight, bias = network.weight, network.bias
+        given, features, weight, bias = features, features.detach(), network.weight.detach(), network.bias
         dtype = wide_dtype(features, weight)
         features = features.to(dtype)
         if logits is None or logits.dtype != dtype:
-            logits = respond(features, weight.to(dtype), None if bias is None else bias.to(dtype))
+            logits = respond(features, weight.to(dtype), None if bias is None else bias.detach().to(dtype))
         encoded = loss.encode(targets, logits, check=False)
         try:
             residual = logit_gradient(logits, encoded)
@@ -91,14 +92,16 @@ class LinearLine:
             gradient, response = GramGradient.along(features, residual, bias=bias is not None)
         else:
             gradient = gradient_of(features, residual, bias=bias is not None)
-            response = gradient.respond(features)
+            response = gradient.respond(given)
+            if response.requires_grad:
+                return cls(gradient, logits, response.detach(), encoded, (given, response))
         return cls(gradient, logits, response, encoded)
 
     @torch.no_grad()
     def over(self, features: Tensor, logits: Tensor, targets: Tensor, loss: CrossEntropy) -> Self:
         """The same direction, with the loss of other samples: features (N, D), logits (N, C) in the dtype wanted."""
         response = self.gradient.respond(features).to(logits.dtype)
-        return replace(self, base=logits, response=response, targets=loss.encode(targets, logits))
+        return replace(self, base=logits, response=response, targets=loss.encode(targets, logits), carried=None)
 
     def loss_at(self, amount: Tensor | float) -> Tensor:
         """Compute mean CE(Z - amount * R, y)."""
@@ -118,7 +121,9 @@ class LinearLine:
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
         """Logits (N, C) at theta - amount * g_hat, from features (N, D) and the logits (N, C) at theta, with graph."""
-        return torch.addcmul(logits, self.gradient.respond(features), amount, value=-1)
+        known = self.carried is not None and self.carried[0] is features
+        response = self.carried[1] if self.carried and known else self.gradient.respond(features)
+        return torch.addcmul(logits, response, amount, value=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +213,8 @@ def along_head_gradient(
 
     Args:
         network: the model, split; not changed.
-        features: what enters the head, first axis N; (N, D) for a linear head.
+        features: what enters the head, first axis N; (N, D) for a linear head.  Their graph is not that of the line;
+            with one, :meth:`LinearLine.logits` of these very features needs no product any more.
         targets: whatever ``loss`` takes.
         loss: a mean over the mini-batch.
         logits: (N, C) of the features, without graph, where they are known.

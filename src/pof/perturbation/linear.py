@@ -109,13 +109,12 @@ def head_gradient(
     return gradient_of(features, logit_gradient(logits, encoded), bias=bias is not None)
 
 
-@torch.no_grad()
 def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradient:
     """As :func:`head_gradient`, from features (N, D) and the gradient dZ (N, C) of the logits, in one dtype."""
     (c, d), split = (residual.shape[1], features.shape[1]), residual.shape[1] * features.shape[1]
-    with without_autocast(features.device):
-        joint = features.new_empty(split + c * bias)
-        weight, offset = joint[:split].view(c, d), joint[split:] if bias else None
+    joint = features.new_empty(split + c * bias)
+    weight, offset = joint[:split].view(c, d), joint[split:] if bias else None
+    with torch.no_grad(), without_autocast(features.device):
         torch.mm(residual.T, features, out=weight)
         if offset is not None:
             torch.sum(residual, 0, out=offset)
@@ -174,9 +173,15 @@ def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSea
             if turning and size > 0:
                 moved = moved / size
                 weighted = moved if encoded.unequal is None else encoded.weigh(moved)
-                both = torch.stack([weighted, -weighted]).clamp_min_(0.0)
-                sides = _sums_along(torch.softmax, logits, moved, both)
-                root = crossing(lambda xi: (*sides(xi),), torch.finfo(logits.dtype).eps)
+                both = torch.stack([weighted, -weighted]).clamp_min_(0.0).flatten(1)
+                values = torch.empty_like(logits)
+                flat = values.view(-1)
+
+                def sides(xi: float) -> Any:
+                    torch.softmax(torch.add(logits, moved, alpha=-xi) if xi else logits, 1, out=values)
+                    return torch.mv(both, flat).tolist()
+
+                root = crossing(sides, torch.finfo(logits.dtype).eps)
             return _found(logits, response, encoded, *_tensors(root, size, turning, logits))
         bounded = (lead < 0) | (scale == 0)
         scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
@@ -216,55 +221,47 @@ def reach(
     """
     logits, response = _check_ray(logits, response)
     encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
-    return level_along(logits, response, encoded, level)
+    return level_along(logits, response - encoded.expectation(response), encoded, level)
 
 
 @torch.no_grad()
 def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: Tensor | float) -> LineSearch:
-    """As :func:`reach`, in the dtype of logits and response (N, C)."""
+    """As :func:`reach`, in the dtype of logits and response (N, C), whose rows sum to 0 or are 0 at the targets."""
     with without_autocast(logits.device):
-        moved = encoded.expectation(response) - response
-        scale = torch.linalg.vector_norm(moved, torch.inf)
-        shares = -encoded.weigh(encoded.distribution(logits))
+        scale = torch.linalg.vector_norm(response, torch.inf)
         if _on_processor(logits):
-            root, size = 0.0, scale.item()
+            root, size, wanted = 0.0, scale.item(), float(level)
+
+            def sides(xi: float) -> tuple[float, float]:
+                return wanted, cross_entropy(torch.add(logits, response, alpha=xi / size), encoded).item()
+
             if size > 0:
-                losses = _sums_along(torch.log_softmax, logits, moved / size, shares.unsqueeze(0))
-                wanted = float(level)
-                root = crossing(lambda xi: (wanted, *losses(xi)), torch.finfo(logits.dtype).eps)
-            return _found(logits, -response, encoded, *_tensors(root, size, size > 0, logits))
+                root = crossing(sides, torch.finfo(logits.dtype).eps)
+            return _found(logits, response, encoded, *_tensors(root, size, size > 0, logits), up=True)
+        moved, shares = -response, -encoded.weigh(encoded.distribution(logits))
         rises, scale = scale > 0, scale.clamp_min(torch.finfo(scale.dtype).tiny)
         moved, shares = moved / scale, shares.flatten()
         found, reached = _last_of(lambda z: torch.log_softmax(z, -1).flatten(1) @ shares < level, logits, moved)
         bounded = reached & rises
-        return _found(logits, -response, encoded, torch.where(bounded, found / scale, 0.0), bounded)
+        return _found(logits, response, encoded, torch.where(bounded, found / scale, 0.0), bounded, up=True)
 
 
-def _found(logits: Tensor, response: Tensor, encoded: Targets, radius: Tensor, bounded: Tensor) -> LineSearch:
-    return LineSearch(radius, bounded, lambda r: cross_entropy(torch.addcmul(logits, response, r, value=-1), encoded))
+def _found(
+    logits: Tensor, response: Tensor, encoded: Targets, radius: Tensor, bounded: Tensor, *, up: bool = False
+) -> LineSearch:
+    sign = 1 if up else -1
+    return LineSearch(radius, bounded, lambda r: cross_entropy(torch.addcmul(logits, response, r, value=sign), encoded))
 
 
 def _tensors(root: float, scale: float, bounded: bool, like: Tensor) -> tuple[Tensor, Tensor]:
     """Radius and bounded; no radius where there is no bound."""
     bounded = bounded and root < math.inf
-    return like.new_full((), root / scale if bounded and root else 0.0), torch.tensor(bounded)
+    return like.new_full((), root / scale if bounded and root else 0.0), like.new_full((), bounded, dtype=torch.bool)
 
 
 def _on_processor(logits: Tensor) -> bool:
     """Whether reading a value waits for nothing."""
     return logits.device.type == "cpu"
-
-
-def _sums_along(squash: Callable[..., Tensor], logits: Tensor, moved: Tensor, rows: Tensor) -> Callable[[float], Any]:
-    """Make the function xi -> sums of squash(logits - xi * moved) weighted by each of rows (K, N, C), as numbers."""
-    values, rows = torch.empty_like(logits), rows.flatten(1)
-    flat = values.view(-1)
-
-    def sums(xi: float) -> Any:
-        squash(torch.add(logits, moved, alpha=-xi) if xi else logits, 1, out=values)
-        return torch.mv(rows, flat).tolist()
-
-    return sums
 
 
 def _last_of(holds: Condition, logits: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:

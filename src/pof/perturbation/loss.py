@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets, samples_of, tensors_of
 from pof._support.precision import without_autocast
-from pof.perturbation.targets import IGNORED, Targets, check_targets, encode_targets, may_ignore
+from pof.perturbation.targets import IGNORED, Targets, check_targets, encode_targets
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
@@ -31,7 +31,7 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else None
     counted = targets != getattr(loss, "ignore_index", IGNORED)
     if weights is None:
-        return counted.sum().double()
+        return counted.sum(dtype=torch.float64)
     rows = weights.to(targets.device, torch.float64)[torch.where(counted, targets, 0).long()]
     weight: Tensor = (rows * counted).sum()
     return weight
@@ -78,21 +78,25 @@ class CrossEntropy(nn.Module):
         """
         targets = class_targets(targets, logits.shape[1])
         _check_probabilities(targets)
-        counts = weight_of(self, targets) > 0 if self._may_count_nothing(targets) else None
+        soft, on_processor = targets.is_floating_point(), logits.device.type == "cpu"
+        if soft or on_processor:
+            loss = self._mean(logits, targets)
+            if soft or not math.isnan(loss.item()):
+                return loss
         # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.
-        given = targets if counts is None else torch.where(counts, targets, IGNORED)
+        counts = weight_of(self, targets) > 0
+        loss = self._mean(logits, torch.where(counts, targets, IGNORED))
+        return torch.where(counts, loss, torch.zeros_like(loss))
+
+    def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         try:
             with without_autocast(logits.device):
-                loss: Tensor = F.cross_entropy(logits, given, weight=weight, label_smoothing=self.label_smoothing)
+                return F.cross_entropy(logits, targets, weight=weight, label_smoothing=self.label_smoothing)
         except (IndexError, RuntimeError, ValueError):
             # Asked for afterwards, that costs other steps nothing.
             check_targets(targets, len(logits), logits.shape[1], self.class_weights)
             raise
-        return loss if counts is None else torch.where(counts, loss, torch.zeros_like(loss))
-
-    def _may_count_nothing(self, targets: Tensor) -> bool:
-        return not targets.is_floating_point() and (self.class_weights is not None or may_ignore(targets))
 
     def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""

@@ -64,12 +64,14 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
 
     The root of the logarithm of their ratio: sums of exponentials make it nearly a line where they themselves change
     by orders of magnitude.  Outwards from 0 by secants; then inside of a bracket by inverse quadratic interpolation
-    where the last three points lie smoothly enough for it, and by bisection (of the exponent, while the bracket spans
-    octaves) where they do not (Chandrupatla, 1997).
+    where the last three points lie smoothly enough for it (Chandrupatla, 1997).  Where they do not, by the secant of
+    the two on one side, and where that was the step before, by bisection (of the exponent, while the bracket spans
+    octaves).
 
     Args:
         sides: xi -> the two numbers, >= 0.
-        precision: relative; an interpolated point is taken unseen where it is so close to the last.
+        precision: relative; an interpolated point is taken unseen where it is so close to the last, or will be so close
+            to the next: that step times the ratio of the last two, which falls where the iteration converges.
         evaluations: at most.
 
     Returns:
@@ -93,16 +95,21 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
         oldest, inner = inner, outer
         outer = at(outer[0] + min(max(step, outer[0]), 31.0 * outer[0]))
 
-    a, b, c = outer, inner, oldest
+    # The root lies between a and b; c, on the side of a, is the one beyond.
+    a, b, c = (outer, inner, inner) if oldest is inner else (inner, outer, oldest)
+    before, extrapolated = 0.0, False
     for _ in range(evaluations):
         if a[1] == 0.0:
             return a[0]
         width, tolerance = b[0] - a[0], precision * max(a[0], b[0])
         share = _interpolated(a, b, c)
+        step = 0.0 if share is None else abs(share * width)
+        if share is not None and (step <= 4.0 * tolerance or step * step <= tolerance * before):
+            return a[0] + share * width
+        extrapolated = share is None and not extrapolated and (share := _extrapolated(a, b, c)) is not None
         if share is None:
             share = (_middle(*sorted((a[0], b[0]))) - a[0]) / width
-        elif abs(share * width) <= 4.0 * tolerance:
-            return a[0] + share * width
+        before = step
         least = tolerance / abs(width)
         if least >= 0.5:
             break
@@ -124,6 +131,14 @@ def _interpolated(a: _Point, b: _Point, c: _Point) -> float | None:
         return None
     along = (c[0] - a[0]) / (b[0] - a[0])
     return a[1] / (b[1] - a[1]) * c[1] / (b[1] - c[1]) + along * a[1] / (c[1] - a[1]) * b[1] / (c[1] - b[1])
+
+
+def _extrapolated(a: _Point, b: _Point, c: _Point) -> float | None:
+    """The root of the secant through a and c as a share of the way from a to b, if it lies there."""
+    if a[1] == c[1]:
+        return None
+    share = a[1] / (a[1] - c[1]) * (c[0] - a[0]) / (b[0] - a[0])
+    return share if 0.0 < share < 1.0 else None
 
 
 def _middle(low: float, high: float) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pof._support.batches import class_targets
 
@@ -62,8 +63,10 @@ class Targets(ABC):
 class Labels(Targets):
     """Class indices."""
 
+    classes: Tensor
+    """(N,)."""
     index: Tensor
-    """(N, 1)."""
+    """The same as a column (N, 1)."""
 
     def distribution(self, like: Tensor) -> Tensor:
         """As one-hot rows."""
@@ -147,7 +150,7 @@ def encode_targets(
             if class_weights is not None:
                 weights = class_weights.to(like)[targets]
                 of_samples = weights if counted is None else weights * counted
-            return Labels(None if of_samples is None else _shares(of_samples), labels)
+            return Labels(None if of_samples is None else _shares(of_samples), targets, labels)
         mass = torch.zeros_like(like).scatter_(1, labels, 1.0)
     else:
         mass = targets.to(like.dtype)
@@ -195,10 +198,11 @@ def check_targets(targets: Tensor, n: int, c: int, class_weights: Tensor | None,
 
 def cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
     """Mean cross-entropy sum_n w_n (logsumexp z_n - P_n . z_n) of logits (N, C)."""
+    if isinstance(targets, Labels) and targets.unequal is None:
+        return F.cross_entropy(logits, targets.classes)
     return targets.mean(torch.logsumexp(logits - targets.expectation(logits), dim=1))
 
 
-@torch.no_grad()
 def logit_gradient(logits: Tensor, targets: Targets) -> Tensor:
     """Gradient (N, C) of the mean cross-entropy with respect to the logits (N, C): w_n (p_nc - P_nc)."""
     return targets.weigh(targets.excess(torch.softmax(logits, dim=1)))

@@ -191,8 +191,7 @@ class Loop:
         if not self.pending:
             return
         names = ["loss", *self.pending[0][2].metrics]
-        own = torch.stack([torch.stack([r.loss, *r.metrics.values()]) for _, _, r in self.pending])
-        means, totals = distributed.weighted_mean(own, torch.stack([r.weight for _, _, r in self.pending]))
+        means, totals = _read([result for _, _, result in self.pending])
         for (step, rate, _), values, total in zip(self.pending, means, totals, strict=True):
             row = dict(zip(names, values, strict=True))
             if not math.isfinite(row["loss"]):
@@ -309,6 +308,15 @@ class Loop:
             return stream
         self.stream.load_state_dict(stream)
         return None
+
+
+def _read(results: list[StepResult]) -> tuple[list[list[float]], list[float]]:
+    """Means and weights of steps over the processes, as numbers: one host synchronisation for all of them."""
+    values, weights = [[r.loss, *r.metrics.values()] for r in results], [r.weight for r in results]
+    if weights[0].device.type == "cpu" and not distributed.active():
+        return [[float(each) for each in row] for row in values], [float(each) for each in weights]
+    own = torch.stack([torch.stack([each.double() for each in row]) for row in values])
+    return distributed.weighted_mean(own, torch.stack(weights))
 
 
 def _percent(metrics: Metrics | None) -> str:

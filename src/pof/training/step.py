@@ -101,7 +101,7 @@ class Stepper:
                 output = self._forward(micro)
                 torch.autograd.backward(self.scaler.scale(weighted(output.loss, share)))
             outputs.append(output)
-        return _mean(outputs, torch.stack(weights), sum(micro.size for micro in window))
+        return _mean(outputs, weights, sum(micro.size for micro in window))
 
     def _forward(self, micro: Micro) -> StepOutput:
         with autocast(self.device, self.autocast):
@@ -136,8 +136,12 @@ def over_processes(weight: Tensor) -> tuple[Tensor, int]:
     return total, dist.get_world_size()
 
 
-def _mean(outputs: list[StepOutput], weights: Tensor, samples: int) -> StepResult:
+def _mean(outputs: list[StepOutput], counts: list[Tensor], samples: int) -> StepResult:
+    if len(outputs) == 1:
+        only = {name: value.detach() for name, value in sorted(outputs[0].metrics.items())}
+        return StepResult(outputs[0].loss.detach(), counts[0], samples, only)
     # A process may have no sample in a window, or none that counts.
+    weights = torch.stack(counts)
     shares = weights / weights.sum().clamp_min(TINY)
 
     def mean(values: list[Tensor]) -> Tensor:

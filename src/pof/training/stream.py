@@ -64,6 +64,8 @@ def with_next(batches: Iterator[T], first: T | None = None) -> Iterator[tuple[T,
 
 def fetched(batches: Iterator[Any], held: list[Any]) -> Any:
     """The next mini-batch, or ``END``; refused where it was written over one of those held."""
+    if not held:
+        return next(batches, END)
     before = [(tensor, tensor._version) for tensor in _plain(held)]
     batch = next(batches, END)
     there = {tensor.data_ptr(): _storage(tensor) for tensor, _ in before if tensor.numel()}
