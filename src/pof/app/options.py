@@ -182,6 +182,9 @@ def check_data(options: DataOptions) -> None:
     whole_number("split_seed", options.split_seed, 0, MOST_SEED)
     if options.train_size is not None:
         whole_number("train_size", options.train_size, 0)
+    finite("validation", options.validation)
+    if options.fraction is not None:
+        finite("fraction", options.fraction)
 
 
 def read_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:
