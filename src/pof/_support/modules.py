@@ -94,6 +94,15 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Run the body in eval mode, but for batch norms, which have their own mode and leave their statistics alone."""
+    with frozen_statistics(module), modes_kept(module):
+        for m in module.modules():
+            m.training = m.training and _normalises_batches(m)
+        yield
+
+
 def _normalises_batches(module: nn.Module) -> bool:
     """Tell batch norms by class, custom ones by their buffers."""
     return isinstance(module, BATCH_NORMS) or isinstance(getattr(module, "running_mean", None), Tensor)

@@ -147,10 +147,19 @@ class Method(nn.Module, ABC):
 
         Yields:
             Those of the model that require a gradient.
+
+        Raises:
+            ValueError: if there are none.
         """
         self.attach()
         distributed.reshard(self.model)
-        yield from (p for p in self.model.parameters() if p.requires_grad)
+        found = [p for p in self.model.parameters() if p.requires_grad]
+        if not found:
+            raise ValueError(
+                f"nothing to train: no parameter outside of what {type(self).__name__} holds fixed requires a gradient;"
+                " unfreeze some, such as model.requires_grad_(True)"
+            )
+        yield from found
 
     def _freeze_head(self) -> None:
         """Take the head out of training, for the methods that perturb it.

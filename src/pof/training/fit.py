@@ -138,11 +138,6 @@ def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | Non
 
 def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
     trainable = list(method.trainable_parameters())
-    if not trainable:
-        raise ValueError(
-            f"nothing to train: no parameter outside of what {type(method).__name__} holds fixed requires a gradient;"
-            " unfreeze some, such as model.requires_grad_(True)"
-        )
     if isinstance(make, Optimizer):
         made = make
     else:
