@@ -33,6 +33,22 @@ def test_a_frozen_backbone(make: Any) -> None:
         make(model).build_optimizer(torch.optim.SGD, lr=0.1)
 
 
+MAKES: list[Any] = [
+    pof.PoF,
+    pof.HeadAscent,
+    lambda m: pof.Averaged(pof.Finetune(m), "ema"),
+    pof.L2SP,
+    lambda m: pof.DELTA(m, ["0"]),
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_lazy_layers_that_have_not_run(make: Any) -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"'2.weight' has no shape yet: run the model once on a mini-batch"):
+        make(model)
+
+
 class Checkpointed(nn.Module):
     """All of it, the head too, is computed anew in the backward pass."""
 

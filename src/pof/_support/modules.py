@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -124,8 +125,16 @@ def _stops_tracking(module: nn.Module) -> bool:
     return known and isinstance(module, BATCH_NORMS)
 
 
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a network with parameters that have no shape before its first forward."""
+    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise ValueError(f"{lazy!r} has no shape yet: run the model once on a mini-batch before")
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy; a parameter's gradient is not copied."""
+    refuse_lazy(model)
     # Tensors that hooks compute (torch's older weight norm, pruning) have a graph, with which they cannot be copied.
     computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from pof._support import distributed
 from pof._support.batches import Inputs
 from pof._support.described import described, options_of
+from pof._support.modules import refuse_lazy
 from pof.head.split import SplitModel
 from pof.perturbation.loss import LossFunction, weight_of
 
@@ -174,6 +175,7 @@ class Method(nn.Module, ABC):
                 "the model is in DistributedDataParallel already, which would wait for the gradients of the head that"
                 " the method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
             )
+        refuse_lazy(self.model)
         distributed.reshard(self.model)
         self._taken_out = [p for p in self.network.head.parameters() if p.requires_grad]
         self.network.head.requires_grad_(False)

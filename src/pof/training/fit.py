@@ -16,13 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pof._support import distributed
 from pof._support.checks import whole_number
-from pof._support.modules import modes_kept
+from pof._support.modules import modes_kept, refuse_lazy
 from pof._support.precision import AskedPrecision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
@@ -166,9 +165,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
 
 
 def _check_network(method: Method) -> None:
-    lazy = next((name for name, p in method.model.named_parameters() if is_lazy(p)), None)
-    if lazy is not None:
-        raise ValueError(f"{lazy!r} has no shape yet: run the model once on a mini-batch before")
+    refuse_lazy(method.model)
     if any(distributed.is_sharded(parameter) for parameter in method.parameters()):
         raise ValueError(
             "pof.fit keeps, selects and saves whole networks, so it takes no parameters that fully_shard has sharded:"
