@@ -51,7 +51,8 @@ def loss_at(model: nn.Module, batch: Batch, rho: float, kind: Kind) -> float:
     parameters = list(moved.parameters())
     gradients = torch.autograd.grad(F.cross_entropy(moved(batch[0]), batch[1]), parameters)
     on = [kind != "sam-on" or i in {2, 3} for i in range(len(parameters))]
-    scales = [p.detach().abs() + 0.01 if kind == "asam" else torch.ones_like(p) for p in parameters]
+    adaptive = [kind == "asam" and "weight" in name for name, _ in moved.named_parameters()]
+    scales = [p.detach().abs() + 0.01 if a else torch.ones_like(p) for a, p in zip(adaptive, parameters, strict=True)]
     norm = math.sqrt(sum(float((t * g).square().sum()) for t, g, o in zip(scales, gradients, on, strict=True) if o))
     with torch.no_grad():
         for p, t, g, o in zip(parameters, scales, gradients, on, strict=True):

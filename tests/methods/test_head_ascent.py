@@ -154,6 +154,22 @@ def test_a_head_that_is_not_linear_reaches_the_level_too() -> None:
     assert float(out.loss.detach()) == pytest.approx(float(loss.detach()), rel=1e-4)
 
 
+def test_a_batch_norm_inside_the_head_has_the_same_statistics_in_search_and_loss() -> None:
+    head = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)).double()
+    model = fitted(head)
+    head[1].running_mean += 0.5
+    statistics = head[1].running_mean.clone()
+    inputs, targets = batch(0)
+    out = pof.HeadAscent(model, head="1", level=0.3)(inputs, targets)
+    assert float(out.radius) > 0
+    assert float(out.loss.detach()) == pytest.approx(0.3 * math.log(4), rel=1e-4)
+    # Those of one forward: the search leaves them alone.
+    seen = model[1][0](model[0](inputs)).mean(dim=0)
+    torch.testing.assert_close(head[1].running_mean, 0.9 * statistics + 0.1 * seen.detach())
+    _, rho = head_ascent.step_loss(model[0], model[1], batch(0), 0.3 * math.log(4))
+    assert float(out.radius) == pytest.approx(rho, rel=1e-4)
+
+
 def test_in_eval_mode_the_loss_is_the_plain_one() -> None:
     method = pof.HeadAscent(fitted()).eval()
     out = method(*batch(0))

@@ -53,6 +53,7 @@ def twin_steps(name: str, model: nn.Module, base: twin.SGD | twin.Adam, batches:
     """Yields the weights after each step."""
     chosen = {id(p) for p in normalization_parameters(model)}
     mask = [id(p) in chosen for p in model.parameters() for _ in range(p.numel())]
+    weights = ["weight" in name for name, p in model.named_parameters() for _ in range(p.numel())]
     live = twin.MSAM(base, 0.3)
     w = flat(model.parameters())
     for batch in batches:
@@ -64,7 +65,7 @@ def twin_steps(name: str, model: nn.Module, base: twin.SGD | twin.Adam, batches:
         if name == "sam":
             w = twin.sam_step(w, base, gradient_at, 0.1)
         elif name == "asam":
-            w = twin.asam_step(w, base, gradient_at, 0.5, 0.01)
+            w = twin.asam_step(w, base, gradient_at, 0.5, 0.01, weights)
         else:
             w = twin.sam_on_step(w, base, gradient_at, 0.2, mask)
         yield w
@@ -119,11 +120,48 @@ def test_adaptive_sam_is_asam() -> None:
     assert equal(weights_of(one), weights_of(other))
 
 
+@pytest.mark.parametrize("known", ["model", "names", "nothing"])
+def test_asam_knows_a_bias_by_its_name_or_else_by_its_shape(known: str) -> None:
+    model, batch = build_model(), build_batches(1)[0]
+    given = model.named_parameters() if known == "names" else model.parameters()
+    optimizer = ASAM(given, torch.optim.SGD, 0.5, model=model if known == "model" else None, **SGD_OPTIONS)
+    closure_of(model, optimizer, batch)()
+    scales = [
+        # Without names the weight of a norm is taken for a bias.
+        p.detach().abs() + 0.01 if "weight" in name and (known != "nothing" or p.ndim > 1) else torch.ones_like(p)
+        for name, p in model.named_parameters()
+    ]
+    norm = torch.cat([(t * p.grad).flatten() for t, p in zip(scales, model.parameters(), strict=True)]).norm()
+    wanted = [p + 0.5 * t * t * p.grad / norm for t, p in zip(scales, model.parameters(), strict=True)]
+    with optimizer.perturbed():
+        torch.testing.assert_close(list(model.parameters()), [w.detach() for w in wanted], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.01])
+def test_asam_sees_no_rescaling_of_layers_where_eta_is_zero(eta: float) -> None:
+    def loss_there(factor: float) -> float:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 3, bias=False)).double()
+        with torch.no_grad():
+            model[0].weight.mul_(factor)
+            model[2].weight.div_(factor)
+        inputs, targets = build_batches(1)[0]
+        optimizer = ASAM(model.parameters(), torch.optim.SGD, 0.5, eta, lr=0.1)
+        closure_of(model, optimizer, (inputs, targets))()
+        with optimizer.perturbed():
+            return float(F.cross_entropy(model(inputs), targets).detach())
+
+    assert (loss_there(10.0) == pytest.approx(loss_there(1.0), rel=1e-12)) == (eta == 0.0)
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_step_equals_pytorch_optimizer(adaptive: bool) -> None:
     other = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is not installed")
     mine, theirs, batches = build_model(), build_model(), build_batches()
-    # Their T is |w|, without eta.
+    # Their T is |w| for biases too, and without eta: so weights alone.
+    for model in (mine, theirs) if adaptive else ():
+        model[1], model[3] = nn.Identity(), nn.Linear(7, 3, bias=False).double()
+        nn.init.orthogonal_(model[3].weight, generator=torch.Generator().manual_seed(0))
     if adaptive:
         optimizer = ASAM(mine.parameters(), torch.optim.SGD, 0.5, eta=0.0, **SGD_OPTIONS)
     else:

@@ -79,10 +79,12 @@ def le_sam_step(w: Vector, base: SGD | Adam, gradient_at: Gradient, sigma: float
     return base.update(w, gradient_at([w_i + e_i for w_i, e_i in zip(w, eps, strict=True)]))
 
 
-def asam_step(w: Vector, base: SGD | Adam, gradient_at: Gradient, rho: float, eta: float) -> Vector:
-    """eps = rho T^2 g / ||T g||, T = |w| + eta."""
+def asam_step(
+    w: Vector, base: SGD | Adam, gradient_at: Gradient, rho: float, eta: float, weights: list[bool]
+) -> Vector:
+    """eps = rho T^2 g / ||T g||, T = |w| + eta for weights and 1 for all else."""
     g = gradient_at(w)
-    scale = [abs(w_i) + eta for w_i in w]
+    scale = [abs(w_i) + eta if is_weight else 1.0 for w_i, is_weight in zip(w, weights, strict=True)]
     length = norm([t_i * g_i for t_i, g_i in zip(scale, g, strict=True)])
     eps = [rho * t_i**2 * g_i / length for t_i, g_i in zip(scale, g, strict=True)]
     return base.update(w, gradient_at([w_i + e_i for w_i, e_i in zip(w, eps, strict=True)]))

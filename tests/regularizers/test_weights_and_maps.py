@@ -132,3 +132,20 @@ def test_widest_convolutions_are_the_ends_of_a_resnets_stages() -> None:
     assert widest_convolutions(problem.network(), problem.batches()[0][0]) == ("stem", "conv")
     with pytest.raises(ValueError, match="Linear has no convolution with a map"):
         widest_convolutions(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_delta_at_the_authors_scale_is_their_sum_over_samples_and_channels() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3)).double()
+    inputs = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    regularizer = DELTA(
+        model, ["0", "2"], strength=0.01 * 4, channel_weights=[torch.full((3,), 3.0), torch.full((5,), 5.0)]
+    )
+    source = deepcopy(model)
+    with torch.no_grad():
+        model[0].weight.add_(0.1)
+    model(inputs)
+    squares = [(model[:n](inputs) - source[:n](inputs)).square() for n in (1, 3)]
+    expected = 0.01 * 0.5 * sum(each.mean(dim=(2, 3)).sum() for each in squares)
+    model(inputs)
+    torch.testing.assert_close(regularizer(inputs=inputs), expected, rtol=1e-12, atol=0)

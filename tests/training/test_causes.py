@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pof
@@ -22,6 +23,51 @@ pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
 def test_half_precision_weights_with_a_scaled_loss() -> None:
     with pytest.raises(ValueError, match=r"precision='fp16' casts float32 weights .* use model.float\(\)"):
         pof.fit(pof.Finetune(mlp().half()), batches(1), epochs=1, precision="fp16", device="cpu")
+
+
+@pytest.mark.parametrize("make", [pof.PoF, pof.HeadAscent])
+def test_a_frozen_backbone(make: Any) -> None:
+    model = mlp()
+    model.body.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"nothing to train: no parameter outside of what \w+ holds fixed"):
+        make(model).build_optimizer(torch.optim.SGD, lr=0.1)
+
+
+MAKES: list[Any] = [
+    pof.PoF,
+    pof.HeadAscent,
+    lambda m: pof.Averaged(pof.Finetune(m), "ema"),
+    pof.L2SP,
+    lambda m: pof.DELTA(m, ["0"]),
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_lazy_layers_that_have_not_run(make: Any) -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"'2.weight' has no shape yet: run the model once on a mini-batch"):
+        make(model)
+
+
+class Checkpointed(nn.Module):
+    """All of it, the head too, is computed anew in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.reentrant = mlp(), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = checkpoint(self.inner, x.requires_grad_(), use_reentrant=self.reentrant)
+        return logits
+
+
+@pytest.mark.parametrize("make", [pof.PoF, pof.Finetune])
+def test_a_head_inside_of_a_checkpoint(make: Any) -> None:
+    inputs, targets = batch()
+    given = (inputs, targets, *batch(seed=1))
+    with pytest.raises(ValueError, match=r"head 'inner.fc' runs without a graph .* use_reentrant=False"):
+        make(Checkpointed(True), "inner.fc")(*given)
+    make(Checkpointed(False), "inner.fc")(*given).loss.backward()
 
 
 class Auxiliary(nn.Module):

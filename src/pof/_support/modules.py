@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -100,6 +101,15 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Run the body in eval mode, but for batch norms, which have their own mode and leave their statistics alone."""
+    with frozen_statistics(module), modes_kept(module):
+        for m in module.modules():
+            m.training = m.training and _normalises_batches(m)
+        yield
+
+
 def _normalises_batches(module: nn.Module) -> bool:
     """Tell batch norms by class, custom ones by their buffers."""
     return isinstance(module, BATCH_NORMS) or isinstance(getattr(module, "running_mean", None), Tensor)
@@ -118,8 +128,16 @@ def check_values(model: nn.Module) -> None:
         raise ValueError(f"{name!r} is on the meta device and has no values: build the network on another, or load it")
 
 
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a network with parameters that have no shape before its first forward."""
+    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise ValueError(f"{lazy!r} has no shape yet: run the model once on a mini-batch before")
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy; a parameter's gradient is not copied."""
+    refuse_lazy(model)
     # Tensors that hooks compute (torch's older weight norm, pruning) have a graph, with which they cannot be copied.
     computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})

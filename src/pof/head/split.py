@@ -243,7 +243,16 @@ class SplitModel(nn.Module):
                 f"the head {self.head_name!r} must take and return one tensor, not {type(features).__name__} and "
                 f'{type(logits).__name__}: name another module with head="name"'
             )
+        if torch.is_grad_enabled() and not logits.requires_grad:
+            self._refuse_lost_graph(output)
         return *self._reach(output, features, logits), output
+
+    def _refuse_lost_graph(self, output: Any) -> None:
+        if any(tensor.requires_grad for tensor in outputs_in(output).values()):
+            raise ValueError(
+                f"the head {self.head_name!r} runs without a graph inside of a re-entrant checkpoint, so its logits"
+                " cannot be trained on: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the network in place, for calls and for features alike; arguments as of ``torch.compile``."""

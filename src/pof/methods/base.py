@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from pof._support import distributed
 from pof._support.batches import Inputs
 from pof._support.described import described, options_of
+from pof._support.modules import refuse_lazy
 from pof.head.split import SplitModel
 from pof.perturbation.loss import LossFunction, weight_of
 
@@ -157,10 +158,19 @@ class Method(nn.Module, ABC):
 
         Yields:
             Those of the model that require a gradient.
+
+        Raises:
+            ValueError: if there are none.
         """
         self.attach()
         distributed.reshard(self.model)
-        yield from (p for p in self.model.parameters() if p.requires_grad)
+        found = [p for p in self.model.parameters() if p.requires_grad]
+        if not found:
+            raise ValueError(
+                f"nothing to train: no parameter outside of what {type(self).__name__} holds fixed requires a gradient;"
+                " unfreeze some, such as model.requires_grad_(True)"
+            )
+        yield from found
 
     def _freeze_head(self) -> None:
         """Take the head out of training, for the methods that perturb it.
@@ -175,6 +185,7 @@ class Method(nn.Module, ABC):
                 "the model is in DistributedDataParallel already, which would wait for the gradients of the head that"
                 " the method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
             )
+        refuse_lazy(self.model)
         distributed.reshard(self.model)
         self._taken_out = [p for p in self.network.head.parameters() if p.requires_grad]
         self.network.head.requires_grad_(False)

@@ -12,6 +12,7 @@ one backward.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -145,8 +146,10 @@ class PoF(Method):
             bounded = torch.ones_like(radius, dtype=torch.bool)
         else:
             seen, labels, known = reference
-            line = along_head_gradient(self.network, seen, labels, self.loss, known)
-            search, expansion = line.minimise(), self._draw_expansion()
+            with running_statistics(self.network.head) if self.batch_norm == "running" else nullcontext():
+                line = along_head_gradient(self.network, seen, labels, self.loss, known)
+                search = line.minimise()
+            expansion = self._draw_expansion()
             norm, radius, bounded = line.norm, search.radius, search.bounded
             perturbed = line.logits(features, logits, expansion * radius) if expansion else logits
         return PoFOutput(

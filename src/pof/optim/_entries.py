@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof.optim._equations import adaptive_scale
@@ -34,13 +34,27 @@ def rescaled(entry: Entry, power: Literal[1, 2]) -> Tensor:
     return (scale.square_() if power == 2 else scale).mul_(entry.direction)
 
 
-def gradient_entries(groups: Iterable[dict[str, Any]]) -> Iterator[Entry]:
-    """Take the gradients of all parameter groups, as SAM needs them: uphill also for an optimizer that maximises."""
+def is_weight(parameter: Tensor, name: str | None) -> bool:
+    """Tell what ASAM rescales, as its authors do: what is called a weight; without a name, what is no vector."""
+    return parameter.ndim > 1 if name is None else "weight" in name
+
+
+def gradient_entries(groups: Iterable[dict[str, Any]], model: nn.Module | None = None) -> Iterator[Entry]:
+    """Take the gradients of all parameter groups, as SAM needs them: uphill also for an optimizer that maximises.
+
+    Names, which ASAM reads, are those that the groups were given, or else those in the model.
+    """
+    groups = list(groups)
+    adaptive = model is not None and any(group["adaptive"] for group in groups)
+    names = {id(p): name for name, p in model.named_parameters()} if model is not None and adaptive else {}
     for group in groups:
         radius = -group["rho"] if group.get("maximize", False) else group["rho"]
-        eta, budget = group["eta"] if group["adaptive"] else None, group.get("budget")
+        budget = group.get("budget")
         radius = 0.0 if budget == 0 else radius
-        for parameter in group["params"]:
+        given = group.get("param_names") or [None] * len(group["params"])
+        for parameter, own in zip(group["params"], given, strict=True):
+            name = names.get(id(parameter)) if own is None else own
+            eta = group["eta"] if group["adaptive"] and is_weight(parameter, name) else None
             gradient = parameter.grad
             if gradient is None:
                 continue

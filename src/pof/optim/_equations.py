@@ -1,7 +1,7 @@
 """The equations of SAM and its relatives, as functions of tensors.
 
 SAM (Foret et al., ICLR 2021, arXiv 2010.01412), Eq. 2: eps = rho * g / ||g||_2 over all parameters.
-ASAM (Kwon et al., ICML 2021): eps = rho * T^2 g / ||T g||_2 with T = |w| + eta.
+ASAM (Kwon et al., ICML 2021): eps = rho * T^2 g / ||T g||_2 with T = |w| + eta, of biases T = 1.
 LE-SAM (Wang et al., ICML 2026, arXiv 2605.10183): rho_t = min(sigma_t / ||g||_2, rho_max), sigma_t a loss.
 There is no host synchronisation: what must not happen (0/0, inf) is replaced, not branched on.
 """

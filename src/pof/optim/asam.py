@@ -1,7 +1,8 @@
 """ASAM: adaptive sharpness-aware minimisation (Kwon et al., ICML 2021, arXiv 2102.11600).
 
-SAM with a radius that is measured relative to each weight: eps = rho * T^2 g / ||T g||_2, T = |w| + eta, so that a
-rescaling of the layers that leaves the function alone leaves the perturbation's effect alone.
+SAM with a radius that is measured relative to each weight: eps = rho * T^2 g / ||T g||_2, T = |w| + eta for
+weights and 1 for biases.  With eta = 0 a rescaling of the weights that leaves the function alone leaves the
+perturbation's effect alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pof.optim.sam import ETA
 class ASAM(PerturbingOptimizer):
     """Adaptive SAM around a base optimizer; used like :class:`~pof.optim.SAM`.
 
-    T applies to every parameter, biases and normalisation parameters included.
+    As in the authors' code a parameter whose name has "weight" in it is rescaled (those of norms too), and T is 1 for
+    all others.  Names come from ``model``, or from ``params`` as ``model.named_parameters()``; without them, vectors
+    are taken for biases.
 
     Args:
         params: parameters, or parameter groups.
@@ -48,4 +51,4 @@ class ASAM(PerturbingOptimizer):
         super().__init__(params, base_optimizer_class, own, base_options, model)
 
     def _entries(self) -> Iterator[Entry]:
-        return gradient_entries(self.param_groups)
+        return gradient_entries(self.param_groups, self.model)

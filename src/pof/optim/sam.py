@@ -86,4 +86,4 @@ class SAM(PerturbingOptimizer):
         super().__init__(params, base_optimizer_class, own, base_options, model)
 
     def _entries(self) -> Iterator[Entry]:
-        return gradient_entries(self.param_groups)
+        return gradient_entries(self.param_groups, self.model)

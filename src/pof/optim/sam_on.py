@@ -58,4 +58,4 @@ class SAMON(PerturbingOptimizer):
 
     def _entries(self) -> Iterator[Entry]:
         chosen = {id(p) for p in normalization_parameters(self.model)}
-        return (entry for entry in gradient_entries(self.param_groups) if id(entry.parameter) in chosen)
+        return (entry for entry in gradient_entries(self.param_groups, self.model) if id(entry.parameter) in chosen)

@@ -12,7 +12,7 @@ theta, as PoF does; head ascent goes up, with a negative one.  No parameter is m
 - ``logits(features, logits, amount)``: those of any mini-batch there.
 
 With a linear head and the cross-entropy all of it is exact and in closed form (``pof.perturbation.linear``).  For
-any other head or loss an evaluation is a forward of the head in eval mode, and the first point found by doubling is
+any other head or loss an evaluation is a forward of the head without dropout, and the first point found by doubling is
 taken.
 """
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.distributed import call_with, whole
-from pof._support.modules import evaluating, frozen_statistics
+from pof._support.modules import frozen_statistics, without_dropout
 from pof._support.norms import global_norm
 from pof._support.precision import wide_dtype
 from pof.head.split import SplitModel
@@ -146,7 +146,7 @@ class ModuleLine:
         theta = {name: whole(p).detach() for name, p in head.named_parameters()}
         leaves = {name: p.clone().requires_grad_() for name, p in theta.items()}
         features = features.detach()
-        with evaluating(head), torch.enable_grad():
+        with without_dropout(head), torch.enable_grad():
             value = loss(_call(head, leaves, features), targets)
             gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
         norm = global_norm(gradients)
@@ -155,8 +155,8 @@ class ModuleLine:
         return cls(norm, head, theta, direction, features, targets, loss)
 
     def loss_at(self, amount: Tensor | float) -> Tensor:
-        """Compute the loss there, the head in eval mode."""
-        with evaluating(self.head):
+        """Compute the loss there, without dropout; batch norms in their own mode, as in the loss that is trained."""
+        with without_dropout(self.head):
             return self.loss(_call(self.head, self._moved(amount), self.features), self.targets)
 
     def _slope(self, amount: Tensor) -> Tensor:

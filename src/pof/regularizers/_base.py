@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pof._support import distributed
 from pof._support.batches import Inputs, class_targets
 from pof._support.precision import at_least_float32, without_autocast
+from pof.perturbation.targets import IGNORED, may_ignore
 
 
 class Regularizer(nn.Module, ABC):
@@ -134,7 +135,8 @@ class OnFeatures(Regularizer):
 
         Args:
             features: (N, D) with graph.
-            targets: (N,) class indices; read by AdaRand, and RandReg with the prior ``"class"``.
+            targets: (N,) class indices; samples with -100 have no part.  Their class is read by AdaRand, and RandReg
+                with the prior ``"class"``.
             inputs: not read.
 
         Returns:
@@ -147,11 +149,14 @@ class OnFeatures(Regularizer):
             return zero(features)
         check_features(features, self.dimension)
         with without_autocast(features.device):
-            return self.penalty(at_least_float32(features), targets)
+            return self.penalty(at_least_float32(features), targets, counted_of(targets))
 
     @abstractmethod
-    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
-        """Penalty, strength included, of features (N, D) in float32 or float64 and targets (N,) not checked yet."""
+    def penalty(self, features: Tensor, targets: Tensor | None, counted: Tensor | None) -> Tensor:
+        """Penalty, strength included, of features (N, D) in float32 or float64 and targets (N,) not checked yet.
+
+        ``counted``: as :func:`counted_of` says.
+        """
 
 
 def nonnegative(name: str, value: float) -> float:
@@ -171,6 +176,23 @@ def nonnegative(name: str, value: float) -> float:
 def zero(features: Tensor | None) -> Tensor:
     """Penalty of strength 0: a float32 constant without a graph, so that it adds no work to the backward pass."""
     return torch.zeros((), device=None if features is None else features.device)
+
+
+def counted_of(targets: Any) -> Tensor | None:
+    """Which samples have a part, (N,) bool: all but those with the label -100; None where all are known to."""
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or not may_ignore(targets):
+        return None
+    return targets != IGNORED
+
+
+def kept(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Values (N, ...), 0 in the rows that have no part."""
+    return values if counted is None else values.masked_fill(~counted.view(-1, *[1] * (values.ndim - 1)), 0.0)
+
+
+def mean_over(values: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean of values (N, ...) over the samples that have a part; those of the others are 0."""
+    return values.mean() if counted is None else values.sum() / (counted.sum().clamp_min(1) * values[0].numel())
 
 
 def check_features(features: Tensor, dimension: int | None = None) -> None:
@@ -197,7 +219,7 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
     the cross-entropy beside it refuses them there.
 
     Returns:
-        The targets, as int64.
+        The targets, as int64; 0 for those to be ignored.
 
     Raises:
         ValueError: if there are none, the shape or dtype is wrong, or an index is outside [0, ``num_classes``).
@@ -211,6 +233,7 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
             f"targets must be class indices of shape ({features.shape[0]},), one per row of features; "
             f"got {targets.dtype} of shape {tuple(targets.shape)} (mixed or soft targets have no single class)"
         )
+    targets = torch.where(targets == IGNORED, 0, targets) if may_ignore(targets) else targets
     if targets.device.type == "cpu":
         check_range(targets, num_classes)
     return targets

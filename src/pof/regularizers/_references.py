@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.random import mix, seeded
-from pof.regularizers._base import own_rows
+from pof.regularizers._base import kept, mean_over, own_rows
 
 
 class Sampler(Protocol):
@@ -21,9 +21,9 @@ class Sampler(Protocol):
     def __call__(self, *size: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor: ...
 
 
-def squared_distance(features: Tensor, references: Tensor) -> Tensor:
-    """Distance mean_n 1/D ||f_n - z_n||^2; the mean over D keeps strengths comparable between networks."""
-    return (features - references).square().mean()
+def squared_distance(features: Tensor, references: Tensor, counted: Tensor | None) -> Tensor:
+    """Distance mean_n 1/D ||f_n - z_n||^2 over the samples counted; the mean over D keeps strengths comparable."""
+    return mean_over(kept(features - references, counted).square(), counted)
 
 
 def class_references(mean: Tensor, std: Tensor, targets: Tensor, noise: Tensor) -> Tensor:

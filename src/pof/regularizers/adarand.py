@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pof._support.distributed import add_up
 from pof._support.precision import without_autocast
-from pof.regularizers._base import OnFeatures, check_features, check_targets, nonnegative
+from pof.regularizers._base import OnFeatures, check_features, check_targets, counted_of, kept, nonnegative
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
 from pof.regularizers.statistics import check_moments, class_statistics
 
@@ -26,16 +26,19 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
-def class_sums(features: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Add up the features (N, D) of each class of the global batch, with one ``index_add``.
+def class_sums(
+    features: Tensor, targets: Tensor, num_classes: int, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add up the features (N, D) of each class of the global batch, of the samples counted, with one ``index_add``.
 
     Under several processes 4 K (D + 1) bytes (float32) are all-reduced.
 
     Returns:
         sums (K, D) and counts (K,), in the dtype of ``features``.
     """
-    sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, targets, features)
-    counts = features.new_zeros(num_classes).index_add_(0, targets, features.new_ones(features.shape[0]))
+    sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, targets, kept(features, counted))
+    ones = features.new_ones(features.shape[0]) if counted is None else counted.to(features.dtype)
+    counts = features.new_zeros(num_classes).index_add_(0, targets, ones)
     add_up([sums, counts])
     return sums, counts
 
@@ -182,11 +185,12 @@ class AdaRand(OnFeatures):
         found = class_statistics(model, loader, num_classes=num_classes)
         return cls(found.mean, found.std.bfloat16(), strength=strength, alpha=alpha, lr=lr, seed=seed)
 
-    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+    def penalty(self, features: Tensor, targets: Tensor | None, counted: Tensor | None) -> Tensor:
         """Penalty of features (N, D) with new references for targets (N,)."""
         targets = check_targets(targets, features, self.mu.shape[0])
         noise = self.stream(features.detach(), torch.randn)
-        return self.strength * squared_distance(features, class_references(self.mu, self.sigma, targets, noise))
+        references = class_references(self.mu, self.sigma, targets, noise)
+        return self.strength * squared_distance(features, references, counted)
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Adapt mu_bar and mu, once after the optimizer's step; a collective call under several processes.
@@ -202,9 +206,10 @@ class AdaRand(OnFeatures):
         if self.strength == 0:
             return
         check_features(features, self.dimension)
+        counted = counted_of(targets)
         targets = check_targets(targets, features, self.mu.shape[0])
         with without_autocast(features.device):
-            sums, counts = class_sums(features.detach().to(self.mu.dtype), targets, self.mu.shape[0])
+            sums, counts = class_sums(features.detach().to(self.mu.dtype), targets, self.mu.shape[0], counted)
             moving_average_(self.mu_bar, sums, counts, self.alpha)
             del sums
             gradient = mean_gradient(self.mu, self.mu_bar)

@@ -48,10 +48,14 @@ class BSS(OnFeatures):
         whole_number("k", k, 1)
         self.k = k
 
-    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
-        """Penalty of features (N, D); k must not be larger than min(N, D)."""
+    def penalty(self, features: Tensor, targets: Tensor | None, counted: Tensor | None) -> Tensor:
+        """Penalty of features (N, D); k must not be larger than min(N, D), N those that count."""
+        if counted is not None:
+            features = features[counted]
         everywhere = gather_with_graph(features)
+        if not len(everywhere):
+            return features.sum()
         penalty = self.strength * spectral_shrinkage(everywhere, self.k)
         # The others' rows are constants here, so the average over the processes (weights N_r / N) needs N / N_r.
-        weight = everywhere.shape[0] / features.shape[0]
+        weight = everywhere.shape[0] / max(features.shape[0], 1)
         return penalty if weight == 1 else penalty.detach() + weight * (penalty - penalty.detach())

@@ -18,21 +18,24 @@ from torch.utils.hooks import RemovableHandle
 from pof._support.batches import Inputs, call
 from pof._support.modules import copied, evaluating
 from pof._support.precision import at_least_float32, without_autocast
-from pof.regularizers._base import Regularizer, zero
+from pof.regularizers._base import Regularizer, counted_of, kept, mean_over, zero
 
 
-def map_distance(maps: Tensor, source_maps: Tensor, channel_weights: Tensor | None = None) -> Tensor:
+def map_distance(
+    maps: Tensor, source_maps: Tensor, channel_weights: Tensor | None = None, counted: Tensor | None = None
+) -> Tensor:
     """Half the mean of a_c (FM_c - FM*_c)^2 over samples, channels and positions (Li et al., section 3).
 
-    For maps (N, C, ...), with graph, those of the source network, and weights a (C,); all 1 if None.
+    For maps (N, C, ...), with graph, those of the source network, and weights a (C,), all 1 if None; over the samples
+    counted (N,), all if None.
 
     Returns:
         A scalar.
     """
-    squared = (maps - source_maps).square()
+    squared = kept(maps - source_maps, counted).square()
     if channel_weights is not None:
         squared = squared * channel_weights.to(squared.dtype).view(-1, *[1] * (maps.ndim - 2))
-    return 0.5 * squared.mean()
+    return 0.5 * mean_over(squared, counted)
 
 
 def feature_maps(model: nn.Module, layers: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
@@ -168,7 +171,7 @@ class DELTA(Regularizer):
 
         Args:
             features: not read.
-            targets: not read.
+            targets: (N,) class indices, of which only those of -100 are read: these samples have no part.
             inputs: (N, ...), those of the latest forward pass of the model.
 
         Returns:
@@ -195,7 +198,8 @@ class DELTA(Regularizer):
         with torch.no_grad():
             source_maps = feature_maps(self._source[0].to(device), self.layers, inputs)
         with without_autocast(device):
-            distances = [self._distance(i, maps[name], source_maps[name]) for i, name in enumerate(self.layers)]
+            counted = counted_of(targets)
+            distances = [self._distance(i, maps[n], source_maps[n], counted) for i, n in enumerate(self.layers)]
             return self.strength * torch.stack(distances).sum()
 
     def open(self) -> None:
@@ -210,7 +214,7 @@ class DELTA(Regularizer):
             handle.remove()
         self._handles.clear()
 
-    def _distance(self, index: int, maps: Tensor, source_maps: Tensor) -> Tensor:
+    def _distance(self, index: int, maps: Tensor, source_maps: Tensor, counted: Tensor | None) -> Tensor:
         if maps.shape != source_maps.shape:
             raise ValueError(
                 f"layer {self.layers[index]!r} gave {tuple(maps.shape)} in the model and {tuple(source_maps.shape)} "
@@ -222,4 +226,4 @@ class DELTA(Regularizer):
                 f"layer {self.layers[index]!r} has {maps.shape[1]} channels; its channel_weights have shape "
                 f"{tuple(weights.shape)}"
             )
-        return map_distance(at_least_float32(maps), at_least_float32(source_maps), weights)
+        return map_distance(at_least_float32(maps), at_least_float32(source_maps), weights, counted)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pof.regularizers._base import OnFeatures
+from pof.regularizers._base import OnFeatures, kept, mean_over
 
 
 class FNP(OnFeatures):
@@ -23,6 +23,6 @@ class FNP(OnFeatures):
     def __init__(self, *, strength: float = 1.0) -> None:
         super().__init__(strength)
 
-    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+    def penalty(self, features: Tensor, targets: Tensor | None, counted: Tensor | None) -> Tensor:
         """Penalty of features (N, D)."""
-        return self.strength * features.square().mean()
+        return self.strength * mean_over(kept(features, counted).square(), counted)

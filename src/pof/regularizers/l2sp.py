@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pof._support.batches import Inputs
 from pof._support.distributed import is_sharded
+from pof._support.modules import refuse_lazy
 from pof._support.precision import at_least_float32
 from pof.head.search import find_head
 from pof.regularizers._base import Regularizer, nonnegative
@@ -50,6 +51,7 @@ class L2SP(Regularizer):
         head_strength: float = 0.01,
     ) -> None:
         super().__init__(strength)
+        refuse_lazy(model)
         self.head_strength = nonnegative("head_strength", head_strength)
         self.head = find_head(model) if head is None else head
         prefix = f"{self.head}."

@@ -102,7 +102,7 @@ class RandReg(OnFeatures):
         mean, std = (found.mean, found.std) if prior == "class" else (found.marginal_mean, found.marginal_std)
         return cls(prior, mean=mean, std=std, strength=strength, seed=seed)
 
-    def penalty(self, features: Tensor, targets: Tensor | None) -> Tensor:
+    def penalty(self, features: Tensor, targets: Tensor | None, counted: Tensor | None) -> Tensor:
         """Penalty of features (N, D) with new references; targets (N,) are read by the prior ``"class"`` only."""
         by_class = check_targets(targets, features, self.mean.shape[0]) if self.prior == "class" else None
         references: Tensor = self.stream(features.detach(), torch.rand if self.prior == "uniform" else torch.randn)
@@ -110,4 +110,4 @@ class RandReg(OnFeatures):
             references = class_references(self.mean, self.std, by_class, references)
         elif self.prior == "features":
             references = torch.addcmul(self.mean.to(references.dtype), self.std.to(references.dtype), references)
-        return self.strength * squared_distance(features, references)
+        return self.strength * squared_distance(features, references, counted)

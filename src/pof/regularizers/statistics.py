@@ -17,7 +17,7 @@ from pof._support.batches import Inputs, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
-from pof.regularizers._base import check_features, check_range, check_targets
+from pof.regularizers._base import check_features, check_range, check_targets, counted_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
     Args:
         model: has ``features(inputs) -> (N, D)``: ``pof.split(model)``.  Its modes are restored, errors or
             not.
-        loader: batches as in :func:`pof._support.batches.unpack`, with class indices as targets.
+        loader: batches as in :func:`pof._support.batches.unpack`, with class indices as targets; those of -100 are
+            left out.
         num_classes: K.
 
     Returns:
@@ -134,6 +135,11 @@ def _features_and_targets(model: nn.Module, loader: Iterable[Any]) -> Iterator[t
         features = extract(to_device(inputs, device))
         check_features(features)
         check_targets(targets, features, 2**31)
+        counted = counted_of(targets)
+        if counted is not None:
+            features, targets = features[counted.to(device)], targets[counted]
+        if not len(targets):
+            continue
         if not features.isfinite().all():
             raise ValueError("a feature is not finite: check the images for NaN and the weights of the model")
         kind = features.new_empty(0, dtype=wide_dtype(features))

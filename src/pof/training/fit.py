@@ -17,14 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
-from pof._support.modules import check_values, modes_kept
+from pof._support.modules import check_values, modes_kept, refuse_lazy
 from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
@@ -154,11 +153,6 @@ def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | Non
 
 def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
     trainable = list(method.trainable_parameters())
-    if not trainable:
-        raise ValueError(
-            f"nothing to train: no parameter outside of what {type(method).__name__} holds fixed requires a gradient;"
-            " unfreeze some, such as model.requires_grad_(True)"
-        )
     if isinstance(make, Optimizer):
         made = make
     else:
@@ -208,9 +202,7 @@ def _existing(device: str | torch.device) -> torch.device:
 
 def _check_network(method: Method) -> None:
     check_values(method.model)
-    lazy = next((name for name, p in method.model.named_parameters() if is_lazy(p)), None)
-    if lazy is not None:
-        raise ValueError(f"{lazy!r} has no shape yet: run the model once on a mini-batch before")
+    refuse_lazy(method.model)
     if any(distributed.is_sharded(parameter) for parameter in method.parameters()):
         raise ValueError(
             "pof.fit keeps, selects and saves whole networks, so it takes no parameters that fully_shard has sharded:"
