@@ -53,6 +53,19 @@ def test_save_and_load_gives_the_same_bits_in_the_same_storage(tmp_path):
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
+def test_the_archive_of_the_imagenet_example_and_class_weights_beside_the_network(tmp_path):
+    model, other = network(), blank()
+    inside = {f"model.{name}": value for name, value in model.state_dict().items()} | {
+        "criterion.weight": torch.ones(3)
+    }
+    torch.save({"epoch": 3, "state_dict": inside}, tmp_path / "best.pth.tar")
+    load_weights(other, tmp_path / "best.pth.tar")
+    assert_same(model, other)
+    (tmp_path / "real.tar").write_bytes(bytes(10240))
+    with pytest.raises(WeightsError, match=r"damaged, or not a file of torch\.save"):
+        load_weights(other, tmp_path / "real.tar")
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

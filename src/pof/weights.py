@@ -24,11 +24,14 @@ from torch import Tensor, nn
 
 from pof._support.files import replacing
 
-PICKLED_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
+# .tar: "model_best.pth.tar" of the ImageNet example, which is no archive of tar.
+PICKLED_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 # The order decides where a checkpoint has several: the weights themselves before their moving average.
 NESTING_KEYS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema")
 # Added by DataParallel and DistributedDataParallel, by Lightning modules, by torch.compile.
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
+# Class weights of a loss beside the network, in checkpoints of Lightning.
+OF_A_LOSS = re.compile(r"(?:criterion|loss|loss_fn|loss_function)\.(?:weight|pos_weight)")
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
 NAMED_IN_ERRORS = 5
@@ -92,7 +95,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     The prefixes that wrappers add (``WRAPPER_PREFIXES``) are ignored where all keys carry them.  Counters
     of batch norms (``num_batches_tracked``) may be missing: checkpoints older than PyTorch 0.4.1 do not
-    have them, and the model keeps its own.  Of tensors that the model ties together one name is enough.
+    have them, and the model keeps its own.  Class weights of a loss (``criterion.weight``) are left
+    out.  Of tensors that the model ties together one name is enough.
 
     Args:
         model: the module; left untouched if the file does not fit.
@@ -207,6 +211,7 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
 def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     # Every key and shape is compared before the first copy.
     own = model.state_dict(keep_vars=True)
+    tensors = {name: value for name, value in tensors.items() if name in own or not OF_A_LOSS.fullmatch(name)}
     plain = _without_prefixes(tensors)
     names = {bare: name for name, bare in _without_prefixes(own).items()}
     given = {names[bare]: tensors[name] for name, bare in plain.items() if bare in names}

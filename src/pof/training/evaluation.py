@@ -119,6 +119,11 @@ def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             f"evaluate needs logits (N, C) and class indices (N,); got {tuple(logits.shape)} and"
             f" {tuple(targets.shape)} of {targets.dtype}"
         )
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "the network returns one logit, as for a binary loss, and evaluate needs one per class: let it return"
+            " torch.cat([torch.zeros_like(z), z], dim=1), and train with the cross-entropy, which is then the same loss"
+        )
     counted = targets != IGNORED
     logits, targets = logits[counted], targets[counted]
     low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
