@@ -263,7 +263,7 @@ BAD_INPUT = {
         "msam ascends along its momentum, and no mini-batch has",
     ),
     "level": (["--method", "head-ascent", "--ascent.level", "2"], "level is a share of the loss of guessing"),
-    "batch of nothing": (["--batch_size", "0"], "batch_size must be at least 1; got 0"),
+    "batch of nothing": (["--batch_size", "0"], "batch_size must be a whole number >= 1; got 0"),
     "validation too large": (["--validation", "1000"], "cannot take 1000 of 1000 samples"),
     "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'; similar: resnet"),
     "unknown head": (["--head", "nope"], "there is no module 'nope'; name one with head=\"name\"; candidates: 'fc'"),
