@@ -82,21 +82,13 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
         first, second = sides(xi)
         return xi, 0.0 if first == second else math.log(first or _TINY) - math.log(second or _TINY)
 
-    oldest = inner = at(0.0)
-    if not inner[1] > 0.0:
+    start = at(0.0)
+    if not start[1] > 0.0:
         return 0.0
-    # Each side changes by a factor of at most e^2 per unit of xi, and mostly by far less.
-    outer = at(2.5 * min(inner[1], 100.0))
-    while outer[1] > 0.0:
-        if outer[0] > _FAR:
-            return math.inf
-        fallen = inner[1] - outer[1]
-        step = 1.1 * outer[1] * (outer[0] - inner[0]) / fallen if fallen > 0.0 else math.inf
-        oldest, inner = inner, outer
-        outer = at(outer[0] + min(max(step, outer[0]), 31.0 * outer[0]))
-
-    # The root lies between a and b; c, on the side of a, is the one beyond.
-    a, b, c = (outer, inner, inner) if oldest is inner else (inner, outer, oldest)
+    bracket = _bracket(at, start)
+    if bracket is None:
+        return math.inf
+    a, b, c = bracket
     before, extrapolated = 0.0, False
     for _ in range(evaluations):
         if a[1] == 0.0:
@@ -120,6 +112,24 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
             c, b = b, a
         a = new
     return min(a, b, key=lambda point: abs(point[1]))[0]
+
+
+def _bracket(at: Callable[[float], _Point], start: _Point) -> tuple[_Point, _Point, _Point] | None:
+    """Three points: the root lies between the first two, the third is beyond, on the side of the first.
+
+    None where there is no root.
+    """
+    oldest = inner = start
+    # Each side changes by a factor of at most e^2 per unit of xi, and mostly by far less.
+    outer = at(2.5 * min(inner[1], 100.0))
+    while outer[1] > 0.0:
+        if outer[0] > _FAR:
+            return None
+        fallen = inner[1] - outer[1]
+        step = 1.1 * outer[1] * (outer[0] - inner[0]) / fallen if fallen > 0.0 else math.inf
+        oldest, inner = inner, outer
+        outer = at(outer[0] + min(max(step, outer[0]), 31.0 * outer[0]))
+    return (outer, inner, inner) if oldest is inner else (inner, outer, oldest)
 
 
 def _interpolated(a: _Point, b: _Point, c: _Point) -> float | None:

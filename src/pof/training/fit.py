@@ -92,29 +92,30 @@ def fit(
             optimizer another network's, or ``checkpoint_dir`` holds a state that is not to be resumed.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
-    if not isinstance(method, Method):
-        raise ValueError(f"method must be a pof.Method, such as pof.Finetune(model); got {type(method).__name__}")
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
-    _check_choices(schedule, resume, checkpoint_dir)
+    _check_choices(method, schedule, resume, checkpoint_dir)
     place = find_device(device)
     _check_network(method)
     method.to(place)
-    _check_loader(train_loader)
-    _check_workers(checkpoint_dir, train_loader, val_loader)
+    _check_loaders(train_loader, val_loader, checkpoint_dir)
     with naming_lost(), _attached(method), modes_kept(method), Interrupts() as interrupts:
         made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
         steps, rates = math.ceil(length / accumulation), schedule.settled(Schedule(method.schedule_kind))
         times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
-        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm)
-        validated, saved = val_loader is not None, checkpoint_dir is not None
-        own = {"device": place.type, "resume": resume, "val_loader": validated, "checkpoint_dir": saved}
-        agree({"the length of train_loader": length, **settings, **shared(method, checkpoint_every), **own})
-        if not length:
-            raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
+        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm) | shared(method, checkpoint_every)
+        own = {"device": place.type, "resume": resume}
+        _agree(settings | own, length, val_loader is not None, checkpoint_dir is not None)
         stepper = Stepper(method, made, found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
+
+
+def _agree(settings: dict[str, Any], length: int, validated: bool, saved: bool) -> None:
+    """Compare what must be the same in all processes; only then may one of them stop."""
+    agree({"the length of train_loader": length, **settings, "val_loader": validated, "checkpoint_dir": saved})
+    if not length:
+        raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
 
 
 def _silent(row: Mapping[str, Any]) -> None:
@@ -140,7 +141,9 @@ def _check_numbers(epochs: int, accumulation: int, checkpoint_every: int | None,
         finite("clip_norm", clip_norm, above=0)
 
 
-def _check_choices(schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
+def _check_choices(method: Any, schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a pof.Method, such as pof.Finetune(model); got {type(method).__name__}")
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a pof.Schedule, such as Schedule(kind='cosine'); got {schedule!r}")
     if resume and checkpoint_dir is None:
@@ -210,20 +213,18 @@ def _check_network(method: Method) -> None:
         )
 
 
-def _check_workers(checkpoint_dir: str | Path | None, *loaders: Any) -> None:
-    if checkpoint_dir is not None and any(getattr(loader, "persistent_workers", False) for loader in loaders):
+def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | None) -> None:
+    if distributed.active() and type(training) is DataLoader and not isinstance(training.sampler, DistributedSampler):
+        raise ValueError(
+            f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
+            " torch.utils.data.DistributedSampler, or use pof.data.DatasetLoader"
+        )
+    persistent = any(getattr(loader, "persistent_workers", False) for loader in (training, validation))
+    if checkpoint_dir is not None and persistent:
         warnings.warn(
             "persistent_workers=True: workers keep generators that no checkpoint holds, so where the data set draws"
             " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
             stacklevel=3,
-        )
-
-
-def _check_loader(loader: Any) -> None:
-    if distributed.active() and type(loader) is DataLoader and not isinstance(loader.sampler, DistributedSampler):
-        raise ValueError(
-            f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
-            " torch.utils.data.DistributedSampler, or use pof.data.DatasetLoader"
         )
 
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof._support.files import lock
-from pof.app.improve.candidates import families, make_candidates
+from pof.app.improve.candidates import Candidate, families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, halves, logits_on
 from pof.app.improve.rate import RateSearch, first_rate
@@ -97,17 +97,12 @@ def improve(
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
-        if not bool(logits.isfinite().all()):
-            raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
+        _check_logits(logits)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
         race.jobs = jobs
-        if candidates is None:
-            kinds = dict(islice(kinds.items(), most_candidates(budget, steps)))
-        rates, spent = _rates(race, kinds, base, lr)
-        left = max(budget - spent, 0.1 * budget)
-        tried = make_candidates(kinds, base, rates, most_candidates(left, steps) if candidates is None else MOST)
-        runs = race.go(tried, rungs(len(tried), left))
+        tried, spent = _candidates(race, kinds, base, lr, budget, named=candidates is not None)
+        runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
         incoming = figures(logits[chooses], targets[chooses])
         rows = [row_of("incoming", None, 0.0, incoming), *rows_of(runs)]
         pool = _pool(race, runs)
@@ -115,6 +110,28 @@ def improve(
         rows += [entry.row for entry in pool if entry.row.name not in known]
         spent += sum(run.passes for run in runs)
         return _deliver(race, pool, incoming, logits, confirms, rows, spent, folder if out is not None else None)
+
+
+def _candidates(
+    race: Race,
+    kinds: Mapping[str, Mapping[str, Any]],
+    base: TrainOptions,
+    lr: float | None,
+    budget: float,
+    *,
+    named: bool,
+) -> tuple[list[Candidate], float]:
+    """What is tried, and the passes that it took to find the rates; as many as the budget pays unless they are named."""
+    if not named:
+        kinds = dict(islice(kinds.items(), most_candidates(budget, race.steps_per_epoch)))
+    rates, spent = _rates(race, kinds, base, lr)
+    most = MOST if named else most_candidates(_left(budget, spent), race.steps_per_epoch)
+    return make_candidates(kinds, base, rates, most), spent
+
+
+def _left(budget: float, spent: float) -> float:
+    """Passes for the race: a tenth of the budget at least."""
+    return max(budget - spent, 0.1 * budget)
 
 
 def _rates(
@@ -219,6 +236,11 @@ def _deliver(
         save_model(result.model, folder / "model.safetensors")
         write_json(folder / "result.json", as_json(result))
     return result
+
+
+def _check_logits(logits: torch.Tensor) -> None:
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
 
 
 def _check_numbers(budget: float, seed: int, jobs: int, lr: float | None) -> None:
