@@ -48,14 +48,15 @@ def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False
     with ``torch_only`` those of torch (the state of NumPy's takes 0.1 ms).
     """
     numpy = None if torch_only else _numpy_random()
-    before: list[tuple[Callable[[Any], None], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
+    before: list[tuple[Callable[[Any], Any], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
     if not torch_only:
         before.append((random.setstate, random.getstate()))
     if numpy is not None:
         before.append((numpy.set_state, numpy.get_state()))
     if cuda and torch.cuda.is_available():
         before.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    before += [(generator.set_state, generator.get_state()) for generator in loader_generators(loader)]
+    for generator in loader_generators(loader):
+        before.append((generator.set_state, generator.get_state()))
     try:
         yield
     finally:

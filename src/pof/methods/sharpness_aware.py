@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
 from statistics import median
 from typing import Any, Literal, get_args
@@ -179,7 +180,7 @@ class SharpnessAware(Method):
         for window in windows:
             wanted = self._ascent(window, optimizer, level, seed=0)
             guess = found[-1] if found and found[-1] else 0.1
-            found.append(rho_for_level(optimizer, lambda w=window: self._loss(w, seed=1), wanted, guess=guess))
+            found.append(rho_for_level(optimizer, partial(self._loss, window, seed=1), wanted, guess=guess))
         rho = median(found)
         return self._of_mean(windows, optimizer, level, rho) if rho and self._draws_masks(windows[0]) else rho
 
@@ -197,7 +198,8 @@ class SharpnessAware(Method):
         pair = losses[:2] if losses[1] > wanted else losses[1:]
         slope = math.log(max(pair[1] / pair[0], 1.1))
         share = math.log(wanted / pair[0]) / slope
-        return (radii[0] if losses[1] > wanted else radii[1]) * APART ** min(max(share, -1.0), 2.0)
+        factor: float = APART ** min(max(share, -1.0), 2.0)
+        return factor * (radii[0] if losses[1] > wanted else radii[1])
 
     def _ascent(self, window: Window, optimizer: PerturbingOptimizer, level: float, seed: int) -> float:
         """The gradients of a step's first pass, of the part that ascends; gives the level of all of it, in nats."""
