@@ -64,7 +64,8 @@ def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False
         before.append((numpy.set_state, numpy.get_state()))
     if cuda and torch.cuda.is_available():
         before.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    before += [(generator.set_state, generator.get_state()) for generator in loader_generators(loader)]
+    for generator in loader_generators(loader):
+        before.append((generator.set_state, generator.get_state()))
     try:
         yield
     finally:

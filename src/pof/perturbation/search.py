@@ -115,10 +115,7 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
 
 
 def _bracket(at: Callable[[float], _Point], start: _Point) -> tuple[_Point, _Point, _Point] | None:
-    """Three points: the root lies between the first two, the third is beyond, on the side of the first.
-
-    None where there is no root.
-    """
+    # The root lies between the first two, the third is beyond, on the side of the first; None where there is no root.
     oldest = inner = start
     # Each side changes by a factor of at most e^2 per unit of xi, and mostly by far less.
     outer = at(2.5 * min(inner[1], 100.0))

@@ -63,9 +63,8 @@ def fit(
 ) -> FitResult:
     """Train with a method.
 
-    Several processes (``torchrun``) are found and used; the loader then gives each its share, as a
-    ``DistributedSampler`` and the loaders of ``pof.data`` do.  Batch norms in eval mode inside of a model in training
-    mode stay frozen; at the end modes, hooks and ``requires_grad`` are as they were before the method was made.
+    Several processes (``torchrun``) are found; the loader then gives each its share, as a ``DistributedSampler`` does.
+    Batch norms in eval mode stay frozen; modes, hooks and ``requires_grad`` are at the end as before the method.
 
     Args:
         method: such as :class:`pof.PoF` around a model.
@@ -73,8 +72,8 @@ def fit(
         epochs: passes over ``train_loader``, >= 1.
         optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
         schedule: of the learning rate, over all steps: a cosine to 0, for SWA (which refuses that) a constant rate.
-        val_loader: for the selection and to notice a collapse, never the test set; without it the last network counts.
-            Where it draws random numbers, they are the same in each epoch.
+        val_loader: for the selection, never the test set; draws the same random numbers in each epoch.  Without it the
+            last network counts.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
@@ -88,32 +87,29 @@ def fit(
         What happened; ``method.model`` holds the selected weights.
 
     Raises:
-        ValueError: if an argument is out of range (TypeError for a schedule), the loader empty or without a length, the
-            optimizer another network's, or ``checkpoint_dir`` holds a state that is not to be resumed.
+        ValueError: if an argument is bad (TypeError for a schedule), or ``checkpoint_dir`` holds a state already.
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
     _check_choices(method, schedule, resume, checkpoint_dir)
-    place = find_device(device)
-    _check_network(method)
-    method.to(place)
+    place = _placed(method, device)
     _check_loaders(train_loader, val_loader, checkpoint_dir)
     with naming_lost(), _attached(method), modes_kept(method), Interrupts() as interrupts:
         made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
         steps, rates = math.ceil(length / accumulation), schedule.settled(Schedule(method.schedule_kind))
         times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
-        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm) | shared(method, checkpoint_every)
-        own = {"device": place.type, "resume": resume}
-        _agree(settings | own, length, val_loader is not None, checkpoint_dir is not None)
+        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm) | {"resume": resume}
+        _agree(settings | shared(method, checkpoint_every), length, place, val_loader, checkpoint_dir)
         stepper = Stepper(method, made, found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
 
 
-def _agree(settings: dict[str, Any], length: int, validated: bool, saved: bool) -> None:
+def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:
     """Compare what must be the same in all processes; only then may one of them stop."""
-    agree({"the length of train_loader": length, **settings, "val_loader": validated, "checkpoint_dir": saved})
+    own = {"val_loader": val_loader is not None, "checkpoint_dir": checkpoint_dir is not None, "device": place.type}
+    agree({"the length of train_loader": length, **settings, **own})
     if not length:
         raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
 
@@ -201,6 +197,14 @@ def _existing(device: str | torch.device) -> torch.device:
         found = "cpu" if there is None else f"cpu and {torch.accelerator.device_count()} of {there.type}"
         raise ValueError(f"device {str(wanted)!r} is not there: this machine has {found}")
     return wanted
+
+
+def _placed(method: Method, device: str | torch.device | None) -> torch.device:
+    """Move a method to its device, if its network can be trained at all."""
+    place = find_device(device)
+    _check_network(method)
+    method.to(place)
+    return place
 
 
 def _check_network(method: Method) -> None:

@@ -69,15 +69,13 @@ def improve(
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         val_loader: the same, in a fixed order; never the data that the network was trained on, nor the test set.
         budget: passes over the training set (forward and backward) that may be spent in all.
-        candidates: names (``"sgd"``, ``"sam auto"``, ..., those of ``--method``), or names and options as in a recipe;
-            None tries as many of the usual ones as the budget pays.
+        candidates: names (``"sam auto"``, ..., those of ``--method``), or names with options; None: the usual.
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
         jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
-        lr: the centre of the rates, such as the peak rate of the network's training; None searches for the largest
-            stable one.
+        lr: the centre of the rates, such as the peak rate of its training; None searches for the largest stable one.
         training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row for the plan, for each step (of one process), and for each run at each rung.
@@ -96,18 +94,15 @@ def improve(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
-        (logits, targets), steps = logits_on(network, val_loader), _length(train_loader)
-        _check_logits(logits)
+        (logits, targets), steps = _finite_logits(network, val_loader), _length(train_loader)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
         race.jobs = jobs
         tried, spent = _candidates(race, kinds, base, lr, budget, named=candidates is not None)
         runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
         incoming = figures(logits[chooses], targets[chooses])
-        rows = [row_of("incoming", None, 0.0, incoming), *rows_of(runs)]
         pool = _pool(race, runs)
-        known = {row.name for row in rows}
-        rows += [entry.row for entry in pool if entry.row.name not in known]
+        rows = _rows(runs, pool, incoming)
         spent += sum(run.passes for run in runs)
         return _deliver(race, pool, incoming, logits, confirms, rows, spent, folder if out is not None else None)
 
@@ -121,7 +116,7 @@ def _candidates(
     *,
     named: bool,
 ) -> tuple[list[Candidate], float]:
-    """What is tried, and the passes that it took to find the rates; as many as the budget pays unless they are named."""
+    """What is tried, as many as the budget pays unless they are named, and the passes that finding the rates took."""
     if not named:
         kinds = dict(islice(kinds.items(), most_candidates(budget, race.steps_per_epoch)))
     rates, spent = _rates(race, kinds, base, lr)
@@ -182,6 +177,13 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
     return pool
 
 
+def _rows(runs: Sequence[Run], pool: Sequence[_Entry], incoming: Figures) -> list[Row]:
+    """The incoming network, every run, and what was put together."""
+    rows = [row_of("incoming", None, 0.0, incoming), *rows_of(runs)]
+    known = {row.name for row in rows}
+    return rows + [entry.row for entry in pool if entry.row.name not in known]
+
+
 def _best(pool: Sequence[_Entry], incoming: Figures) -> _Entry | None:
     """The first in rank of those with no more errors than the incoming network, if it is ahead of that."""
     better = [entry for entry in pool if rank(entry.found) < rank(incoming) and entry.found.error <= incoming.error]
@@ -238,9 +240,11 @@ def _deliver(
     return result
 
 
-def _check_logits(logits: torch.Tensor) -> None:
+def _finite_logits(network: nn.Module, val_loader: Iterable[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, targets = logits_on(network, val_loader)
     if not bool(logits.isfinite().all()):
         raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
+    return logits, targets
 
 
 def _check_numbers(budget: float, seed: int, jobs: int, lr: float | None) -> None:
