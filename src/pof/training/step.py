@@ -65,7 +65,9 @@ class Stepper:
         result = self._passes(window)
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(list(self.method.trainable_parameters()), self.clip_norm)
+            # Of what is trained: gradients outside of the optimizer are neither cleared nor unscaled.
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step()
