@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,43 @@ def test_a_network_inside_is_not_asked_for_the_arguments_of_the_one_around() -> 
     model = Inside()
     wanted = F.cross_entropy(model(one, other), targets)
     assert pof.evaluate(model, [((one, other), targets)]).nll == pytest.approx(wanted.item())
+
+
+@pytest.mark.parametrize("method", [pof.HeadAscent, pof.PoF])
+def test_ignored_labels_under_label_smoothing_are_as_if_left_out(method: Any) -> None:
+    (inputs, targets), model = batch(16), mlp()
+    some = torch.where(torch.arange(16) < 5, -100, targets)
+    losses = []
+    for x, y in ((inputs, some), (inputs[5:], targets[5:])):
+        trained = method(model, label_smoothing=0.1).train()
+        losses.append(trained(x, y, x, y).loss.item() if trained.needs_reference else trained(x, y).loss.item())
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_a_partial_cross_entropy_weighs_mini_batches_by_its_class_weights() -> None:
+    inputs, targets = batch(32)
+    targets, weights = targets.sort().values, torch.tensor([0.1, 1.0, 3.0, 0.5], dtype=torch.float64)
+    loss = partial(F.cross_entropy, weight=weights)
+    whole, parts = mlp(), mlp()
+    parts.load_state_dict(whole.state_dict())
+    plain: Any = {"epochs": 1, "optimizer": lambda p: torch.optim.SGD(p, lr=0.5), **CONSTANT}
+    pof.fit(pof.PoF(whole, gamma=0.0, loss=loss), [(inputs, targets)], **plain)
+    pieces = list(zip(inputs.split(8), targets.split(8), strict=True))
+    pof.fit(pof.PoF(parts, gamma=0.0, loss=loss), pieces, accumulation=4, **plain)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("penalty", ["fnp", "adarand"])
+def test_a_penalty_weighs_samples_whatever_the_class_weights(penalty: str) -> None:
+    inputs, targets = batch(32)
+    targets, weights = targets.sort().values, torch.tensor([0.1, 1.0, 3.0, 0.5], dtype=torch.float64)
+    start = mlp()
+    whole, parts = copy.deepcopy(start), copy.deepcopy(start)
+    plain: Any = {"epochs": 1, "optimizer": lambda p: torch.optim.SGD(p, lr=0.5), **CONSTANT}
+    pieces = list(zip(inputs.split(8), targets.split(8), strict=True))
+    for model, data, accumulation in ((whole, [(inputs, targets)], 1), (parts, pieces, 4)):
+        means = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6)
+        regularizer = pof.FNP() if penalty == "fnp" else pof.AdaRand(means, torch.zeros_like(means))
+        method = pof.Regularized(model, regularizer, class_weights=weights)
+        pof.fit(method, data, accumulation=accumulation, **plain)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict())

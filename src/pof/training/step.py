@@ -97,11 +97,16 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         weights = [self.method.weight_of(micro.targets) for micro in window]
         shares = shares_of(weights)
+        counts = [self.method.penalty_weight_of(micro.targets) for micro in window]
+        own = shares_of([count for count in counts if count is not None]) if counts[0] is not None else shares
         outputs = []
-        for number, (micro, share) in enumerate(zip(window, shares, strict=True)):
+        for number, (micro, share, of_penalty) in enumerate(zip(window, shares, own, strict=True)):
             with self._synchronised(last=number + 1 == len(window)):
                 output = self._forward(micro)
-                torch.autograd.backward(self.scaler.scale(weighted(output.loss, share)))
+                loss = weighted(output.loss, share)
+                if output.penalty is not None and share is not None and of_penalty is not share:
+                    loss = loss + weighted(output.penalty, of_penalty - share)
+                torch.autograd.backward(self.scaler.scale(loss))
             outputs.append(output)
         return _mean(outputs, weights, sum(micro.size for micro in window))
 
