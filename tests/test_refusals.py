@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: improve(candidates={"x": {"method": "finetune", "lr": -1}}),
         r"candidates.x: lr must be a finite number > 0; got -1",
     ),
-    "improve, labels": (lambda: logits_on(mlp(), [(X, Y + 1)]), r"class indices must be in \[0, 3\]"),
+    "improve, labels": (lambda: logits_on(mlp(), [(X, Y + 1)]), r"labels must be in \[0, 3\]"),
     "improve, validation": (
         lambda: improve(model=destroyed().float()),
         "the incoming network's logits on the validation data are not finite",
@@ -143,14 +143,23 @@ def test_weights_of_integers_are_not_rounded_into_a_network(tmp_path: Path) -> N
         pof.load_weights(model, tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize(("said", "given"), [(3, 4), (5, 4)])
-def test_a_loader_whose_length_is_another_one_is_named(said: int, given: int) -> None:
-    class Lying(list[Any]):
-        def __len__(self) -> int:
-            return said
+class Lying(list[Any]):
+    """Says another length than it has."""
 
-    with pytest.warns(UserWarning, match=rf"length makes {said} steps per epoch, and it gave mini-batches for {given}"):
-        fit(loader=Lying(batches(given)))
+    said = 0
+
+    def __len__(self) -> int:
+        return self.said
+
+
+def test_a_loader_whose_length_is_another_one_is_named() -> None:
+    loader = Lying(batches(4))
+    loader.said = 3
+    with pytest.raises(ValueError, match=r"gives more mini-batches than its length says \(3 steps per epoch\)"):
+        fit(loader=loader)
+    loader.said = 5
+    with pytest.warns(UserWarning, match="the training loader gave 4 steps where its length says 5"):
+        fit(loader=loader)
 
 
 def test_figures_that_are_no_numbers_are_said() -> None:

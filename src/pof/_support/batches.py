@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
 
 Inputs = Tensor | Mapping[str, Any]
@@ -108,7 +109,8 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[s
         return (), dict(inputs)
     several: Any = inputs
     if isinstance(several, (tuple, list)) and not isinstance(several, PackedSequence):
-        inner = getattr(model, "module", getattr(model, "_orig_mod", model))  # of DDP, of torch.compile
+        inner = getattr(model, "_orig_mod", model)  # of torch.compile
+        inner = inner.module if isinstance(inner, DataParallel | DistributedDataParallel) else inner
         wanted = inspect.signature(inner.forward).parameters.values()
         needed = [p for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         if len(needed) > 1 or any(p.kind is p.VAR_POSITIONAL for p in wanted):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Of a loader, a sampler, a data set or a transform: what may own a generator.
+_PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "transform", "target_transform", "transforms")
+_MOST_PARTS = 1000
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -93,12 +99,61 @@ def isolated(seed: int, device: torch.device | str = "cpu", *, torch_only: bool 
         yield
 
 
-def loader_generators(loader: Any) -> list[torch.Generator]:
-    """The generators of a DataLoader and its samplers, each once."""
-    owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
-    owners.append(getattr(owners[-1], "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+class Foreign:
+    """A generator of Python or NumPy that an object owns, with the methods of ``torch.Generator``."""
+
+    def __init__(self, generator: Any) -> None:
+        self._of_python = isinstance(generator, random.Random)
+        # NumPy's newer kind keeps its state in a part of its own.
+        self._own = getattr(generator, "bit_generator", generator)
+
+    def get_state(self) -> str:
+        """What a checkpoint can hold: NumPy has integers of 128 bits, and arrays."""
+        own = self._own
+        state = own.getstate() if self._of_python else own.state if hasattr(own, "state") else own.get_state()
+        return json.dumps(state, default=lambda array: array.tolist())
+
+    def set_state(self, state: str) -> None:
+        """Take back what :meth:`get_state` gave."""
+        value = json.loads(state)
+        if self._of_python:
+            self._own.setstate((value[0], tuple(value[1]), value[2]))
+        elif hasattr(self._own, "state"):
+            self._own.state = value
+        else:
+            self._own.set_state(value)
+
+    def manual_seed(self, seed: int) -> None:
+        """Start anew."""
+        if hasattr(self._own, "state"):
+            self._own.state = type(self._own)(seed).state
+        else:
+            self._own.seed(seed if self._of_python else seed % 2**32)
+
+
+def loader_generators(loader: Any) -> list[Any]:
+    """What a loader, its samplers, data set and transforms own of generators, each once: torch's, Python's, NumPy's."""
+    found: dict[int, Any] = {}
+    seen: dict[int, Any] = {}
+    waiting = [loader]
+    while waiting:
+        owner = waiting.pop()
+        if id(owner) in seen or owner is None:
+            continue
+        seen[id(owner)] = owner
+        values = [getattr(owner, "generator", None), *getattr(owner, "__dict__", {}).values()]
+        found |= {id(value): value for value in values if _is_generator(value)}
+        for name in reversed(_PARTS):
+            part = getattr(owner, name, None)
+            waiting += part if isinstance(part, list | tuple) and len(part) < _MOST_PARTS else [part]
+    return [g if isinstance(g, torch.Generator) else Foreign(g) for g in found.values()]
+
+
+def _is_generator(value: Any) -> bool:
+    kinds = [torch.Generator, random.Random]
+    if "numpy" in sys.modules:
+        kinds += [sys.modules["numpy"].random.Generator, sys.modules["numpy"].random.RandomState]
+    return isinstance(value, tuple(kinds)) and not isinstance(value, random.SystemRandom)
 
 
 def capture() -> dict[str, Any]:

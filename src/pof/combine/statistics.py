@@ -14,6 +14,8 @@ from pof._support import distributed
 from pof._support.batches import TARGET_KEYS, Inputs, call, to_device, unpack
 from pof._support.modules import BATCH_NORMS, evaluating, frozen_norms
 
+_TRACKING = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
@@ -25,7 +27,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
     the mean of what they found, by its rows.
 
     Args:
-        model: any network; without torch's batch norms (or subclasses) nothing is run.
+        model: any network; without torch's batch norms, or instance norms that track (or subclasses), nothing is run.
         loader: the training set, in batches of any kind: ``(inputs, targets)``, dicts with or without ``labels``, or
             inputs (N, ...) alone; moved to the device of the model.
 
@@ -33,7 +35,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
         ValueError: if the loader is empty.
     """
     frozen = frozen_norms(model)
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats and m not in frozen]
+    norms = [m for m in model.modules() if isinstance(m, _TRACKING) and m.track_running_stats and m not in frozen]
     if not norms:
         return
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

@@ -64,6 +64,10 @@ class Averaged(Method):
         """As the inner method counts."""
         return self.method.weight_of(targets)
 
+    def penalty_weight_of(self, targets: Tensor) -> Tensor | None:
+        """As the inner method counts."""
+        return self.method.penalty_weight_of(targets)
+
     @property
     def head_name(self) -> str:
         """That of the inner method."""

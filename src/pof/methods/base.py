@@ -33,6 +33,8 @@ class StepOutput:
     """(N, C): the network's own, unperturbed, without graph."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Scalars worth logging."""
+    penalty: Tensor | None = None
+    """The part of the loss, scalar with graph, that is a mean over samples whatever their class weights."""
 
 
 class Method(nn.Module, ABC):
@@ -109,6 +111,17 @@ class Method(nn.Module, ABC):
             Scalar of float64: N, or with class weights their sum; targets of -100, to be ignored, count 0.
         """
         return weight_of(getattr(self, "loss", None), targets)
+
+    def penalty_weight_of(self, targets: Tensor) -> Tensor | None:
+        """What the penalty of a mini-batch counts in a mean over several.
+
+        Args:
+            targets: (N,) class indices or (N, C) probabilities.
+
+        Returns:
+            Scalar of float64, or None: there is no penalty, or it counts as the loss.
+        """
+        return None
 
     def settings(self) -> dict[str, Any]:
         """The options that a run may not change when it resumes.

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pof._support.batches import Inputs
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import CrossEntropy, plain_step
+from pof.perturbation.loss import weight_of
 from pof.regularizers import Regularizer
 
 
 class Regularized(Method):
     """Training with the cross-entropy plus a penalty.
+
+    In a step of several mini-batches a penalty counts by samples.  With class weights :func:`pof.fit` does so too;
+    Lightning and the Trainer, which know one weight per mini-batch, let it count as the loss.
 
     Args:
         model: any classifier; it is used as it is, in place.
@@ -63,7 +68,11 @@ class Regularized(Method):
         self._seen.append((features.detach(), targets))
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.
         loss = plain.loss + penalty if self.regularizer.strength else plain.loss
-        return StepOutput(loss, plain.logits, {"penalty": penalty.detach()})
+        return StepOutput(loss, plain.logits, {"penalty": penalty.detach()}, penalty)
+
+    def penalty_weight_of(self, targets: Tensor) -> Tensor | None:
+        """With class weights: the samples that have a part."""
+        return None if self.loss.class_weights is None else weight_of(F.cross_entropy, targets)
 
     def attach(self) -> None:
         """The regulariser's hooks are on the model again."""

@@ -80,8 +80,8 @@ class LinearLine:
         features = features.to(dtype)
         if logits is None or logits.dtype != dtype:
             logits = respond(features, weight.to(dtype), None if bias is None else bias.detach().to(dtype))
-        encoded = loss.encode(targets, logits, check=False)
         try:
+            encoded = loss.encode(targets, logits, check=False)
             residual = logit_gradient(logits, encoded)
         except RuntimeError:
             # An index out of range, or one to be ignored: asked for afterwards, that costs other steps nothing.

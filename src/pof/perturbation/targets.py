@@ -169,7 +169,9 @@ def encode_targets(
 
 def may_ignore(targets: Tensor) -> bool:
     """Whether a class index may be one to be ignored; an accelerator is not asked, which would synchronise the host."""
-    return targets.device.type != "cpu" or (targets.numel() > 0 and int(targets.min()) < 0)
+    if targets.device.type != "cpu":
+        return True
+    return targets.is_signed() and targets.numel() > 0 and int(targets.min()) < 0
 
 
 def _shares(weights: Tensor) -> Tensor:

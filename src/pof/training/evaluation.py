@@ -82,7 +82,7 @@ def measured(
     """As :func:`evaluate`, without a warning."""
     check_values(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    losses, confidences, hits, unusable = [], [], [], 0
+    losses, confidences, hits, unusable, ignored = [], [], [], 0, 0
     reading = Reading(model, head)
     with evaluating(model):
         for batch in loader:
@@ -90,7 +90,9 @@ def measured(
             check_inputs(inputs)
             with autocast(device, precision):
                 logits = at_least_float32(reading(call(model, inputs), inputs))
-            logits, targets = _counted(logits, targets)
+            given = len(targets)
+            logits, targets = counted(logits, targets)
+            ignored += given - len(targets)
             unusable += int((~logits.isfinite()).any(dim=1).sum())
             losses.append(F.cross_entropy(logits, targets, reduction="none").double())
             confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
@@ -100,6 +102,8 @@ def measured(
     if not losses:
         raise ValueError("nothing to evaluate: the loader gave no batch")
     correct = torch.cat(hits)
+    if not correct.numel():
+        raise ValueError(f"nothing to evaluate: all {ignored} samples have the label {IGNORED}, which is to be ignored")
     metrics = Metrics(
         error=float((~correct).double().mean()),
         nll=float(torch.cat(losses).mean()),
@@ -110,8 +114,8 @@ def measured(
     return Measured(metrics, unusable)
 
 
-def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Those that count: not to be ignored."""
+def counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of logits (N, C) and class indices, or one-hot rows, that count: not to be ignored."""
     if logits.ndim == 2:
         targets = class_targets(targets, logits.shape[1])
     if logits.ndim != 2 or targets.is_floating_point() or targets.shape != logits.shape[:1]:
@@ -124,8 +128,8 @@ def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             "the network returns one logit, as for a binary loss, and evaluate needs one per class: let it return"
             " torch.cat([torch.zeros_like(z), z], dim=1), and train with the cross-entropy, which is then the same loss"
         )
-    counted = targets != IGNORED
-    logits, targets = logits[counted], targets[counted]
+    part = targets != IGNORED
+    logits, targets = logits[part], targets[part]
     low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(

@@ -88,14 +88,20 @@ class Rates:
 
     def __init__(self, schedule: Schedule, optimizer: "Optimizer", total: int) -> None:
         self.schedule, self.optimizer, self.total = schedule, optimizer, total
-        self.peaks = [float(group.setdefault("initial_lr", float(group["lr"]))) for group in optimizer.param_groups]
+        self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self.steps = -1
         self.step()
 
     def step(self) -> None:
         """Set the rates of the next optimizer step."""
         self.steps += 1
-        factor = self.schedule.factor(self.steps, self.total)
+        self._set(self.schedule.factor(self.steps, self.total))
+
+    def release(self) -> None:
+        """Leave the optimizer at the rates that it came with: they are those of its next run, unless it gets others."""
+        self._set(1.0)
+
+    def _set(self, factor: float) -> None:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             if hasattr(group["lr"], "fill_"):  # a tensor, of a compiled optimizer
                 group["lr"].fill_(peak * factor)

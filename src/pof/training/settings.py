@@ -49,7 +49,7 @@ def fingerprint(
         "accumulation": times.accumulation,
         "schedule": vars(times.schedule) | {"milestones": list(times.schedule.milestones)},
         "optimizer": kind,
-        "learning_rates": [described(group.get("initial_lr", group["lr"])) for group in groups],
+        "learning_rates": [described(group["lr"]) for group in groups],
         kind: {name: _common([_option(group.get(name)) for group in groups]) for name in names},
         "precision": str(autocast),
         "clip_norm": clip_norm,

@@ -65,7 +65,9 @@ class Stepper:
         result = self._passes(window)
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(list(self.method.trainable_parameters()), self.clip_norm)
+            # Of what is trained: gradients outside of the optimizer are neither cleared nor unscaled.
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step()
@@ -95,11 +97,16 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         weights = [self.method.weight_of(micro.targets) for micro in window]
         shares = shares_of(weights)
+        counts = [self.method.penalty_weight_of(micro.targets) for micro in window]
+        own = shares_of([count for count in counts if count is not None]) if counts[0] is not None else shares
         outputs = []
-        for number, (micro, share) in enumerate(zip(window, shares, strict=True)):
+        for number, (micro, share, of_penalty) in enumerate(zip(window, shares, own, strict=True)):
             with self._synchronised(last=number + 1 == len(window)):
                 output = self._forward(micro)
-                torch.autograd.backward(self.scaler.scale(weighted(output.loss, share)))
+                loss = weighted(output.loss, share)
+                if output.penalty is not None and share is not None and of_penalty is not share:
+                    loss = loss + weighted(output.penalty, of_penalty - share)
+                torch.autograd.backward(self.scaler.scale(loss))
             outputs.append(output)
         return _mean(outputs, weights, sum(micro.size for micro in window))
 

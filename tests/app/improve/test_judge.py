@@ -80,3 +80,26 @@ def test_every_rung_costs_the_same_and_the_whole_is_the_budget() -> None:
     assert most_candidates(1.0, 2) == 2
     with pytest.raises(ValueError, match="finite budget > 0"):
         rungs(3, float("nan"))
+
+
+@pytest.mark.filterwarnings("ignore:Sequential returns probabilities")
+def test_the_logits_are_those_that_evaluate_takes() -> None:
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, -100, 0, 1, 2])
+    network = mlp()
+    wanted = network(x)[y >= 0].detach()
+    for model in (torch.nn.Sequential(network, torch.nn.Softmax(1)), Both(network)):
+        logits, targets = logits_on(model, [(x, y)])
+        torch.testing.assert_close(torch.log_softmax(logits, 1), torch.log_softmax(wanted, 1))
+        assert targets.tolist() == [0, 1, 0, 1, 2]  # -100 is left out
+
+
+class Both(torch.nn.Module):
+    """Returns (features, logits)."""
+
+    def __init__(self, network: torch.nn.Sequential) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.network[:-1](x)
+        return features, self.network[-1](features)

@@ -94,7 +94,7 @@ def improve(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
         _open(folder, {**question, "weights": _digest(network)}, resume, stack)
-        (logits, targets), steps = _finite_logits(network, val_loader), _length(train_loader)
+        (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
         race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
         race.jobs = jobs
@@ -155,7 +155,7 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
     pool: list[_Entry] = []
 
     def judge(name: str, network: nn.Module, run: Run | None, trained: bool = False) -> None:
-        logits, _ = logits_on(network, race.val_loader, race.targets)
+        logits, _ = logits_on(network, race.val_loader, race.targets, race.head)
         found = figures(logits[race.chooses], race.targets[race.chooses])
         row = row_of(name, run.candidate if run else None, run.passes if run else 0.0, found)
         pool.append(_Entry(row, network, found, trained))
@@ -191,7 +191,7 @@ def _best(pool: Sequence[_Entry], incoming: Figures) -> _Entry | None:
 
 
 def _score(race: Race, network: nn.Module) -> float:
-    logits, _ = logits_on(race.estimate(network), race.val_loader, race.targets)
+    logits, _ = logits_on(race.estimate(network), race.val_loader, race.targets, race.head)
     return figures(logits[race.chooses], race.targets[race.chooses]).scaled_nll
 
 
@@ -211,7 +211,7 @@ def _deliver(
     after, confirmation, improved = before, None, False
     best, single = _best(pool, incoming), _best([entry for entry in pool if entry.trained], incoming)
     if best is not None:
-        new, _ = logits_on(best.network, race.val_loader, race.targets)
+        new, _ = logits_on(best.network, race.val_loader, race.targets, race.head)
         temperatures = (incoming.temperature, best.row.temperature)
         confirmation = confirm(logits[confirms], new[confirms], targets, temperatures, race.seed)
         improved = confirmation.better
@@ -230,7 +230,7 @@ def _deliver(
         confirmation,
         spent,
         message,
-        notes_on(race.incoming, race.train_loader, incoming, before.n),
+        notes_on(race.incoming, race.head, race.train_loader, incoming, before.n),
         table,
         race.incoming if single is None else single.network,
     )
@@ -240,8 +240,10 @@ def _deliver(
     return result
 
 
-def _finite_logits(network: nn.Module, val_loader: Iterable[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    logits, targets = logits_on(network, val_loader)
+def _finite_logits(
+    network: nn.Module, val_loader: Iterable[Any], head: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, targets = logits_on(network, val_loader, None, head)
     if not bool(logits.isfinite().all()):
         raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
     return logits, targets

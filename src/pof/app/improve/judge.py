@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, logits_of, to_device, unpack
+from pof._support.batches import call, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32
 from pof._support.random import derive_seed, seeded
 from pof.combine import scaled_nll
 from pof.flatness import fit_temperature
-from pof.perturbation.targets import check_targets
+from pof.head.reading import Reading
+from pof.training.evaluation import counted
 from pof.training.stream import same_draws
 
 RESAMPLES = 2000
@@ -72,21 +73,24 @@ def halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def logits_on(network: nn.Module, batches: Iterable[Any], expected: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and targets (N,) on the CPU, in the order of the loader, which must be the same each time."""
+def logits_on(
+    network: nn.Module, batches: Iterable[Any], expected: Tensor | None = None, head: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and targets (N,) on the CPU, of samples that count and as :func:`pof.evaluate` reads them.
+
+    They are in the order of the loader, which must be the same each time.
+    """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    found, labels = [], []
+    found, labels, reading = [], [], Reading(network, head)
     with evaluating(network), same_draws(batches, device) as drawn:
         for batch in drawn:
             inputs, targets = unpack(to_device(batch, device))
-            found.append(at_least_float32(logits_of(call(network, inputs))).cpu())
+            logits, targets = counted(at_least_float32(reading(call(network, inputs), inputs)), targets)
+            found.append(logits.cpu())
             labels.append(targets.cpu())
-    if not found:
-        raise ValueError("improve needs validation data: val_loader gave no batch")
+    if not found or not sum(map(len, labels)):
+        raise ValueError("improve needs validation data: val_loader gave no batch with a label (or not a second time)")
     logits, targets = torch.cat(found), torch.cat(labels)
-    if targets.is_floating_point() or targets.shape != logits.shape[:1]:
-        raise ValueError(f"improve judges classifiers of one class per sample; got targets {tuple(targets.shape)}")
-    check_targets(targets, len(logits), logits.shape[1], None)
     if expected is not None and not torch.equal(expected, targets):
         raise ValueError("val_loader gives its samples in another order each time: give it without shuffling")
     return logits, targets

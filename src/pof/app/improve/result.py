@@ -115,12 +115,14 @@ def message_of(found: Row | None, confirmation: Confirmation | None, improved: b
     )
 
 
-def notes_on(network: nn.Module, train_loader: Iterable[Any], incoming: Figures, n: int) -> tuple[str, ...]:
+def notes_on(
+    network: nn.Module, head: str | None, train_loader: Iterable[Any], incoming: Figures, n: int
+) -> tuple[str, ...]:
     """What the user should know: too little data to judge by, or validation data that were trained on."""
     notes = []
     if n < ENOUGH:
         notes.append(f"only {n} validation samples confirm: a small gain cannot be told from chance")
-    logits, targets = logits_on(network, train_loader)
+    logits, targets = logits_on(network, train_loader, head=head)
     error = float((logits.argmax(dim=1) != targets).double().mean())
     if error <= FITTED and incoming.error <= max(FITTED, 2 * error):
         notes.append(

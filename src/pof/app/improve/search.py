@@ -216,7 +216,7 @@ class Race:
         if result.stopped == "diverged":
             return row | {"dropped": f"diverged: {result.message}"}
         for kind, network in self._networks(method).items():
-            logits, _ = logits_on(network, self.val_loader, self.targets)
+            logits, _ = logits_on(network, self.val_loader, self.targets, self.head)
             found = figures(logits[self.chooses], self.targets[self.chooses])
             if not found.finite:
                 return row | {"dropped": "its outputs are not finite", **dict.fromkeys(KINDS)}
