@@ -89,7 +89,7 @@ class SplitModel(nn.Module):
     def __init__(self, model: nn.Module, head_name: str, *, exact: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.head_name, self._path = head_name, tuple(filter(None, head_name.split(".")))
+        self.head_name = head_name
         self.exact = exact
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
@@ -118,7 +118,7 @@ class SplitModel(nn.Module):
     @property
     def _module(self) -> nn.Module:
         found: Any = self.model
-        for name in self._path:
+        for name in filter(None, self.head_name.split(".")):
             found = found._modules[name]
         return cast("nn.Module", found)
 

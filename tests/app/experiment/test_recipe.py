@@ -345,6 +345,7 @@ def test_the_recipes_of_the_repository_can_be_planned(file: Path, tmp_path: Path
     assert plan.recipe.name == file.stem
     assert len(plan.recipe.seeds) >= 3
     other = {"ascent-share": "sam", "extractor-only": "sam", "defaults": "pof"}
+    other |= {"improve-digits": "sgd 0.5", "improve-fashion-mnist": "sgd 0.05"}
     assert plan.recipe.control == other.get(file.stem, "finetune")
     assert len({stage.name for stage in plan.stages.values()}) == len(plan.stages)
 

@@ -61,7 +61,7 @@ def test_it_opens_with_what_was_handed_back_and_ends_with_the_report(whole: tupl
     assert (out / "better" / "report.html").exists()
 
 
-@pytest.mark.parametrize("stop", [("training", 7), ("step", 3), ("rung", 1), ("rung", 2)], ids=str)
+@pytest.mark.parametrize("stop", [("training", 7), ("step", 1), ("rung", 1), ("rung", 2)], ids=str)
 def test_killed_and_resumed_it_ends_the_same(stop: tuple[str, int], whole: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "demo"
     assert Process(small, str(out), False, stop).wait().code == -signal.SIGKILL

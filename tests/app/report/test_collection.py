@@ -168,5 +168,5 @@ def test_too_small_a_validation_split_gives_no_gamma(subject: Subject) -> None:
 
 @pytest.mark.parametrize("bounds", [(0, 32), (2, 0)])
 def test_empty_bounds_are_refused(bounds: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="must be >= 1"):
+    with pytest.raises(ValueError, match="must be a whole number >= 1"):
         Bounds(*bounds, CPU)
