@@ -95,8 +95,9 @@ def improve(
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
-        _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = logits_on(network, val_loader, None, head), _length(train_loader)
+        question |= {"weights": _digest(network.state_dict()), "labels of val_loader": _digest({"": targets})}
+        _open(folder, {**question, "length of train_loader": steps}, resume, stack)
         if not bool(logits.isfinite().all()):
             raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
         (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
@@ -251,10 +252,10 @@ def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStac
         )
 
 
-def _digest(network: nn.Module) -> str:
-    """Weights and buffers by their content."""
+def _digest(tensors: Mapping[str, Any]) -> str:
+    """Tensors by their names and content; what is none is left out."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         if isinstance(value, torch.Tensor):
             digest.update(
                 name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
