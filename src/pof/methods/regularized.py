@@ -72,7 +72,8 @@ class Regularized(Method):
 
     def penalty_weight_of(self, targets: Tensor) -> Tensor | None:
         """With class weights: the samples that have a part."""
-        return None if self.loss.class_weights is None else weight_of(F.cross_entropy, targets)
+        weighted = getattr(self.loss, "class_weights", None) is not None
+        return weight_of(F.cross_entropy, targets) if weighted else None
 
     def attach(self) -> None:
         """The regulariser's hooks are on the model again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,16 +25,21 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     Returns:
         Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
     """
+    function: Any = loss
     options: dict[str, Any] = {}
-    while isinstance(loss, partial):
-        loss, options = loss.func, loss.keywords | options
+    while isinstance(function, partial):
+        function, options = function.func, function.keywords | options
+    return _weight_of(function, options, targets)
+
+
+def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:
     entropy = isinstance(loss, CrossEntropy | nn.CrossEntropyLoss) or loss is F.cross_entropy
     if isinstance(loss, CrossEntropy):
         targets = class_targets(targets, targets.shape[-1])
     if not entropy or targets.is_floating_point():
         return tensors_of(targets)[0].new_full((), samples_of(targets), dtype=torch.float64)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else options.get("weight")
-    counted = targets != getattr(loss, "ignore_index", options.get("ignore_index", IGNORED))
+    counted: Tensor = targets != getattr(loss, "ignore_index", options.get("ignore_index", IGNORED))
     if weights is None:
         return counted.sum(dtype=torch.float64)
     rows = weights.to(targets.device, torch.float64)[torch.where(counted, targets, 0).long()]

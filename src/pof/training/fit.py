@@ -103,11 +103,7 @@ def fit(
         stepper = Stepper(method, made, found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        loop = Loop(method, stepper, batches, times, val_loader, folder, log or _silent)
-        try:
-            return loop.run(resume, interrupts)
-        finally:
-            loop.scheduler.release()
+        return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
 
 
 def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:

@@ -88,6 +88,12 @@ class Loop:
         self.flush_every = 1 if stepper.device.type == "cpu" else 20
 
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
+        try:
+            return self._run(resume, interrupts)
+        finally:
+            self.scheduler.release()
+
+    def _run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         state = load_state(self.folder) if resume and self.folder is not None else None
         if resume:
             agree({"the step to resume from": None if state is None else state["steps"]})
@@ -109,7 +115,7 @@ class Loop:
                     return self._end("interrupted", message)
                 within = None
         except _Diverged as diverged:
-            warnings.warn(str(diverged), DivergenceWarning, stacklevel=4)
+            warnings.warn(str(diverged), DivergenceWarning, stacklevel=5)
             return self._end("diverged", str(diverged))
         return self._end(None, self._finished())
 
@@ -161,7 +167,7 @@ class Loop:
             warnings.warn(
                 f"the training loader gave {taken} steps where its length says {said}, and the schedule is over that:"
                 " mend its __len__",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def _step(self, window: list[Micro]) -> StepResult:

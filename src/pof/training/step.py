@@ -98,13 +98,14 @@ class Stepper:
         weights = [self.method.weight_of(micro.targets) for micro in window]
         shares = shares_of(weights)
         counts = [self.method.penalty_weight_of(micro.targets) for micro in window]
-        own = shares_of([count for count in counts if count is not None]) if counts[0] is not None else shares
+        known = [count for count in counts if count is not None]
+        own = shares_of(known) if known else [None] * len(window)
         outputs = []
         for number, (micro, share, of_penalty) in enumerate(zip(window, shares, own, strict=True)):
             with self._synchronised(last=number + 1 == len(window)):
                 output = self._forward(micro)
                 loss = weighted(output.loss, share)
-                if output.penalty is not None and share is not None and of_penalty is not share:
+                if output.penalty is not None and share is not None and of_penalty is not None:
                     loss = loss + weighted(output.penalty, of_penalty - share)
                 torch.autograd.backward(self.scaler.scale(loss))
             outputs.append(output)

@@ -232,5 +232,5 @@ def warn_of_incomplete(model: nn.Module, full: int, last: int) -> None:
             f"the last step of an epoch has {last} samples, a full mini-batch {full}: batch norm takes its statistics"
             " from these few, and the step counts as much as any; it can undo a network that fits its data. Give the"
             " loader drop_last=True",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -40,6 +40,15 @@ def network(steps: int = 3) -> nn.Module:
     return model
 
 
+def test_a_search_does_not_go_on_with_other_validation_data(tmp_path: Path) -> None:
+    train, validation = loaders(30)
+    given: Any = {**FAST, "budget": 2.0, "candidates": ["sgd"], "out": tmp_path / "out"}
+    pof.improve(network(), train, validation, **given)
+    others = [(x, (y + 1) % 3) for x, y in validation]
+    with pytest.raises(RunError, match=r"labels of val_loader was '[0-9a-f]{16}' and is now"):
+        pof.improve(network(), train, others, resume=True, **given)
+
+
 def loaders(validation: int = 300) -> tuple[Any, Any]:
     return DataLoader(TensorDataset(*data(96, 1)), batch_size=16, shuffle=True), [data(validation, 2)]
 

@@ -76,7 +76,7 @@ def improve(
         jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         lr: the centre of the rates, such as the peak rate of its training; None searches for the largest stable one.
-        training: optimizer, weight decay, precision, ... of all candidates; by default SGD.
+        training: optimizer, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row for the plan, for each step (of one process), and for each run at each rung.
 
@@ -93,18 +93,18 @@ def improve(
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
-        _open(folder, {**question, "weights": _digest(network)}, resume, stack)
         (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
-        (chooses, confirms), lengths = halves(targets, seed), (logits.shape[1], steps)
-        race = Race(network, head, train_loader, val_loader, chooses, targets, *lengths, folder, seed, log or _quiet)
-        race.jobs = jobs
+        question |= {"weights": _digest(network.state_dict()), "labels of val_loader": _digest({"": targets})}
+        _open(folder, {**question, "length of train_loader": steps}, resume, stack)
+        chooses, confirms = halves(targets, seed)
+        given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
+        race = Race(*given, folder, seed, log or _quiet, jobs)
         tried, spent = _candidates(race, kinds, base, lr, budget, named=candidates is not None)
         runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
         incoming = figures(logits[chooses], targets[chooses])
-        pool = _pool(race, runs)
-        rows = _rows(runs, pool, incoming)
+        rows = _rows(runs, pool := _pool(race, runs), incoming)
         spent += sum(run.passes for run in runs)
-        return _deliver(race, pool, incoming, logits, confirms, rows, spent, folder if out is not None else None)
+        return _deliver(race, pool, incoming, logits, confirms, rows, spent, None if out is None else folder)
 
 
 def _candidates(
@@ -279,10 +279,10 @@ def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStac
         )
 
 
-def _digest(network: nn.Module) -> str:
-    """Weights and buffers by their content."""
+def _digest(tensors: Mapping[str, Any]) -> str:
+    """Tensors by their names and content; what is none is left out."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         if isinstance(value, torch.Tensor):
             digest.update(
                 name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
