@@ -86,10 +86,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 def rendered(page: str) -> str:
     """The page with every table as its JSON has it."""
     for name, (file, make) in TABLES.items():
-        path = ROOT / "benchmarks" / "results" / f"{file}.json"
-        found = json.loads(path.read_text()) if path.exists() else None
-        body = f"{make(found)}\n\n{origin(found)}" if found else f"Not measured yet: `benchmarks/{file}.py`."
-        text = f"<!-- {name} -->\n{body}\n<!-- end -->"
+        found = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())
+        text = f"<!-- {name} -->\n{make(found)}\n\n{origin(found)}\n<!-- end -->"
         page, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, text=text: text, page, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"docs/speed.md must have one place for the table {name!r}; it has {count}")
