@@ -136,6 +136,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _call(function: Callable[..., int], arguments: tuple[Any, ...], cwd: str, folder: str) -> None:
+    # A suite in the background of a shell ignores Ctrl-C, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     for number in (1, 2):
         os.dup2(os.open(Path(folder, str(number)), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)

@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
     "data": {"data": "digits", "train_size": 100},
     "model": {"model": "small-cnn"},
     # Long enough for a signal to meet a slow machine inside of a run.
-    "pretrain": {"epochs": 60, "batch_size": 20, "lr": 0.05},
+    "pretrain": {"epochs": 16, "batch_size": 20, "lr": 0.05},
     "train": {"lr": 1e-2, "batch_size": 20},
     "budget": 3,
     "methods": {"sgd": {"method": "finetune"}, "pof": {"method": "pof"}},
