@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -32,3 +35,15 @@ def batches(
     if last is not None:
         sizes[-1] = last
     return [batch(size, classes, seed) for seed, size in enumerate(sizes, first)]
+
+
+def folder_instead(path: Path) -> None:
+    """Put a folder in the place of a file."""
+    path.unlink()
+    path.mkdir()
+
+
+def pipe_instead(path: Path) -> None:
+    """Put a FIFO in the place of a file."""
+    path.unlink()
+    os.mkfifo(path)

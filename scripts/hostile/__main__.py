@@ -35,7 +35,8 @@ def main() -> int:
     options = _options()
     kinds = options.only or list(KINDS)
     found: list[Try] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):  # what is done so far is reported
         world = make_world(Path(folder, "world"))
         for kind in kinds:
@@ -52,6 +53,12 @@ def main() -> int:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(_table(report["counts"]))
     return int(bool(report["failures"]))
+
+
+def _stop(number: int, _: object) -> None:
+    """Stop trying, once: another signal must not end the report."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _options() -> argparse.Namespace:

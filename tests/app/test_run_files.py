@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pof.app.report.subjects import read_run
 from pof.app.run_files import RunError, read_environment, read_result, read_rows
 from pof.app.run_folder import Run
 from pof.weights import save_model
+from tests.cases import folder_instead, pipe_instead
 
 OPTIONS = {"model": ModelOptions("small-cnn"), "data": DataOptions("digits"), "training": TrainOptions("finetune")}
 CONFIG: dict[str, Any] = {**plain({name: vars(value) for name, value in OPTIONS.items()}), "processes": 1}
@@ -51,16 +51,6 @@ def bytes_instead(content: bytes) -> Callable[[Path], None]:
 
 def second_line(line: str) -> Callable[[Path], None]:
     return bytes_instead(f"{json.dumps(ROWS[0])}\n{line}\n".encode())
-
-
-def folder_instead(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def pipe_instead(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
 
 
 def edited(values: Any, *keys: str, to: Any = None, drop: bool = False) -> bytes:

@@ -13,7 +13,7 @@ from torch import nn
 
 import pof
 from pof.training.checkpoint import PREVIOUS_FILE, STATE_FILE, load_state, save_state
-from tests.cases import batches, mlp
+from tests.cases import batches, folder_instead, mlp, pipe_instead
 
 
 def run(folder: Path | None, *, die_at: int = 0, resume: bool = False, model: Any = None, **options: Any) -> Any:
@@ -62,16 +62,6 @@ def foreign(path: Path) -> None:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def folder_instead(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def pipe_instead(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {

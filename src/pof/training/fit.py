@@ -98,9 +98,8 @@ def fit(
         made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
         steps, rates = math.ceil(length / accumulation), schedule.settled(Schedule(method.schedule_kind))
         times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
-        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm)
-        settings |= {**shared(method, checkpoint_every), "resume": resume}
-        _agree(settings, length, place, val_loader, checkpoint_dir)
+        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm) | shared(method, checkpoint_every)
+        _agree(settings | {"resume": resume}, length, place, val_loader, checkpoint_dir)
         stepper = Stepper(method, made, found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)

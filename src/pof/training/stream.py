@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
 from pof._support.modules import BATCH_NORMS
-from pof._support.random import capture, derive_seed, isolated, loader_generators, restore
+from pof._support.random import capture, derive_seed, isolated, loader_generators, preserved, restore
 
 T = TypeVar("T")
 # In the place of None, which a loader may give.
@@ -108,16 +108,11 @@ def same_draws(loader: Iterable[Any], device: torch.device) -> Iterator[Iterable
 
     Epochs are compared on the same draws where validation data are augmented, and a resumed run sees them too.
     """
-    seed, generators = derive_seed("validation"), loader_generators(loader)
-    before = [generator.get_state() for generator in generators]
-    with isolated(seed, device):
-        for generator in generators:
+    seed = derive_seed("validation")
+    with preserved(loader), isolated(seed, device):
+        for generator in loader_generators(loader):
             generator.manual_seed(seed)
-        try:
-            yield loader.iterate(0) if isinstance(loader, StatelessLoader) else loader
-        finally:
-            for generator, state in zip(generators, before, strict=True):
-                generator.set_state(state)
+        yield loader.iterate(0) if isinstance(loader, StatelessLoader) else loader
 
 
 class Stream(Generic[T]):

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import pof
 from pof.app.cli import main
 from pof.app.improve.judge import Confirmation
+from pof.app.options import TrainOptions
 from pof.app.run_files import RunError
+from pof.training.checkpoint import CheckpointError
 
 FAST: dict[str, Any] = {"budget": 8.0, "lr": 0.2, "device": "cpu"}
 
@@ -129,6 +131,34 @@ def test_a_killed_search_goes_on_and_ends_the_same(after: int, own: bool, tmp_pa
     assert all(torch.equal(one, other) for one, other in values)
 
 
+def test_a_damaged_state_ends_the_search_and_drops_no_candidate(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"candidates": ["sgd", "pof", "head-ascent"], "out": tmp_path / "out", **FAST}
+
+    def die(row: Any) -> None:
+        if row["event"] == "rung" and row["rung"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        pof.improve(network(), *loaders(), log=die, **given)
+    states = list((tmp_path / "out" / "runs").rglob("*.pt"))
+    assert states
+    for file in states:
+        file.write_bytes(b"damaged")
+    before = (tmp_path / "out" / "journal.jsonl").read_text()
+    with pytest.raises(CheckpointError, match="state"):
+        pof.improve(network(), *loaders(), resume=True, **given)
+    assert (tmp_path / "out" / "journal.jsonl").read_text() == before
+
+
+def test_the_rates_do_not_depend_on_what_the_loader_has_given_before() -> None:
+    x, y = data(96, 1)
+    train = pof.data.DatasetLoader(TensorDataset(x, y), batch_size=16, seed=0, shuffle=True)
+    given: Any = {"candidates": ["sgd"], "budget": 4.0, "device": "cpu"}
+    first = pof.improve(network(), train, loaders(60)[1], **given)
+    second = pof.improve(network(), train, loaders(60)[1], **given)
+    assert first.table == second.table
+
+
 def test_a_folder_is_taken_once_and_goes_on_with_the_same_arguments_only(tmp_path: Path) -> None:
     def again(**changes: Any) -> pof.ImproveResult:
         options = {"candidates": ["sgd"], "out": tmp_path / "out", "budget": 2.0, "lr": 0.1, "device": "cpu"}
@@ -139,6 +169,8 @@ def test_a_folder_is_taken_once_and_goes_on_with_the_same_arguments_only(tmp_pat
         again()
     with pytest.raises(RunError, match=r"budget was 2.0 and is now 3.0"):
         again(resume=True, budget=3.0)
+    with pytest.raises(RunError, match=r"training.weight_decay was 0.0005 and is now 0.1"):
+        again(resume=True, training=TrainOptions("finetune", weight_decay=0.1))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     with pytest.raises(RunError, match="holds other files"):

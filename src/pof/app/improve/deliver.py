@@ -27,7 +27,7 @@ from pof._support.files import lock
 from pof.app.improve.candidates import Candidate, families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, halves, logits_on
-from pof.app.improve.rate import RateSearch, first_rate
+from pof.app.improve.rate import COMMON, RateSearch, first_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
@@ -92,7 +92,7 @@ def improve(
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        question = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
+        question = _question(budget, candidates, seed, lr, base)
         (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
         question |= {"weights": _digest(network.state_dict()), "labels of val_loader": _digest({"": targets})}
         _open(folder, {**question, "length of train_loader": steps}, resume, stack)
@@ -135,7 +135,7 @@ def _rates(
     """The first rate of each family, and the passes that it took to find them."""
     if lr is not None:
         return {name: first_rate(lr, str(options["method"])) for name, options in kinds.items()}, 0.0
-    search = RateSearch(race.incoming, race.head, race.train_loader, race.classes, race.steps_per_epoch)
+    search = RateSearch(race.incoming, race.head, race.train_loader, race.rewind, race.classes, race.steps_per_epoch)
     return search.rates(kinds, base), search.spent
 
 
@@ -288,6 +288,12 @@ def _digest(tensors: Mapping[str, Any]) -> str:
                 name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             )
     return digest.hexdigest()[:16]
+
+
+def _question(budget: float, candidates: Any, seed: int, lr: float | None, base: TrainOptions) -> dict[str, Any]:
+    """What a search that goes on must find unchanged, in plain values."""
+    own = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
+    return own | {f"training.{name}": getattr(base, name) for name in COMMON}
 
 
 def _plain(candidates: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -39,6 +39,8 @@ class RateSearch:
     network: nn.Module
     head: str | None
     train_loader: Iterable[Any]
+    rewind: Callable[[], None]
+    """Puts the loader back to where the search started."""
     classes: int
     steps_per_epoch: int
     spent: float = 0.0
@@ -46,18 +48,23 @@ class RateSearch:
 
     def __post_init__(self) -> None:
         device = next(self.network.parameters()).device
+        self.rewind()
         with isolated(0):
             batches = [unpack(to_device(batch, device)) for batch in islice(self.train_loader, STEPS)]
         self._micros = [Micro(inputs, targets, None) for inputs, targets in batches]
+        before, guessing = self._losses(copy.deepcopy(self.network))
+        self._bound = before + RISE * guessing
 
     def rates(self, families: Mapping[str, Mapping[str, Any]], base: TrainOptions) -> dict[str, float]:
         """Find the first rate of each family.
 
-        That of :func:`first_rate`, lowered for the methods of several passes (SAM) until it is stable for them too.
+        Its own where it has one; else that of :func:`first_rate`, lowered for the methods of several passes (SAM) until
+        it is stable for them too.
         """
-        plain = self.largest_stable(replace(base, method="finetune"))
-        found = {}
-        for name, options in families.items():
+        found = {name: float(options["lr"]) for name, options in families.items() if "lr" in options}
+        wanted = {name: options for name, options in families.items() if name not in found}
+        plain = self.largest_stable(replace(base, method="finetune")) if wanted else 0.0
+        for name, options in wanted.items():
             rate = first_rate(plain, str(options["method"]))
             training = candidate_options({**options, "lr": rate}, base, f"candidates.{name}")
             own = entry_of(training.method).rate != SHARE
@@ -86,8 +93,8 @@ class RateSearch:
         self.spent += float(passes(options)) * len(self._micros) / self.steps_per_epoch
         network = copy.deepcopy(self.network)
         device = next(network.parameters()).device
+        self.rewind()
         with isolated(options.seed):
-            before, guessing = self._losses(network)
             context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
             try:
                 method = build_method(context).to(device)
@@ -98,12 +105,12 @@ class RateSearch:
             for micro in self._micros:
                 stepper.step([micro])
             after, _ = self._losses(network)
-        return math.isfinite(after) and after <= before + RISE * guessing
+        return math.isfinite(after) and after <= self._bound
 
     @torch.no_grad()
     def _losses(self, network: nn.Module) -> tuple[float, float]:
-        """The mean loss of the mini-batches in training mode, and that of guessing."""
-        plain = build_method(Context(copy.deepcopy(network), self.head, TrainOptions("finetune"), self.classes, ()))
+        """The mean loss of the mini-batches in training mode, and that of guessing; moves running statistics."""
+        plain = build_method(Context(network, self.head, TrainOptions("finetune"), self.classes, ()))
         plain.train()
         outputs = [plain(micro.inputs, micro.targets) for micro in self._micros]
         guessing = math.log(max(2, outputs[0].logits.shape[1]))

@@ -30,6 +30,7 @@ from pof.app.method_options import AverageOptions
 from pof.app.methods import Context, build_method
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
+from pof.training.checkpoint import CheckpointError
 from pof.training.interrupt import Interrupts
 from pof.training.loop import Loop
 from pof.training.schedules import Schedule
@@ -130,12 +131,13 @@ class Race:
 
     def estimate(self, network: nn.Module) -> nn.Module:
         """Estimate batch-norm statistics anew, always from the same pass over the training data; gives the network."""
-        self._rewind()
+        self.rewind()
         with isolated(derive_seed(self.seed, "statistics")):
             estimate_statistics(network, self.train_loader)
         return network
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Put the training loader back to where the race started."""
         for generator, state in self._generators:
             generator.set_state(state)
         set_epoch(self.train_loader, 0)  # ours count the passes themselves
@@ -149,7 +151,7 @@ class Race:
 
     def networks(self, run: Run) -> dict[str, nn.Module]:
         """The networks of a run where it stands, by kind."""
-        self._rewind()
+        self.rewind()
         method, loop = self._loop(run.candidate, self._ends(run.candidate)[run.rung])
         with isolated(0), Interrupts() as interrupts:
             loop.run(True, interrupts)
@@ -180,7 +182,7 @@ class Race:
         if jobs == 1:
             yield lambda tasks: (self._judge(*task) for task in tasks)
             return
-        self._rewind()
+        self.rewind()
         fixed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {"log", "jobs"}}
         with processes(_judge_of, (fixed, self._plan), jobs) as each:
             yield each
@@ -203,12 +205,14 @@ class Race:
 
     def _judge(self, candidate: Candidate, number: int, rung: Rung) -> dict[str, Any]:
         row = {"run": candidate.name, "rung": number, "passes": rung.passes, "dropped": "", **dict.fromkeys(KINDS)}
-        self._rewind()
+        self.rewind()
         try:
             with warnings.catch_warnings(), isolated(derive_seed(self.seed, "run")), Interrupts() as interrupts:
                 warnings.simplefilter("ignore", UserWarning)  # told in the table
                 method, loop = self._loop(candidate, self._ends(candidate)[number])
                 result = loop.run(True, interrupts)
+        except CheckpointError:
+            raise
         except ValueError as error:  # a method that this network does not take
             return row | {"dropped": " ".join(str(error).split())}
         if result.stopped == "interrupted":

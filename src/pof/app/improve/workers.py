@@ -38,6 +38,7 @@ def processes(
         RunError: if a process dies.
     """
     try:
+        # Copies, read by our own processes only; by itself multiprocessing puts tensors into memory that all share.
         sent = pickle.dumps((make_judge, arguments))
     except Exception as error:  # whatever a user's objects raise
         raise ValueError(
