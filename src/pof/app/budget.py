@@ -1,8 +1,8 @@
 """Equal compute: what a run costs, in forward-backward passes over its training set.
 
 The unit is one forward and one backward of every training sample: an epoch of SGD is 1, of SAM 2, of PoF with fresh
-features 4/3.  Validation is not counted, as it is the same for every method; nor are the ten steps or so
-of a radius from the data, each time that it is taken.
+features 4/3.  Validation is not counted, as it is the same for every method; nor are the ten steps or so of a radius
+from the data (eighty for a network with dropout), each time that it is taken.
 """
 
 from __future__ import annotations
