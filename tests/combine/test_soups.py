@@ -84,3 +84,15 @@ def test_no_finite_score():
     with pytest.raises(ValueError, match=r"no network has a finite score: \[nan, inf\]"):
         scores = iter([float("nan"), float("inf")])
         greedy_soup(NETWORKS[:2], lambda network: next(scores))
+
+
+def test_a_score_that_estimates_statistics_leaves_the_networks_as_they_are() -> None:
+    networks = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2)]
+
+    def score(network: nn.Module) -> float:
+        network[1].running_mean.fill_(7.0)
+        return float(network[0].weight.detach().abs().sum())
+
+    found = greedy_soup(networks, score)
+    assert all(bool((network[1].running_mean == 0).all()) for network in networks)
+    assert bool((found.model[1].running_mean == 7).all())

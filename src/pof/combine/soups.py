@@ -54,8 +54,8 @@ def greedy_soup(models: Sequence[nn.Module], score: Callable[[nn.Module], float]
 
     Args:
         models: k >= 1 networks of one architecture.
-        score: figure of a network on validation data, *lower is better* (an error or a loss).  It gets the networks
-            themselves and new soups, whose batch-norm statistics it should estimate anew first.
+        score: figure of a network on validation data, *lower is better* (an error or a loss).  It gets copies of the
+            networks and new soups, whose batch-norm statistics it should estimate anew first.
 
     Returns:
         The soup with its members and score.  Networks whose score is NaN or infinite are left out.
@@ -63,11 +63,15 @@ def greedy_soup(models: Sequence[nn.Module], score: Callable[[nn.Module], float]
     Raises:
         ValueError: if no network has a finite score, or the networks do not belong together.
     """
-    scores = [float(score(model)) for model in models]
-    order = sorted((i for i, value in enumerate(scores) if math.isfinite(value)), key=lambda i: scores[i])
-    if not order:
+    best, scores = None, []
+    for index, model in enumerate(models):
+        alone = soup([model])
+        scores.append(float(score(alone)))
+        if math.isfinite(scores[-1]) and (best is None or scores[-1] < best.score):
+            best = GreedySoup(alone, (index,), scores[-1])
+    if best is None:
         raise ValueError(f"no network has a finite score: {scores}")
-    best = GreedySoup(soup([models[order[0]]]), (order[0],), scores[order[0]])
+    order = sorted((i for i, value in enumerate(scores) if math.isfinite(value)), key=lambda i: scores[i])
     for index in order[1:]:
         indices = (*best.indices, index)
         candidate = soup([models[i] for i in indices])

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof.app.cli import main
-from pof.app.improve.judge import Confirmation
+from pof.app.improve.judge import Confirmation, figures, halves, logits_on
 from pof.app.options import TrainOptions
 from pof.app.run_files import RunError
 from pof.training.checkpoint import CheckpointError
@@ -65,6 +65,14 @@ def test_a_network_that_is_not_finished_gets_better_and_stays_as_it_was() -> Non
     assert result.table[0].name == "incoming" and result.chosen in {row.name for row in result.table}
     assert [row.name for row in result.table if row.note == "handed back"] == [result.chosen]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    rows = {
+        row.name: row.scaled_nll for row in result.table[1:] if (row.error or 1.0) <= (result.table[0].error or 0.0)
+    }
+    trained = [nll for name, nll in rows.items() if nll and name.startswith(("sgd", "head-ascent"))]
+    chooses, _ = halves(loaders()[1][0][1], 0)
+    for network_, nll in ((result.model, rows[result.chosen]), (result.single, min(trained))):
+        logits, targets = logits_on(network_, loaders()[1])
+        assert figures(logits[chooses], targets[chooses]).scaled_nll == nll  # what was judged is what is handed back
     assert result.model is not model and result.passes <= FAST["budget"] + 1
     assert pof.evaluate(result.model, loaders()[1]).error < pof.evaluate(model, loaders()[1]).error
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pof.app.improve.halving import most_candidates, rungs
-from pof.app.improve.judge import confirm, figures, halves, logits_on
+from pof.app.improve.judge import Confirmation, confirm, figures, halves, logits_on
 from tests.cases import mlp
 
 
@@ -34,6 +34,20 @@ def test_the_p_value_is_that_of_a_fair_coin(fixed: int, broken: int) -> None:
     assert (found.fixed, found.broken) == (fixed, broken)
     assert found.p_error == pytest.approx(min(1.0, 2 * tail))
     assert found.better is (fixed > broken)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "nll", "better"),
+    [
+        (2, 1, (-0.2, -0.1, 0.1), True),
+        (2, 1, (-0.1, 0.1, 0.2), False),  # fewer errors, and a worse likelihood
+        (1, 1, (-0.2, -0.1, -0.05), True),
+        (1, 1, (-0.2, -0.1, 0.05), False),  # as many, and a likelihood that may be as it was
+        (1, 2, (-0.2, -0.1, -0.05), False),
+    ],
+)
+def test_what_is_handed_back(fixed: int, broken: int, nll: tuple[float, float, float], better: bool) -> None:
+    assert Confirmation(100, fixed, broken, 1.0, nll, (0.0, 0.0, 0.0)).better is better
 
 
 def test_the_interval_of_a_constant_difference_has_no_width() -> None:

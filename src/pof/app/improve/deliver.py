@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import tempfile
@@ -171,7 +170,7 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
             between = race.estimate(interpolate(race.incoming, network, share))
             judge(f"{share:g} of the way to {run.candidate.name}, {run.best}", between, run)
     if len(parts) > 1:
-        greedy = greedy_soup([copy.deepcopy(race.incoming), *parts], lambda network: _score(race, network))
+        greedy = greedy_soup([race.incoming, *parts], lambda network: _score(race, network))
         if len(greedy.indices) > 1:
             judge(f"soup of {len(greedy.indices)}", greedy.model, None)
     return pool

@@ -1,0 +1,85 @@
+"""The rates of candidates: the largest stable ones, each family's own, and what finding them costs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pof.app.improve.rate import FACTOR, RANGE, RISE, RateSearch, first_rate
+from pof.app.options import TrainOptions
+
+BASE = TrainOptions("finetune", momentum=0.0, weight_decay=0.0)
+SGD: dict[str, Any] = {"method": "finetune"}
+SAM: dict[str, Any] = {"method": "sam", "sam": {"rho": 0.2}}
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def sharp(factor: float) -> tuple[nn.Module, Batches]:
+    """A trained network, and mini-batches whose inputs make it the sharper the larger the factor."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    batches = [(factor * torch.randn(8, 6), torch.arange(8) % 3) for _ in range(10)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / factor**2)
+    for x, y in batches * 20:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, batches
+
+
+def search(model: nn.Module, batches: Batches) -> RateSearch:
+    return RateSearch(model, None, batches, lambda: None, 3, len(batches))
+
+
+def loss_after(model: nn.Module, batches: Batches, lr: float) -> float:
+    """By hand: eight steps, and the mean loss of their mini-batches."""
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for x, y in batches[:8] if lr else []:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches[:8]]).mean())
+
+
+@pytest.mark.parametrize("factor", [1.0, 8.0, 24.0])
+def test_the_largest_rate_that_does_not_raise_the_loss(factor: float) -> None:
+    model, batches = sharp(factor)
+    bound = loss_after(model, batches, 0.0) + RISE * math.log(3)
+    rate = RANGE["sgd"][1]
+    while rate > RANGE["sgd"][0] and loss_after(model, batches, rate) > bound:
+        rate /= FACTOR
+    if rate < RANGE["sgd"][1] and loss_after(model, batches, 2 * rate) <= bound:
+        rate *= 2
+    before = copy.deepcopy(model.state_dict())
+    assert search(model, batches).largest_stable(BASE) == rate
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_sharper_networks_get_smaller_rates() -> None:
+    found = [search(*sharp(factor)).largest_stable(BASE) for factor in (1.0, 8.0, 24.0)]
+    assert found == sorted(found, reverse=True) and found[0] > found[-1]
+
+
+def test_each_family_has_its_own_and_the_passes_are_counted() -> None:
+    given = search(*sharp(8.0))
+    plain = search(*sharp(8.0))
+    largest = plain.largest_stable(BASE)
+    rates = given.rates({"sgd": SGD, "sam": SAM}, BASE)
+    assert rates["sgd"] == first_rate(largest, "finetune") == largest / 2
+    assert rates["sam"] <= rates["sgd"]
+    # Eight of ten mini-batches a try, twice for SAM.
+    tries = (given.spent - plain.spent) / 1.6
+    assert round(tries) >= 1 and tries == pytest.approx(round(tries))
+
+
+def test_a_rate_of_its_own_is_taken_and_costs_nothing() -> None:
+    given = search(*sharp(1.0))
+    assert given.rates({"mine": SGD | {"lr": 0.3}}, BASE) == {"mine": 0.3}
+    assert given.spent == 0.0
