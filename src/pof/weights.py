@@ -90,6 +90,29 @@ def load_model(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, str]
     return metadata
 
 
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata of a safetensors file, without its tensors; empty if it has none, or is of another kind.
+
+    Args:
+        path: a file of weights.
+
+    Returns:
+        The strings of the header by their names.
+
+    Raises:
+        WeightsError: if the file is damaged.
+        FileNotFoundError: if there is no such file.
+    """
+    file = _existing(path)
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            return dict(opened.metadata() or {})
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: not a complete safetensors file ({error}); copy or download it again") from error
+
+
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copy the weights of a checkpoint of any origin into ``model``; nothing in the file is executed.
 

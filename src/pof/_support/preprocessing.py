@@ -1,0 +1,47 @@
+"""How an image becomes a network's input where it is evaluated: size, crop, interpolation and normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pof._support.checks import finite, whole_number
+
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+MAX_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an 8-bit RGB image to a tensor (3, size, size).
+
+    Args:
+        size: side of the square input, in pixels.
+        mean: per channel, in units of the full intensity.
+        std: per channel, in the same units.
+        interpolation: of the resizing.
+        crop: share of the resized image's shorter side that the central crop keeps, in (0, 1].
+        squash: resize both sides to ``size`` without keeping their ratio, and crop nothing.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
+    crop: float = 7 / 8
+    squash: bool = False
+
+    def __post_init__(self) -> None:
+        whole_number("image_size", self.size, 1, MAX_SIZE)
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"interpolation is one of {', '.join(get_args(Interpolation))}; got {self.interpolation!r}"
+            )
+        finite("crop", self.crop, above=0)
+        if self.crop > 1:
+            raise ValueError(f"crop is a share of the image in (0, 1]; got {self.crop}")
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))

@@ -1,0 +1,67 @@
+"""What a network needs to be used, in plain values: stored in the header of its weights, beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pof._support.preprocessing import Preprocessing
+from pof.models import build_model
+
+KEY = "pof"
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """How to build a trained network, what it takes, and what its outputs mean.
+
+    Args:
+        model: its name, as :func:`pof.models.build_model` takes it.
+        classes: names of the C classes, in the order of the outputs.
+        input_shape: of one input, (K, H, W) for images.
+        model_args: further arguments of the model.
+        head: qualified name of the head; None: found by :func:`pof.find_head`.
+        preprocessing: of images that come as files; None for inputs that come as tensors.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    head: str | None = None
+    preprocessing: Preprocessing | None = None
+
+    def build(self) -> nn.Module:
+        """Build the network, without its weights."""
+        return build_model(self.model, num_classes=len(self.classes), in_channels=self.input_shape[0])
+
+    def metadata(self) -> dict[str, str]:
+        """The card as the header of a safetensors file holds it."""
+        return {KEY: json.dumps(asdict(self))}
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str]) -> NetworkCard | None:
+        """Read the card in a header.
+
+        Args:
+            metadata: of a safetensors file.
+
+        Returns:
+            The card; None if there is none.
+
+        Raises:
+            ValueError: if what is there is no card.
+        """
+        if KEY not in metadata:
+            return None
+        try:
+            values = json.loads(metadata[KEY])
+            prepared = values.pop("preprocessing")
+            shapes = {name: tuple(values.pop(name)) for name in ("classes", "input_shape")}
+            return cls(**values, **shapes, preprocessing=None if prepared is None else Preprocessing(**prepared))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"the header of the weights holds no description of a network: {error}") from error
