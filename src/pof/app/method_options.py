@@ -51,6 +51,7 @@ class SAMOptions:
         level_kind: of rho auto: level, or rise, which counts from the loss of the network as it is.
         every: of rho auto: epochs after which the radius is taken anew; never if not given. Each time costs about ten
             steps, which equal compute does not count.
+        layers: all, or head: only the head's weights are perturbed; of sam, late-sam and rewarm.
         last_epochs: of late-sam: epochs with perturbation, at the end.
         ascent_share: share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
     """
@@ -62,6 +63,7 @@ class SAMOptions:
     level: float = 0.15
     level_kind: Literal["level", "rise"] = "level"
     every: int | None = None
+    layers: Literal["all", "head"] = "all"
     last_epochs: int = 5
     ascent_share: float = 1.0
 

@@ -109,6 +109,7 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
             rho=options.rho_max if budget else options.rho if isinstance(options.rho, (int, float)) else None,
             budget=options.budget if budget else None,
             anneal=options.anneal,
+            layers=options.layers,
             last_epochs=options.last_epochs if late else None,
             ascent_share=options.ascent_share,
             label_smoothing=context.options.label_smoothing,

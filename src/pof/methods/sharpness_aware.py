@@ -47,6 +47,7 @@ class SharpnessAware(Method):
         rho: radius of the perturbation, >= 0; None takes the one usual for ``kind``.
         budget: LE-SAM's sigma, in nats, >= 0, for ``"sam"``: by so much the linearised loss rises in every step, at
             most at the radius ``rho``; None: the radius is ``rho``.
+        layers: ``"all"``, or ``"head"``: only the head's parameters are perturbed, for ``"sam"``.
         anneal: share of the run, at its end, over which the budget falls to 0 along half a cosine, epoch by epoch, in
             [0, 1].
         last_epochs: perturb in the last so many epochs only (late-phase SAM); None: in all.
@@ -69,6 +70,7 @@ class SharpnessAware(Method):
         kind: Kind = "sam",
         rho: float | None = None,
         budget: float | None = None,
+        layers: Literal["all", "head"] = "all",
         anneal: float = 1.0,
         last_epochs: int | None = None,
         ascent_share: float = 1.0,
@@ -77,6 +79,9 @@ class SharpnessAware(Method):
     ) -> None:
         super().__init__()
         check_choice("kind", kind, get_args(Kind))
+        check_choice("layers", layers, ("all", "head"))
+        if layers == "head" and kind != "sam":
+            raise ValueError(f"layers 'head' is for kind sam; {kind} perturbs what its paper says")
         if last_epochs is not None:
             whole_number("last_epochs", last_epochs, 1)
         if rho is not None:
@@ -94,7 +99,7 @@ class SharpnessAware(Method):
         self.network = split(model, head)
         self.kind, self.rho = kind, DEFAULT_RHO[kind] if rho is None else rho
         self.nesterov = kind != "msam"  # its authors: plain momentum
-        self.budget, self.anneal = budget, anneal
+        self.budget, self.anneal, self.layers = budget, anneal, layers
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
         self._calibrated = False
@@ -127,6 +132,8 @@ class SharpnessAware(Method):
             return MSAM(list(self.trainable_parameters()), base, self.rho, **options)
         if self.budget is not None:
             options["budget"] = self.budget
+        if self.layers == "head":
+            options["only"] = list(self.network.head.parameters())
         makes: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON}
         return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 

@@ -40,7 +40,8 @@ def build_model(
 
     Args:
         name: ``wrn-DEPTH-WIDTH``; ``resnet20`` (32, 44, 56, 110) with ``x2`` for double width and
-            ``-projection`` for 1x1-convolution shortcuts, as in ``resnet20x2-projection``; ``small-cnn``;
+            ``-projection`` for 1x1-convolution shortcuts, as in ``resnet20x2-projection``; ``small-cnn``,
+            ``small-cnnx4``;
             ``timm:NAME`` or a timm name; ``package.module:factory``, called with ``num_classes`` and
             ``in_channels`` if it takes them.
         num_classes: number of classes C.
@@ -64,7 +65,7 @@ def build_model(
         r"resnet(20|32|44|56|110)(?:x(\d+))?(-projection)?": lambda depth, width, projection: CifarResNet(
             int(depth), width=int(width or 1), shortcut="projection" if projection else "pad", **sizes
         ),
-        r"small-cnn": lambda: SmallCNN(**sizes),
+        r"small-cnn(?:x(\d+))?": lambda width: SmallCNN(width=int(width or 1), **sizes),
     }
     pretrained = weights == PRETRAINED
     matches = ((re.fullmatch(pattern, name), build) for pattern, build in families.items())

@@ -12,16 +12,18 @@ class SmallCNN(nn.Module):
     Args:
         num_classes: number of classes C.
         in_channels: channels of the images.
+        width: factor on the channels of both convolutions, 32 and 64.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int = 3, width: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 32, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(32)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(64)
+        first, second = 32 * width, 64 * width
+        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(second)
         self.avgpool = nn.AdaptiveAvgPool2d(2)
-        self.fc = nn.Linear(64 * 4, num_classes)
+        self.fc = nn.Linear(second * 4, num_classes)
         for convolution in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(self.fc.weight, nonlinearity="relu")

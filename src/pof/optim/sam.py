@@ -8,10 +8,10 @@ parameters together.  Two forward and backward passes per step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof.optim._entries import Entry, gradient_entries
@@ -63,6 +63,8 @@ class SAM(PerturbingOptimizer):
         budget: LE-SAM's sigma, in nats: each step's radius is ``budget / ||g||``, so that the linearised loss rises by
             the budget, and ``rho`` is the largest radius.  0 is the base optimizer; None: the radius is ``rho``.
             It may be set per step in ``param_groups``.  With a GradScaler, set ``loss_scale`` too.
+        only: parameters that are perturbed; the norm is that of their gradients, and the base optimizer still updates
+            all.  None: all.
         model: if given, its running statistics are frozen while the weights are perturbed, so that those of the
             first pass count alone.
         **base_options: the base optimizer's, such as ``lr``.
@@ -79,11 +81,23 @@ class SAM(PerturbingOptimizer):
         adaptive: bool = False,
         *,
         budget: float | None = None,
+        only: Iterable[Tensor] | None = None,
         model: nn.Module | None = None,
         **base_options: Any,
     ) -> None:
         own = {"rho": rho, "adaptive": adaptive, "eta": ETA, "budget": budget}
         super().__init__(params, base_optimizer_class, own, base_options, model)
+        self.only = None if only is None else list(only)
+        updated = {id(p) for group in self.param_groups for p in group["params"]}
+        if self.only is not None and not updated & {id(p) for p in self.only}:
+            raise ValueError(f"none of the {len(self.only)} parameters to perturb is among those to update")
 
     def _entries(self) -> Iterator[Entry]:
-        return gradient_entries(self.param_groups, self.model)
+        entries = gradient_entries(self.param_groups, self.model)
+        if self.only is None:
+            return entries
+        chosen = {id(p) for p in self.only}
+        return (entry for entry in entries if id(entry.parameter) in chosen)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "only": self.only}
