@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,38 @@ from pof._support.precision import without_cast_cache
 from pof._support.random import preserved
 
 
+class Heard(NamedTuple):
+    """One call of a module."""
+
+    entered: Any
+    returned: Any
+    """A copy, as the network may go on in place: nn.Dropout(inplace=True) after the head."""
+    original: Any = None
+    version: int = -1
+    """Of the original, when it was returned."""
+
+    def is_still(self, output: Any) -> bool:
+        """Whether an output is what the module returned, untouched since."""
+        return isinstance(output, Tensor) and output is self.original and _version(output) == self.version
+
+
+def _version(output: Any) -> int:
+    return output._version if isinstance(output, Tensor) and not output.is_inference() else -1
+
+
 @contextmanager
-def listening(module: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
-    """Collect (what entered, a copy of what it returned) of every call of a module in the body."""
-    heard: list[tuple[Any, Any]] = []
+def listening(module: nn.Module) -> Iterator[list[Heard]]:
+    """Collect every call of a module in the body."""
+    heard: list[Heard] = []
     inner = module.forward
 
     def forward(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = inner(*args, **kwargs)
         entered = args[0] if args else next(iter(kwargs.values()), None)
-        # A copy, as the network may go on in place: nn.Dropout(inplace=True) after the head.
-        heard.append((entered, output.clone() if isinstance(output, Tensor) else output))
+        copy = output.clone() if isinstance(output, Tensor) else output
+        # The original is no output of a compiled graph.
+        traced = torch.compiler.is_compiling()
+        heard.append(Heard(entered, copy) if traced else Heard(entered, copy, output, _version(output)))
         return output
 
     own = vars(module)

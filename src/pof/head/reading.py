@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pof._support.batches import Inputs, described_outputs, logits_of, outputs_in
 from pof.head.output import are_probabilities, logarithm
-from pof.head.search import HeadNotFoundError
-from pof.head.split import resolve, split
+from pof.head.search import HeadNotFoundError, resolve
+from pof.head.split import split
 
 
 class Reading:

@@ -31,6 +31,7 @@ _PASSIVE = (
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _INPUT_SIZES = ("in_features", "in_channels", "num_features", "num_channels")
 _SHOWN = 10
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 
 class HeadNotFoundError(ValueError):
@@ -246,3 +247,15 @@ def describe_choice(candidates: Sequence[str]) -> str:
         return 'it has no linear layer and no 1x1 convolution: name its head with head="name"'
     more = f" and {len(candidates) - _SHOWN} more" if len(candidates) > _SHOWN else ""
     return f'name one with head="name"; candidates: {", ".join(map(repr, candidates[:_SHOWN]))}{more}'
+
+
+def resolve(model: nn.Module, head: str) -> str:
+    """The whole name of a module that a user named, or a HeadNotFoundError."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    matches = [name for name in names if head in {name, _WRAPPERS.sub("", name)}]
+    if not matches or not parameter_count(model.get_submodule(matches[0])):
+        reason = f"head={head!r} has no parameters" if matches else f"there is no module {head!r}"
+        candidates = all_layers(model)
+        raise HeadNotFoundError(f"{type(model).__name__}: {reason}; {describe_choice(candidates)}", candidates)
+    inner = isinstance(getattr(model.get_submodule(matches[0]), "_orig_mod", None), nn.Module)
+    return f"{matches[0]}._orig_mod" if inner else matches[0]

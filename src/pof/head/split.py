@@ -6,11 +6,9 @@ or after its head stays true.
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from contextlib import nullcontext
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -22,19 +20,16 @@ from pof._support.batches import Inputs, call, described_outputs, first_inputs, 
 from pof.head.listen import listening, trial, uncompiled
 from pof.head.output import agree, beside, tell_apart
 from pof.head.search import (
-    HeadNotFoundError,
-    all_layers,
     computes_linearly,
-    describe_choice,
     find_head,
     is_layer,
-    parameter_count,
+    resolve,
 )
+from pof.head.vectors import on_vectors
 
 # Samples that the head is compared with the network on, and how often where its logits are all equal.
 _CHECKED, _TRIES = 8, 3
 _REMEDY = 'with head="name" name the module that returns the final logits, or wrap what follows it into one module'
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 
 def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> SplitModel:
@@ -57,18 +52,6 @@ def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> 
         ValueError: if the head shares parameters with the rest of the network.
     """
     return SplitModel(model, find_head(model) if head is None else resolve(model, head), exact=exact)
-
-
-def resolve(model: nn.Module, head: str) -> str:
-    """The whole name of a module that a user named, or a HeadNotFoundError."""
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    matches = [name for name in names if head in {name, _WRAPPERS.sub("", name)}]
-    if not matches or not parameter_count(model.get_submodule(matches[0])):
-        reason = f"head={head!r} has no parameters" if matches else f"there is no module {head!r}"
-        candidates = all_layers(model)
-        raise HeadNotFoundError(f"{type(model).__name__}: {reason}; {describe_choice(candidates)}", candidates)
-    inner = isinstance(getattr(model.get_submodule(matches[0]), "_orig_mod", None), nn.Module)
-    return f"{matches[0]}._orig_mod" if inner else matches[0]
 
 
 class SplitModel(nn.Module):
@@ -94,6 +77,8 @@ class SplitModel(nn.Module):
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
         self._place: int | str = "logits"
+        # Where a training step returned the head's own output in float32 or wider: the others then need not listen.
+        self._heard_on: str | None = None
         inside = set(self._module.modules())
         owned = set(self._module.parameters())
         for name, module in model.named_modules():
@@ -110,10 +95,7 @@ class SplitModel(nn.Module):
         head = self._module
         if not self.linear or not isinstance(head, nn.Conv2d):
             return head
-        layer: nn.Module = object.__new__(_on_vectors(type(head)))  # type: ignore[arg-type]
-        # Parameters, hooks and mode are those of the convolution itself.
-        layer.__dict__ = head.__dict__
-        return layer
+        return on_vectors(head)
 
     @property
     def _module(self) -> nn.Module:
@@ -201,6 +183,38 @@ class SplitModel(nn.Module):
         features, logits, _ = listen(inputs)
         return self._cut(inputs, features, logits)
 
+    @property
+    def returns_logits(self) -> bool:
+        """Whether the network was heard, since its mode was set, to return the head's own output in a training step."""
+        if self._heard_on is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return not torch.is_autocast_enabled(self._heard_on)
+
+    def logits(self, inputs: Inputs) -> Tensor:
+        """Compute the logits alone, (N, C): those of :meth:`features_and_logits`, for less if ``returns_logits``.
+
+        Args:
+            inputs: tensor (N, ...), or a mapping passed as keywords.
+
+        Returns:
+            With graph, in the network's dtype.
+
+        Raises:
+            ValueError: as :meth:`features_and_logits`; where the network returns something else than a step before.
+        """
+        if not self.returns_logits:
+            return self.features_and_logits(inputs)[1]
+        output = call(self.model, inputs)
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            kind = getattr(output, "shape", type(output).__name__)
+            raise ValueError(f"the network returned {kind}, and in the step before the logits of its head alone")
+        return output
+
+    def train(self, mode: bool = True) -> SplitModel:
+        """Set the mode, as of any module; the next step listens to the head again."""
+        self._heard_on = None
+        return super().train(mode)
+
     def _cut(self, inputs: Inputs, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Refuse what is no vector per sample, and give both as matrices."""
         samples = inputs.shape[0] if isinstance(inputs, Tensor) else features.shape[0]
@@ -237,7 +251,7 @@ class SplitModel(nn.Module):
                 f"the head {self.head_name!r} ran {len(heard)} times in one forward, not once: with "
                 'head="name" name the module that runs once and returns the logits'
             )
-        features, logits = heard[0]
+        features, logits = heard[0].entered, heard[0].returned
         if not isinstance(features, Tensor) or not isinstance(logits, Tensor):
             raise ValueError(
                 f"the head {self.head_name!r} must take and return one tensor, not {type(features).__name__} and "
@@ -245,6 +259,10 @@ class SplitModel(nn.Module):
             )
         if torch.is_grad_enabled() and not logits.requires_grad:
             self._refuse_lost_graph(output)
+        wide = logits.ndim == 2 and logits.dtype in {torch.float32, torch.float64}
+        plain = self.model.training and torch.is_grad_enabled() and wide
+        if plain and heard[0].is_still(output) and not distributed.has_fsdp(self.model):
+            self._heard_on = logits.device.type
         return *self._reach(output, features, logits), output
 
     def _refuse_lost_graph(self, output: Any) -> None:
@@ -317,16 +335,3 @@ class SplitModel(nn.Module):
             return features, logits
         features, logits = distributed.tied(end, features, logits)
         return features, logits
-
-
-@cache
-def _on_vectors(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    """A 1x1 convolution of this class that also takes vectors (N, D), and then gives (N, C)."""
-
-    class OnVectors(kind):  # type: ignore[valid-type, misc]
-        def forward(self, inputs: Tensor) -> Tensor:
-            if inputs.ndim != 2:
-                return super().forward(inputs)  # type: ignore[no-any-return]
-            return super().forward(inputs[:, :, None, None]).flatten(1)  # type: ignore[no-any-return]
-
-    return OnVectors

@@ -117,7 +117,7 @@ class Calibration:
     def _drawn(self, seed: int, inputs: Inputs, targets: Tensor) -> StepOutput:
         """A pass with the dropout masks of a seed."""
         with isolated(seed, next(self.method.model.parameters()).device):
-            return plain_step(self.method.network, self.loss, inputs, targets)[0]
+            return plain_step(self.method.network, self.loss, inputs, targets)
 
     def _mean(self, window: Window, values: Sequence[Tensor | float]) -> float:
         """The mean of a step, over all processes, of one value for each mini-batch."""

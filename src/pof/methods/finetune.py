@@ -46,4 +46,4 @@ class Finetune(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """Loss and logits of a mini-batch; a reference mini-batch is not used."""
-        return plain_step(self.network, self.loss, inputs, targets)[0]
+        return plain_step(self.network, self.loss, inputs, targets)

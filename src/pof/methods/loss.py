@@ -47,7 +47,7 @@ def features_and_logits(network: SplitModel, inputs: Inputs) -> tuple[Tensor, Te
     return features, respond(features, network.weight.float(), None if bias is None else bias.float())
 
 
-def plain_step(network: SplitModel, loss: LossFunction, inputs: Inputs, targets: Tensor) -> tuple[StepOutput, Tensor]:
-    """The plain loss and the logits of a mini-batch, and its features (N, D) with their graph."""
-    features, logits = features_and_logits(network, inputs)
-    return StepOutput(mean_loss(loss, logits, targets), logits.detach()), features
+def plain_step(network: SplitModel, loss: LossFunction, inputs: Inputs, targets: Tensor) -> StepOutput:
+    """The plain loss and the logits of a mini-batch."""
+    logits = network.logits(inputs) if network.returns_logits else features_and_logits(network, inputs)[1]
+    return StepOutput(mean_loss(loss, logits, targets), logits.detach())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pof._support.batches import Inputs
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
-from pof.methods.loss import CrossEntropy, plain_step
+from pof.methods.loss import CrossEntropy, features_and_logits, mean_loss
 from pof.perturbation.loss import weight_of
 from pof.regularizers import Regularizer
 
@@ -61,7 +61,8 @@ class Regularized(Method):
         """The loss plus the penalty, which is among the metrics, or in eval mode the plain loss; needs no reference."""
         if self.training:
             self.attach()
-        plain, features = plain_step(self.network, self.loss, inputs, targets)
+        features, logits = features_and_logits(self.network, inputs)
+        plain = StepOutput(mean_loss(self.loss, logits, targets), logits.detach())
         if not self.training:
             return plain
         penalty = self.regularizer(features, targets, inputs)

@@ -280,7 +280,7 @@ class SharpnessAware(Method):
         optimizer = self._optimizer
         if self.training and optimizer is not None and optimizer.will_ascend:
             inputs, targets = self._of_ascent(inputs, targets)
-        out, _ = plain_step(self.network, self.loss, inputs, targets)
+        out = plain_step(self.network, self.loss, inputs, targets)
         if optimizer is None:
             return out
         # LE-SAM's radius is not known before the ascent.
