@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -251,18 +252,37 @@ def test_what_cannot_be_right_is_refused() -> None:
             super().__init__()
             self.method = pof.PoF(net())
 
-        def on_fit_start(self) -> None:
+        def setup(self, stage: str) -> None:
             pass
 
         def configure_optimizers(self) -> Any:
             return make_optimizer(self.method)
 
-    with pytest.raises(ValueError, match=r"on_fit_start was overridden without super\(\)"):
+    with pytest.raises(ValueError, match=r"setup was overridden without super\(\)"):
         lightning_trainer().fit(Forgetful(), loader())
     module = lightning_module(pof.PoF(net()))
     module.automatic_optimization = False
     with pytest.raises(ValueError, match="needs automatic_optimization=True"):
         lightning_trainer(accumulate_grad_batches=1, gradient_clip_val=None).fit(module, loader())
+
+
+@pytest.mark.parametrize("make", [pof.PoF, sam])
+def test_the_tuner_finds_a_rate_and_leaves_the_fit_as_it_was(make: Any, tmp_path: Path) -> None:
+    from lightning.pytorch.tuner import Tuner
+
+    def trained(tuned: bool) -> list[Tensor]:
+        module = lightning_module(make(net(norm=True)))
+        module.lr = 0.1
+        trainer = lightning_trainer(max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=True)
+        if tuned:
+            found = Tuner(trainer).lr_find(module, loader(), num_training=5, update_attr=False)
+            assert found is not None
+            assert all(map(math.isfinite, found.results["loss"])) and len(found.results["loss"]) > 2
+        trainer.fit(module, loader())
+        return [p.detach().clone() for p in module.method.model.parameters()]
+
+    for plain, after in zip(trained(False), trained(True), strict=True):
+        assert torch.equal(plain, after)
 
 
 def test_msam_without_accumulation_is_as_in_fit() -> None:

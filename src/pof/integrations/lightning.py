@@ -88,9 +88,11 @@ class PostTraining(LightningModule):
         """Return the method's loss, a scalar with graph; ``batch_idx`` is not read."""
         return self.method_loss(batch)
 
-    def on_fit_start(self) -> None:
-        """Look ahead in the training loader from here on."""
-        super().on_fit_start()
+    def setup(self, stage: str) -> None:
+        """Look ahead in the training loader from here on: the tuner trains before ``on_fit_start``."""
+        super().setup(stage)
+        if stage != "fit":
+            return
         if not isinstance(getattr(self, "method", None), Method):
             raise ValueError(f"{type(self).__name__} needs self.method, such as self.method = pof.PoF(model)")
         if not self.automatic_optimization:
@@ -129,7 +131,7 @@ class PostTraining(LightningModule):
         """Refuse what cannot be right."""
         super().on_train_start()
         if self._loader is None:
-            raise ValueError("on_fit_start was overridden without super(): the training loader was not prepared")
+            raise ValueError("setup was overridden without super(): the training loader was not prepared")
         if self.trainer.train_dataloader is not self._loader:
             kind = type(self.trainer.train_dataloader).__name__
             raise ValueError(f"PostTraining takes one training loader; got a {kind} of them: combine their data sets")

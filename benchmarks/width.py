@@ -1,0 +1,102 @@
+"""Does a perturbation of the head do more where the network is wide?  One JSON and one figure from experiments.
+
+    python benchmarks/width.py 1=runs/width 4=runs/widthx4 16=runs/widthx16 --name width-digits
+
+In wide networks of standard parametrisation SAM's perturbation moves into the last layer (mu-P squared, arXiv
+2411.00075), where it is what PoF takes it for.  For each width, from the folders of `pof experiment`: the gain of every
+method against the incoming network and against SGD, and which share of SAM's ||eps||^2 each layer has at the calibrated
+radius (the median over the mini-batches of the calibration, mean over seeds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pof.app.run_files import read_config, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ("method", "figures", "before", "to_incoming", "to_control")
+
+
+def shares_of(folder: Path) -> dict[str, dict[str, float]]:
+    """Each layer's share of ||eps||^2, and the radius, of the runs of SAM on all layers: mean, sd and n over seeds."""
+    found: dict[str, list[float]] = {}
+    for run in sorted((folder / "runs").iterdir()):
+        training = read_config(run)["training"]
+        sam = training["sam"]
+        if training["method"] != "sam" or sam["rho"] != "auto" or sam["layers"] != "all":
+            continue
+        rows = read_rows(run)
+        row = next(row for row in rows if row["event"] == "epoch" and row["epoch"] == 1)
+        for name in row:
+            if name.startswith("share_"):
+                found.setdefault(name.removeprefix("share_"), []).append(row[name])
+        found.setdefault("rho", []).append(next(row["radius"] for row in rows if row["event"] == "step"))
+    return {
+        name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "n": len(values)}
+        for name, values in found.items()
+    }
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / "summary.json").read_text())
+    entries = [{name: entry[name] for name in KEPT} for entry in summary["entries"]]
+    own = {name: summary[name] for name in ("control", "measure", "commits", "recipe", "runs")}
+    return {**own, "entries": entries, "shares": shares_of(folder)}
+
+
+def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from pof.flatness.plots import style_of
+
+    mpl.rcParams["svg.hashsalt"] = "pof"
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    places = [float(width) for width in widths]
+    for number, method in enumerate(methods):
+        style = style_of(number)
+        gains = [next(e["to_incoming"] for e in w["entries"] if e["method"] == method) for w in widths.values()]
+        y = [100 * gain["mean"] for gain in gains]
+        bars = [[100 * (g["mean"] - g["low"]) for g in gains], [100 * (g["high"] - g["mean"]) for g in gains]]
+        # Beside each other, so that the bars can be told apart.
+        x = [place * 1.03 ** (number - len(methods) / 2) for place in places]
+        left.errorbar(x, y, bars, color=style.color, ls=style.line, marker=style.marker, ms=4, lw=1.2, label=method)
+    left.axhline(0.0, color="0.6", lw=0.8)
+    left.set(xscale="log", xlabel="width", ylabel="test error against incoming (points)")
+    left.set_xticks(places, [f"x{place:g}" for place in places])
+    left.minorticks_off()
+    left.legend(fontsize=7, ncols=2)
+    layers = [name for name in next(iter(widths.values()))["shares"] if name != "rho"]
+    for number, layer in enumerate(layers):
+        style = style_of(number)
+        y = [100 * w["shares"][layer]["mean"] for w in widths.values()]
+        right.plot(places, y, color=style.color, ls=style.line, marker=style.marker, ms=4, label=layer)
+    right.set(xscale="log", xlabel="width", ylabel="share of SAM's squared perturbation (%)", ylim=(0, 100))
+    right.set_xticks(places, [f"x{place:g}" for place in places])
+    right.minorticks_off()
+    right.legend(fontsize=7)
+    figure.savefig(out, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER of a finished experiment")
+    parser.add_argument("--name", required=True, help="of the JSON in results/ and of the figure in docs/figures/")
+    parser.add_argument("--methods", nargs="+", help="of the figure; all if not given")
+    options = parser.parse_args()
+    named = dict(item.split("=", 1) for item in options.widths)
+    widths = {width: collect(Path(folder)) for width, folder in named.items()}
+    out = ROOT / "benchmarks" / "results" / f"{options.name}.json"
+    out.write_text(json.dumps({"question": __doc__.partition("  ")[0], "widths": widths}, indent=2) + "\n")
+    methods = options.methods or [entry["method"] for entry in next(iter(widths.values()))["entries"]]
+    draw(widths, methods, ROOT / "docs" / "figures" / f"{options.name}.svg")
+
+
+if __name__ == "__main__":
+    main()
