@@ -1,0 +1,136 @@
+"""Write the tables and the first figure of docs/results.md and of the README anew from the JSONs of experiments.
+
+python scripts/results_page.py
+
+A place for a table is ``<!-- NAME -->`` ... ``<!-- end -->``, NAME being that of a file in benchmarks/results; with
+``<!-- NAME: method, method -->`` only these methods are in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+FIGURE = ROOT / "docs" / "figures" / "gains.svg"
+PLACE = re.compile(r"<!-- (?P<name>[\w-]+)(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+NONE = "–"
+# Of the figure: file and setting, and the row that stands for each kind of method, by the first name that is there.
+REGIMES = {
+    "digits, 150 images, fitted": ("digits", "digits"),
+    "Fashion-MNIST, 6,000, fitted": ("fashion-mnist-few", "fashion-mnist-few"),
+    "CIFAR-10, 5,000, fitted": ("cifar10-few", "cifar10-few"),
+    "Fashion-MNIST, 54,000, not fitted": ("fashion-mnist", "fashion-mnist"),
+    "public CIFAR-10 ResNet-20": ("cifar10-public-resnet20", "cifar10-public-resnet20"),
+}
+KINDS = {
+    "SGD": ("finetune",),
+    "PoF, drawn": ("pof",),
+    "head ascent": ("head-ascent",),
+    "SAM, radius from the data": ("sam auto",),
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return found
+
+
+def difference(test: dict[str, Any] | None) -> list[str]:
+    """Mean, interval and corrected p of paired differences, in percentage points."""
+    if test is None:
+        return [NONE, NONE]
+    mean = f"{100 * test['mean']:+.2f}"
+    if test["low"] is None or test["low"] == test["high"]:
+        return [mean, NONE]
+    p = (
+        NONE
+        if test["p_holm"] is None
+        else f"{test['p_holm']:.1e}"
+        if test["p_holm"] < 0.001
+        else f"{test['p_holm']:.3f}"
+    )
+    return [f"{mean} [{100 * test['low']:+.2f}, {100 * test['high']:+.2f}]", p]
+
+
+def table(found: dict[str, Any], methods: list[str]) -> str:
+    """The rows of an experiment, paired by seed."""
+    entries = [entry for entry in found["entries"] if not methods or entry["method"] in methods]
+    settings = len({entry["setting"] for entry in entries}) > 1
+    head = ["method", "units", "test error", "minus incoming", "p", f"minus {found['control']}", "p"]
+    rows = [
+        [
+            *([entry["setting"]] if settings else []),
+            entry["method"],
+            f"{entry['units']:.0f}",
+            f"{100 * entry['figures']['mean']:.2f} ± {100 * entry['figures']['sd']:.2f}",
+            *difference(entry["to_incoming"]),
+            *difference(entry["to_control"]),
+        ]
+        for entry in entries
+    ]
+    lines = [[*(["setting"] if settings else []), *head], ["---"] * len(rows[0]), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def origin(name: str, found: dict[str, Any]) -> str:
+    seeds = sorted({entry["figures"]["n"] for entry in found["entries"]})
+    count = " or ".join(map(str, seeds))
+    return f"{count} seeds; `{name}.json`, commit {', '.join(found['commits'])}."
+
+
+def rendered(page: str) -> str:
+    """The page with every table as its JSON has it."""
+
+    def fill(place: re.Match[str]) -> str:
+        found, methods = read(place["name"]), [name for name in (place["methods"] or "").split(", ") if name]
+        missing = set(methods) - {entry["method"] for entry in found["entries"]}
+        if missing:
+            raise ValueError(f"{place['name']}.json has no method {sorted(missing)[0]!r}")
+        opening = place[0].partition("\n")[0]
+        return f"{opening}\n{table(found, methods)}\n\n{origin(place['name'], found)}\n<!-- end -->"
+
+    return PLACE.sub(fill, page)
+
+
+def draw() -> str:
+    """The figure: what each kind of method gained in each regime, with its interval, as SVG."""
+    import io
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from pof.flatness.plots import style_of
+
+    mpl.rcParams["svg.hashsalt"] = "pof"
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    ax = figure.subplots()
+    ax.axvline(0.0, color="0.7", lw=0.8)
+    for number, (kind, names) in enumerate(KINDS.items()):
+        style = style_of(number)
+        for place, (file, setting) in enumerate(REGIMES.values()):
+            rows = {e["method"]: e["to_incoming"] for e in read(file)["entries"] if e["setting"] == setting}
+            test = next((rows[name] for name in names if name in rows), None)
+            if test is None:
+                continue
+            y, mean = place + 0.16 * (number - (len(KINDS) - 1) / 2), 100 * test["mean"]
+            if test["low"] is not None:
+                ax.plot([100 * test["low"], 100 * test["high"]], [y, y], color=style.color, lw=1.6)
+            label = kind if place == 0 else None
+            ax.plot([mean], [y], color=style.color, marker=style.marker, ms=5, ls="", label=label)
+    ax.set_yticks(range(len(REGIMES)), list(REGIMES))
+    ax.set_ylim(len(REGIMES) - 0.5, -0.5)
+    ax.set_xlabel("test error minus that of the incoming network (percentage points, 95 % interval)")
+    ax.legend(loc="lower left", fontsize=8)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
+    FIGURE.write_text(draw())
