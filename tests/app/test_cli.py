@@ -236,7 +236,10 @@ BAD_INPUT = {
     "truncated safetensors": ([*WEIGHTS, "cut.safetensors"], "cut.safetensors: not a complete safetensors file"),
     "weights of another network": ([*WEIGHTS, "other.safetensors"], "other.safetensors does not fit the Sequential: "),
     "folder without a network": ([*WEIGHTS, "empty"], "empty has no model.safetensors: has that run ended?"),
-    "unknown data": (["--data", "nope"], "unknown data set 'nope', and no such folder: nope; known are digits, "),
+    "unknown data": (
+        ["--data", "nope"],
+        "unknown data set 'nope', and no such folder or file: nope; known are ",
+    ),
     "no such data_root": (["--data", "cifar10", "--data_root", "nope"], "no such folder: data_root nope"),
     "labels out of range": (
         ["--data", f"{STRANGERS}:with_label_out_of_range"],

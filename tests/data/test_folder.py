@@ -15,7 +15,7 @@ from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, samples_of
 from pof.data import DataError, eval_loader, load_data, summary, train_loader, walk
-from pof.data.folder import SPLITS
+from pof.data.parts import SPLITS
 
 DTD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dtd10"
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -80,7 +80,7 @@ def test_validation_data_are_never_the_test_set(tmp_path):
     write_images(tmp_path / "train", {"red": 5, "green": 5})
     write_images(tmp_path / "val", {"red": 2, "green": 2})
     with pytest.warns(
-        UserWarning, match=r"no test folder: a fifth of the training images \(2, .*; val is for validation"
+        UserWarning, match=r"no test data: a fifth of the training samples \(2, .*; val is for validation"
     ):
         data = load_data("folder", data_root=tmp_path)
     assert [len(labels) for labels in (data.train_labels, data.val_labels, data.test_labels)] == [8, 4, 2]

@@ -39,7 +39,7 @@ def factory_data(name: str, data_root: Path | None) -> LazyData:
         test_set=test,
         train_labels=train_labels,
         test_labels=test_labels,
-        classes=own or _counted(name, train_labels, test_labels),
+        classes=own or counted_classes(name, train_labels, test_labels),
         image_shape=shape,
         mean=None,
         std=None,
@@ -56,7 +56,7 @@ def _names(dataset: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, Iterable) else ()
 
 
-def _counted(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
+def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     """Without names there are as many classes as the largest label says, and each of them has a sample."""
     found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
     if found[0] >= 0 and len(found) <= largest:

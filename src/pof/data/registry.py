@@ -15,7 +15,9 @@ from pof.data.checks import DataError
 from pof.data.custom import factory_data
 from pof.data.description import Data, ImageData
 from pof.data.fashion import fashion_mnist
-from pof.data.folder import IMAGE_SIZE, folder_data
+from pof.data.folder import folder_data
+from pof.data.index import INDEX_ENDS, index_data
+from pof.data.parts import IMAGE_SIZE, Preparation
 
 KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": digits,
@@ -25,7 +27,7 @@ KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
     "svhn": partial(svhn, False),
     "svhn-extra": partial(svhn, True),
 }
-Augment = Literal["default", "cutout", "none"]
+Augment = Literal["default", "cutout", "randaugment", "none"]
 CUTOUT_SIZE = 16
 FOLDER = "folder"
 
@@ -71,24 +73,25 @@ def load_data(
             mean=data.mean if mean is None else tuple(mean),
             std=data.std if std is None else tuple(std),
         )
-    folder = root if name == FOLDER else Path(name) if root is None else root / name
-    if folder is None:
+    place = root if name == FOLDER else Path(name) if root is None else root / name
+    if place is None:
         raise DataError("the data set 'folder' needs data_root, the folder with one subfolder per class")
-    if name == FOLDER or os.path.isdir(folder):
+    is_index = place.suffix.lower() in INDEX_ENDS and place.exists() and not place.is_dir()
+    if name == FOLDER or is_index or os.path.isdir(place):
         _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
-        return folder_data(
-            folder,
-            augment="none" if augment == "none" else "default",
-            image_size=IMAGE_SIZE if image_size is None else image_size,
-            mean=IMAGENET_MEAN if mean is None else tuple(mean),
-            std=IMAGENET_STD if std is None else tuple(std),
+        preparation = Preparation(
+            IMAGE_SIZE if image_size is None else image_size,
+            IMAGENET_MEAN if mean is None else tuple(mean),
+            IMAGENET_STD if std is None else tuple(std),
+            "default" if augment == "cutout" else augment,
         )
+        return index_data(place, preparation) if is_index else folder_data(place, preparation)
     if ":" in name:
         changed = None if augment == "default" else augment
         _refuse(name, {"augment": changed, "image_size": image_size, "mean": mean, "std": std})
         return factory_data(name, root)
-    known = f"{', '.join(KNOWN)}, image folders, and package.module:factory"
-    raise DataError(f"unknown data set {name!r}, and no such folder: {folder}; known are {known}")
+    known = f"{', '.join(KNOWN)}, image folders, {', '.join(INDEX_ENDS)} files, and package.module:factory"
+    raise DataError(f"unknown data set {name!r}, and no such folder or file: {place}; known are {known}")
 
 
 def _refuse(name: str, options: dict[str, Any]) -> None:
