@@ -244,7 +244,8 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     if options.source_classes is not None:
         whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
     classes = options.source_classes or loaded.num_classes
-    network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+    sizes = {"in_channels": loaded.in_channels, "in_features": loaded.in_features}
+    network = build_model(options.model, num_classes=classes, weights=weights, **sizes)
     if options.source_classes is not None:
         replace_head(network, loaded.num_classes, options.head)
     return convolutions_channels_last(network)

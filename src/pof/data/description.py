@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 from pof._support.batches import class_targets
 from pof.data.augment import Augmentation
-from pof.data.checks import DataError, check_labels, check_splits, check_statistics
+from pof.data.checks import DataError, check_splits, check_statistics
 from pof.data.loader import DatasetLoader, TensorLoader
 
 DataSplit = Literal["train", "validation", "test"]
@@ -41,13 +41,20 @@ class ImageData:
     """What happens to training images; None: nothing."""
     source: str
     """Where the files are."""
-    val_labels: ClassVar[None] = None
-    """No validation data of its own."""
+    val_images: Tensor | None = None
+    """(V, K, H, W) uint8: validation data of its own; None if there are none."""
+    val_labels: Tensor | None = None
+    """(V,) int64; None if there are none."""
+    in_features: ClassVar[None] = None
+    """No feature vectors."""
 
     def __post_init__(self) -> None:
-        for labels in ("train_labels", "test_labels"):
-            object.__setattr__(self, labels, class_targets(getattr(self, labels)))
-        check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
+        for labels in ("train_labels", "test_labels", "val_labels"):
+            if getattr(self, labels) is not None:
+                object.__setattr__(self, labels, class_targets(getattr(self, labels)))
+        check_splits(
+            self.name, self.train_labels, self.test_labels, num_classes=self.num_classes, validation=self.val_labels
+        )
         check_statistics(self.mean, self.std, channels=self.in_channels)
 
     @property
@@ -88,7 +95,7 @@ class LazyData:
     classes: tuple[str, ...]
     """Names of the C classes."""
     image_shape: tuple[int, ...]
-    """Shape (K, H, W) of one input."""
+    """Shape of one input: (K, H, W), or (D,) of a feature vector."""
     mean: tuple[float, ...] | None
     """Per channel; None if the Datasets normalise, or do not, on their own."""
     std: tuple[float, ...] | None
@@ -101,9 +108,9 @@ class LazyData:
     """(V,) int64; None if there are none."""
 
     def __post_init__(self) -> None:
-        check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
-        if self.val_labels is not None:
-            check_labels(self.val_labels, num_classes=self.num_classes, name=f"{self.name} (validation)")
+        check_splits(
+            self.name, self.train_labels, self.test_labels, num_classes=self.num_classes, validation=self.val_labels
+        )
 
     @property
     def num_classes(self) -> int:
@@ -112,8 +119,13 @@ class LazyData:
 
     @property
     def in_channels(self) -> int:
-        """Channels K of the inputs."""
+        """Channels K of the inputs; of feature vectors their width."""
         return self.image_shape[0]
+
+    @property
+    def in_features(self) -> int | None:
+        """Width D of feature vectors; None if the inputs are no vectors."""
+        return self.image_shape[0] if len(self.image_shape) == 1 else None
 
     def subset(self, indices: Tensor) -> LazyData:
         """The data set with some of the training items only, by their indices (int64); the test set stays."""
@@ -220,9 +232,13 @@ def _loader(
         assert dataset is not None  # its labels were looked at
         part = dataset if indices is None else Subset(dataset, indices.tolist())
         return DatasetLoader(part, shuffle=training, num_classes=data.num_classes, workers=workers, **batching)
-    images, labels = data.test_images, data.test_labels
-    if split == "train":
-        images, labels = data.train_images, data.train_labels
+    images, labels = {
+        "train": (data.train_images, data.train_labels),
+        "validation": (data.val_images, data.val_labels),
+        "test": (data.test_images, data.test_labels),
+    }[split]
+    assert images is not None  # its labels were looked at
+    assert labels is not None
     if indices is not None:
         images, labels = images[indices], labels[indices]
     augment = data.augmentation if training else None

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from pof._support.batches import class_targets, unpack
 from pof._support.random import derive_seed, isolated, seeded
@@ -221,6 +221,14 @@ class DatasetLoader(EpochLoader):
         """
         order = self.batch_sampler.order(epoch)
         rows = [self.batch_sampler.rows(order, index).tolist() for index in range(start, len(self))]
+        if (stored := _stored(self.dataset)) is not None:
+            tensors, chosen = stored
+            for batch in rows:
+                at = torch.tensor(batch) if chosen is None else chosen[batch]
+                made = [tensor[at] for tensor in tensors]
+                check_batch(*unpack(made), num_classes=self.num_classes)
+                yield made
+            return
         keyed = [[(row, derive_seed(self.batch_sampler.seed, "item", epoch, row)) for row in batch] for batch in rows]
         loader = DataLoader(
             _SeededItems(self.dataset),
@@ -234,6 +242,15 @@ class DatasetLoader(EpochLoader):
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+def _stored(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+    """The tensors of a data set that is nothing else, and which of its rows; they are indexed by whole batches."""
+    if type(dataset) is Subset:
+        found = _stored(dataset.dataset)
+        rows = torch.tensor(list(dataset.indices), dtype=torch.int64)
+        return found and (found[0], rows if found[1] is None else found[1][rows])
+    return (dataset.tensors, None) if type(dataset) is TensorDataset else None
 
 
 class _SeededItems(Dataset[Any]):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pof.data.arrays import array_data
 from pof.data.augment import Augmentation
 from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD, cifar, digits, svhn
 from pof.data.checks import DataError
@@ -17,6 +18,7 @@ from pof.data.description import Data, ImageData
 from pof.data.fashion import fashion_mnist
 from pof.data.folder import folder_data
 from pof.data.index import INDEX_ENDS, index_data
+from pof.data.npy import is_arrays
 from pof.data.parts import IMAGE_SIZE, Preparation
 
 KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
@@ -76,22 +78,36 @@ def load_data(
     place = root if name == FOLDER else Path(name) if root is None else root / name
     if place is None:
         raise DataError("the data set 'folder' needs data_root, the folder with one subfolder per class")
-    is_index = place.suffix.lower() in INDEX_ENDS and place.exists() and not place.is_dir()
-    if name == FOLDER or is_index or os.path.isdir(place):
+    given = {key: tuple(values) for key, values in {"mean": mean, "std": std}.items() if values is not None}
+    reader = _reader(place, name)
+    if reader is not None:
+        if reader is array_data and image_size is None:
+            return array_data(place, _chosen(None, augment), given, None)
         _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
         preparation = Preparation(
             IMAGE_SIZE if image_size is None else image_size,
-            IMAGENET_MEAN if mean is None else tuple(mean),
-            IMAGENET_STD if std is None else tuple(std),
+            given.get("mean", IMAGENET_MEAN),
+            given.get("std", IMAGENET_STD),
             "default" if augment == "cutout" else augment,
         )
-        return index_data(place, preparation) if is_index else folder_data(place, preparation)
+        return array_data(place, None, {}, preparation) if reader is array_data else reader(place, preparation)
     if ":" in name:
         changed = None if augment == "default" else augment
         _refuse(name, {"augment": changed, "image_size": image_size, "mean": mean, "std": std})
         return factory_data(name, root)
-    known = f"{', '.join(KNOWN)}, image folders, {', '.join(INDEX_ENDS)} files, and package.module:factory"
+    known = f"{', '.join(KNOWN)}, image folders, .csv, .parquet and .npz files, and package.module:factory"
     raise DataError(f"unknown data set {name!r}, and no such folder or file: {place}; known are {known}")
+
+
+def _reader(place: Path, name: str) -> Callable[..., Data] | None:
+    """What reads a file or folder."""
+    if name == FOLDER:
+        return folder_data
+    if is_arrays(place):
+        return array_data
+    if os.path.isdir(place):
+        return folder_data
+    return index_data if place.suffix.lower() in INDEX_ENDS and place.exists() else None
 
 
 def _refuse(name: str, options: dict[str, Any]) -> None:
@@ -105,4 +121,6 @@ def _chosen(usual: Augmentation | None, augment: Augment) -> Augmentation | None
         return None
     if augment == "cutout":
         return replace(usual or Augmentation(pad=0, flip=False), cutout=CUTOUT_SIZE)
+    if augment == "randaugment":
+        return replace(usual or Augmentation(pad=0, flip=False), randaugment=True)
     return usual
