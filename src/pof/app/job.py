@@ -41,7 +41,9 @@ from pof.data import (
     stratified_fraction,
     train_loader,
 )
+from pof.data.batch_sampler import drops_last
 from pof.data.description import DataSplit
+from pof.data.mixing import class_weights, mixing_of
 from pof.head.split import split as split_at_head
 from pof.methods import Method
 from pof.models import PRETRAINED, build_model, replace_head
@@ -126,9 +128,13 @@ def _train(
             log(row)
 
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
+    weights = None
+    if training.class_weights == "balanced":
+        weights = class_weights(loaded.train_labels[splits.train], loaded.num_classes)
+        log({"event": "class_weights", **dict(zip(loaded.classes, weights.tolist(), strict=True))})
     with closing(batches.iterate(0)) as first_epoch:
         statistics = evaluating("train", indices=splits.train)
-        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained)
+        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained, weights)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     result = _fit(method, batches, validation, training, run, device, both)
@@ -189,16 +195,9 @@ def training_batches(
         drop_last=drops_last(len(splits.train), training.batch_size),
         rank=place[0],
         world_size=place[1],
+        balanced=training.sampler == "balanced",
+        mixing=mixing_of(loaded.num_classes, training.mixup, training.cutmix),
     )
-
-
-def drops_last(samples: int, batch_size: int) -> bool:
-    """Whether an epoch's last incomplete batch is left out: there are others, and it is under a quarter of them.
-
-    Its step would count as much as every other, on batch statistics of a few samples: 8 of 128 were seen to undo a
-    fitted ResNet-20 at lr 0.05 (docs/log.md).  Another order leaves out other samples in each epoch.
-    """
-    return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4
 
 
 def load(options: DataOptions) -> Data:

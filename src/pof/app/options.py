@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof.app.method_options import MethodOptions
-from pof.app.methods import average_of, entry_of
+from pof.app.methods import average_of, entry_of, reads_classes
 from pof.training.schedules import Schedule
 
 T = TypeVar("T")
@@ -57,7 +57,8 @@ class DataOptions:
         split_seed: of the validation split; keep it over all stages of a network's training.
         train_size: train on a stratified part of this many samples; all if not given.
         fraction: the same as a share of the training samples, in (0, 1).
-        augment: of the training images: default (usual for the data set), cutout (and a square cut out) or none.
+        augment: of the training images: default (usual for the data set), cutout (and a square cut out), randaugment
+            (and RandAugment) or none.
         mean: of the normalisation, per channel; the data set's if not given.
         std: of the normalisation, per channel; the data set's if not given.
         image_size: side of the images of a folder, in pixels.
@@ -70,7 +71,7 @@ class DataOptions:
     split_seed: int = 0
     train_size: int | None = None
     fraction: float | None = None
-    augment: Literal["default", "cutout", "none"] = "default"
+    augment: Literal["default", "cutout", "randaugment", "none"] = "default"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: int | None = None
@@ -88,6 +89,10 @@ class TrainOptions(MethodOptions):
         weight_decay: of the optimizer.
         schedule: of the learning rate; swa takes no cosine.
         clip_norm: bound on the gradient norm; none if not given.
+        class_weights: balanced weighs the classes in the loss by the inverse of their frequency.
+        sampler: balanced draws each class as often as any other, with replacement.
+        mixup: alpha of mixup; none if not given.
+        cutmix: alpha of CutMix; none if not given. With both, each mini-batch is mixed by one of them.
         freeze_head: train the feature extractor only; pof and head-ascent always do.
         precision: fp32, bf16 or fp16; auto: bf16 where the hardware computes in it, else fp32.
         device: cpu, cuda, ...; found by itself if not given.
@@ -100,6 +105,10 @@ class TrainOptions(MethodOptions):
     weight_decay: float = 5e-4
     schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    sampler: Literal["shuffled", "balanced"] = "shuffled"
+    mixup: float | None = None
+    cutmix: float | None = None
     freeze_head: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str | None = None
@@ -174,6 +183,17 @@ def check_numbers(training: TrainOptions) -> None:
     if not 0 <= training.momentum < 1:
         raise ValueError(f"momentum must be in [0, 1); got {training.momentum}")
     finite("weight_decay", training.weight_decay, 0)
+    for name in ("mixup", "cutmix"):
+        if (alpha := getattr(training, name)) is None:
+            continue
+        finite(name, alpha, above=0)
+        if reads_classes(training):
+            raise ValueError(
+                f"{name} makes probabilities of labels, and {training.method} reads the one class of each sample: leave"
+                f" it out, or take another method, such as finetune, pof or sam"
+            )
+    if training.class_weights == training.sampler == "balanced":
+        raise ValueError("class_weights balanced and sampler balanced would correct for the classes twice: give one")
 
 
 def check_data(options: DataOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -14,6 +15,7 @@ from pof._support.batches import class_targets
 from pof.data.augment import Augmentation
 from pof.data.checks import DataError, check_splits, check_statistics
 from pof.data.loader import DatasetLoader, TensorLoader
+from pof.data.mixing import Mixing, class_weights
 
 DataSplit = Literal["train", "validation", "test"]
 
@@ -151,12 +153,14 @@ def train_loader(
     drop_last: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    balanced: bool = False,
+    mixing: Mixing | None = None,
 ) -> TensorLoader | DatasetLoader:
     """Make the loader of the training set: shuffled and augmented.
 
     Args:
         data: the data set.
-        batch_size: samples per batch, over all processes.
+        batch_size: samples per batch, over all processes; cut to the size of the data, which is said.
         seed: of orders and augmentation.
         indices: of the training samples to use, int64; None: all.
         workers: processes that read a lazy data set; images in memory need none.
@@ -164,15 +168,25 @@ def train_loader(
         drop_last: leave out the last batch of an epoch if it is smaller.
         rank: which process this is.
         world_size: number of processes.
+        balanced: draw samples with replacement, each class as often as any other.
+        mixing: mixup or cutmix of each batch.
 
     Returns:
         The loader.
 
     Raises:
-        DataError: if the batch does not fit the data or the processes.
+        DataError: if the batch does not fit the processes.
     """
     part = data if indices is None else data.subset(indices)
-    batching = {"batch_size": batch_size, "seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
+    labels = part.train_labels
+    if batch_size > len(labels):
+        warnings.warn(
+            f"batch_size {batch_size} is larger than the training data: mini-batches have all {len(labels)} samples",
+            stacklevel=2,
+        )
+    weights = class_weights(labels, data.num_classes)[labels] if balanced else None
+    batching = {"seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
+    batching |= {"batch_size": min(batch_size, len(labels)), "weights": weights, "mixing": mixing}
     return _loader(part, "train", None, training=True, workers=workers, device=device, **batching)
 
 
