@@ -55,11 +55,9 @@ class EpochLoader(ABC):
         return self.batch_sampler.global_size(index)
 
     def _mixed(self, batch: Any, epoch: int, index: int) -> Any:
-        return (
-            batch
-            if self.mixing is None
-            else self.mixing(batch, derive_seed(self.batch_sampler.seed, "mix", epoch, index))
-        )
+        if self.mixing is None:
+            return batch
+        return self.mixing(batch, derive_seed(self.batch_sampler.seed, "mix", epoch, index))
 
 
 class TensorLoader(EpochLoader):
