@@ -63,6 +63,9 @@ def test_parquet_is_the_same_as_csv(images):
     assert found.train_set.samples == by_csv.train_set.samples
     assert found.test_set.samples == by_csv.test_set.samples
     assert found.classes == by_csv.classes
+    parquet.write_table(pyarrow.table({"image": [{"bytes": b""}], "label": [0]}), images / "c.parquet")
+    with pytest.raises(DataError, match="image holds no paths, but images: give the folder of the shards, hf:FOLDER"):
+        load_data("c.parquet", data_root=images)
     with pytest.raises(DataError, match="not a readable Parquet file"):
         load_data(write(images, "PAR1", "b.parquet"))
 

@@ -85,6 +85,12 @@ def opened(path: Source) -> Iterator[Any]:
         raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from error
 
 
+def content_of(path: str) -> bytes:
+    """What is in a regular file."""
+    with _file(path) as file:
+        return file.read()
+
+
 def _file(source: Source) -> BinaryIO:
     if not isinstance(source, str | Path):
         return BytesIO(source.content())

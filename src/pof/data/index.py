@@ -80,6 +80,8 @@ def _parquet(file: Path) -> tuple[list[str], Iterator[list[str]]]:
         table = parquet.read_table(file)
     except (ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+    if nested := [field.name for field in table.schema if field.type.num_fields]:
+        raise DataError(f"{file}: {nested[0]} holds no paths, but images: give the folder of the shards, hf:FOLDER")
     columns = [column.to_pylist() for column in table.columns]
     rows = (["" if value is None else str(value) for value in row] for row in zip(*columns, strict=True))
     return list(table.column_names), rows

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pof.data.checks import DataError
+from pof.data.walk import listed
 
 
 def is_arrays(place: Path) -> bool:
     """Whether a file or folder holds arrays, by the names in it."""
     if not os.path.isdir(place):
         return place.suffix.lower() in {".npz", ".npy"} and place.exists()
-    return any(place.glob("*.npy")) and not any(entry.is_dir() for entry in os.scandir(place))
+    return any(place.glob("*.npy")) and not listed(place)[0]
 
 
 def array_names(place: Path) -> list[str]:

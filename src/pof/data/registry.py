@@ -17,9 +17,11 @@ from pof.data.custom import factory_data
 from pof.data.description import Data, ImageData
 from pof.data.fashion import fashion_mnist
 from pof.data.folder import folder_data
+from pof.data.hub import PREFIX, hub_data, is_hub
 from pof.data.index import INDEX_ENDS, index_data
 from pof.data.npy import is_arrays
 from pof.data.parts import IMAGE_SIZE, Preparation
+from pof.data.shards import is_shards, shard_data
 
 KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": digits,
@@ -75,9 +77,15 @@ def load_data(
             mean=data.mean if mean is None else tuple(mean),
             std=data.std if std is None else tuple(std),
         )
-    place = root if name == FOLDER else Path(name) if root is None else root / name
+    folder = name.removeprefix(PREFIX)
+    place = root if name == FOLDER else Path(folder) if root is None else root / folder
     if place is None:
         raise DataError("the data set 'folder' needs data_root, the folder with one subfolder per class")
+    if name.startswith(PREFIX) and not is_hub(place):
+        raise DataError(
+            f"{name}: {place} is no folder that datasets wrote: give one of save_to_disk or of Parquet shards"
+            " (datasets.load_dataset(NAME).save_to_disk(FOLDER) makes one)"
+        )
     given = {key: tuple(values) for key, values in {"mean": mean, "std": std}.items() if values is not None}
     reader = _reader(place, name)
     if reader is not None:
@@ -105,6 +113,10 @@ def _reader(place: Path, name: str) -> Callable[..., Data] | None:
         return folder_data
     if is_arrays(place):
         return array_data
+    if is_hub(place):
+        return hub_data
+    if is_shards(place):
+        return shard_data
     if os.path.isdir(place):
         return folder_data
     return index_data if place.suffix.lower() in INDEX_ENDS and place.exists() else None
