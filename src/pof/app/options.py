@@ -89,6 +89,7 @@ class TrainOptions(MethodOptions):
         weight_decay: of the optimizer.
         schedule: of the learning rate; swa takes no cosine.
         clip_norm: bound on the gradient norm; none if not given.
+        steps_per_epoch: mini-batches in an epoch, of a stream (IterableDataset), which has no length.
         class_weights: balanced weighs the classes in the loss by the inverse of their frequency.
         sampler: balanced draws each class as often as any other, with replacement.
         mixup: alpha of mixup; none if not given.
@@ -105,6 +106,7 @@ class TrainOptions(MethodOptions):
     weight_decay: float = 5e-4
     schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float | None = None
+    steps_per_epoch: int | None = None
     class_weights: Literal["none", "balanced"] = "none"
     sampler: Literal["shuffled", "balanced"] = "shuffled"
     mixup: float | None = None
@@ -173,7 +175,7 @@ def check_numbers(training: TrainOptions) -> None:
     """Refuse numbers of a run that cannot be, before anything is read or allocated."""
     whole_number("epochs", training.epochs, 1, MOST_EPOCHS)
     whole_number("seed", training.seed, 0, MOST_SEED)
-    for name in ("batch_size", "accumulation", "checkpoint_every"):
+    for name in ("batch_size", "accumulation", "checkpoint_every", "steps_per_epoch"):
         if (value := getattr(training, name)) is not None:
             whole_number(name, value, 1)
     if training.clip_norm is not None:

@@ -36,7 +36,7 @@ Part = tuple[Tensor, Tensor]
 
 
 def array_data(
-    place: Path, augmentation: Augmentation | None, statistics: Mapping[str, Any], preparation: Preparation | None
+    place: Path, augmentation: Augmentation | None, statistics: dict[str, Any], preparation: Preparation | None
 ) -> Data:
     """Describe images (N, H, W[, K]) of uint8, or feature vectors (N, D).
 

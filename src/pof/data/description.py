@@ -16,8 +16,10 @@ from pof.data.augment import Augmentation
 from pof.data.checks import DataError, check_splits, check_statistics
 from pof.data.loader import DatasetLoader, TensorLoader
 from pof.data.mixing import Mixing, class_weights
+from pof.data.streaming import StreamData, StreamLoader
 
 DataSplit = Literal["train", "validation", "test"]
+Loader = TensorLoader | DatasetLoader | StreamLoader
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,7 +141,7 @@ class LazyData:
         )
 
 
-Data = ImageData | LazyData
+Data = ImageData | LazyData | StreamData
 
 
 def train_loader(
@@ -155,7 +157,8 @@ def train_loader(
     world_size: int = 1,
     balanced: bool = False,
     mixing: Mixing | None = None,
-) -> TensorLoader | DatasetLoader:
+    steps: int | None = None,
+) -> Loader:
     """Make the loader of the training set: shuffled and augmented.
 
     Args:
@@ -170,13 +173,18 @@ def train_loader(
         world_size: number of processes.
         balanced: draw samples with replacement, each class as often as any other.
         mixing: mixup or cutmix of each batch.
+        steps: batches per epoch, of a stream, which has no length; only of that.
 
     Returns:
         The loader.
 
     Raises:
-        DataError: if the batch does not fit the processes.
+        DataError: if the batch does not fit the processes, or ``steps`` the kind of data.
     """
+    if isinstance(data, StreamData):
+        return _stream_loader(data, batch_size, seed, workers, mixing, steps, plain=not balanced and world_size == 1)
+    if steps is not None:
+        raise DataError(f"{data.name} has a length: leave out steps_per_epoch ({steps}), which is for streams")
     part = data if indices is None else data.subset(indices)
     labels = part.train_labels
     if batch_size > len(labels):
@@ -185,9 +193,20 @@ def train_loader(
             stacklevel=2,
         )
     weights = class_weights(labels, data.num_classes)[labels] if balanced else None
-    batching = {"seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
+    batching: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
     batching |= {"batch_size": min(batch_size, len(labels)), "weights": weights, "mixing": mixing}
     return _loader(part, "train", None, training=True, workers=workers, device=device, **batching)
+
+
+def _stream_loader(
+    data: StreamData, batch_size: int, seed: int, workers: int, mixing: Mixing | None, steps: int | None, *, plain: bool
+) -> StreamLoader:
+    if not plain:
+        raise DataError(f"{data.name}: a stream is not balanced, nor shared by processes: give a Dataset with a length")
+    if steps is None:
+        raise DataError(f"{data.name}: the training data are a stream without a length: give --steps_per_epoch")
+    options = {"batch_size": batch_size, "steps": steps, "seed": seed, "workers": workers}
+    return StreamLoader(data.train_set, num_classes=data.num_classes, mixing=mixing, **options)
 
 
 def eval_loader(
@@ -221,7 +240,9 @@ def eval_loader(
     """
     if split not in get_args(DataSplit):
         raise DataError(f"split is one of {get_args(DataSplit)}; got {split!r}")
-    available = {"train": data.train_labels, "validation": data.val_labels, "test": data.test_labels}[split]
+    available = (
+        data.train_labels if split == "train" else {"validation": data.val_labels, "test": data.test_labels}[split]
+    )
     if available is None:
         raise DataError(f"{data.name} has no validation data of its own: hold some out (pof.data.split_validation)")
     size = min(batch_size, len(available if indices is None else indices))
@@ -240,8 +261,8 @@ def _loader(
     **batching: Any,
 ) -> TensorLoader | DatasetLoader:
     """The loader of (some samples of) a split: shuffled and augmented for training, in order and plain otherwise."""
-    if isinstance(data, LazyData):
-        train_set = data.train_set if training else data.plain_train_set
+    if not isinstance(data, ImageData):
+        train_set = None if isinstance(data, StreamData) else data.train_set if training else data.plain_train_set
         dataset = {"train": train_set, "validation": data.val_set, "test": data.test_set}[split]
         assert dataset is not None  # its labels were looked at
         part = dataset if indices is None else Subset(dataset, indices.tolist())

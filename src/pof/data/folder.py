@@ -25,9 +25,9 @@ def folder_data(root: Path, preparation: Preparation) -> LazyData:
     places, notes = _splits(root)
     walk = Walk(root, is_image)
     classes, train = _classes(places.get("train", root), walk)
-    parts = {"train": train} | {
-        split: _samples_of(places[split], classes, walk) for split in ("validation", "test") if split in places
-    }
+    parts: dict[DataSplit, list[Sample]] = {"train": train}
+    for split in set(places) - {"train"}:
+        parts[split] = _samples_of(places[split], classes, walk)
     names = {split: place.name for split, place in places.items()}
     notes.append(walk.left_out())
     return image_data(root.resolve().name, str(root), classes, parts, preparation, notes=notes, names=names)
@@ -84,7 +84,9 @@ def _samples_of(root: Path, classes: list[str], walk: Walk) -> list[Sample]:
     if unknown := sorted(set(own) - set(classes)):
         raise DataError(f"{root}: the class {unknown[0]!r} has no training images; there are {', '.join(classes)}")
     labels = {name: label for label, name in enumerate(classes)}
-    samples = [(path, labels[name]) for name in own for path in walk.images_below(os.path.join(root, name))]
+    samples: list[Sample] = [
+        (path, labels[name]) for name in own for path in walk.images_below(os.path.join(root, name))
+    ]
     if not samples:
         raise DataError(f"{root}: no image in it that can be read")
     return samples

@@ -274,7 +274,7 @@ class DatasetLoader(EpochLoader):
             _SeededItems(self.dataset),
             batch_sampler=keyed,
             num_workers=self.workers,
-            collate_fn=_CheckedCollate(self.num_classes),
+            collate_fn=CheckedCollate(self.num_classes),
             pin_memory=torch.cuda.is_available(),
             generator=seeded(derive_seed(sampler.seed, "workers", epoch)),
         )
@@ -310,10 +310,13 @@ class _SeededItems(Dataset[Any]):
 
 
 @dataclass(frozen=True)
-class _CheckedCollate:
+class CheckedCollate:
+    """Makes a batch of items and checks it; a DataError is handed on as a value."""
+
     num_classes: int | None
 
     def __call__(self, items: list[Any]) -> Any:
+        """The batch, or the DataError."""
         unreadable = next((item for item in items if isinstance(item, DataError)), None)
         if unreadable is not None:
             return unreadable

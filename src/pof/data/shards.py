@@ -18,7 +18,8 @@ from pathlib import Path
 from pof.data.checks import DataError
 from pof.data.description import DataSplit, LazyData
 from pof.data.images import is_image
-from pof.data.parts import SPLITS, Preparation, Sample, image_data, named_classes, role_offrom pof.data.walk import listed
+from pof.data.parts import SPLITS, Preparation, Sample, image_data, named_classes, role_of
+from pof.data.walk import listed
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS, LONGEST_LABEL = 100_000, 256
@@ -150,6 +151,6 @@ def _members(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, TarImage
                 else:
                     left_out[end] += 1
                     continue
-                archive.members.clear()  # it keeps them all
+                archive.members = []  # type: ignore[attr-defined]  # it keeps them all
     except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable .tar file, uncompressed ({error}); write it again") from error
