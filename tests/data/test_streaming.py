@@ -93,7 +93,7 @@ def test_an_epoch_goes_on_where_the_one_before_ended_and_each_pass_has_each_samp
 def test_labels_and_sizes_are_checked():
     with pytest.raises(DataError, match="the stream has not 11 samples, a full mini-batch: lower batch_size"):
         list(loader(batch_size=11).iterate(0))
-    with pytest.raises(DataError, match="label 2 of sample .* is out of range for 2 classes"):
+    with pytest.raises(DataError, match=r"label 2 of sample .* is out of range for 2 classes"):
         list(loader(num_classes=2).iterate(0))
     for name, given in (("batch_size", {"batch_size": 0}), ("steps_per_epoch", {"steps": 0})):
         with pytest.raises(DataError, match=f"{name} must be at least 1; got 0"):
@@ -158,7 +158,18 @@ def test_trained_on_the_command_line_and_resumed_bitwise(tmp_path, factory, opti
         "2",
         *options,
     ]
-    arguments += ["--batch_size", "3", "--checkpoint_every", "1", "--device", "cpu", "--precision", "fp32"]
+    arguments += [
+        "--batch_size",
+        "3",
+        "--lr",
+        "1e-4",
+        "--checkpoint_every",
+        "1",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
     arguments += ["--steps_per_epoch", "4", "--method", "finetune", "--workers", "0"]
     assert main([*arguments, "--out", str(tmp_path / "first")]) == 0
     if method == "pof":

@@ -50,7 +50,8 @@ class DataOptions:
     """Which data.
 
     Args:
-        data: digits, fashion-mnist, cifar10, cifar100, svhn, an image folder, or package.module:factory.
+        data: digits, fashion-mnist, cifar10, cifar100, svhn; an image folder; an index (.csv, .parquet); arrays (.npz);
+            hf:FOLDER of datasets; WebDataset shards (.tar); or package.module:factory.
         data_root: where the files of a built-in data set are.
         validation: share of the training set held out for the selection, unless the data set has validation data of its
             own; 0 for none.

@@ -290,16 +290,14 @@ def summary(data: Data) -> dict[str, str]:
     Returns:
         Texts by what they describe: counts, classes, shapes, normalisation, where the files are.
     """
-    per_class = torch.bincount(data.train_labels, minlength=data.num_classes)
     names = ", ".join(data.classes[:10]) + (", ..." if data.num_classes > 10 else "")
-    smallest, largest = int(per_class.min()), int(per_class.max())
-    lines = {
-        "name": data.name,
-        "training samples": f"{len(data.train_labels)}",
-        "validation samples": "none of their own" if data.val_labels is None else f"{len(data.val_labels)}",
-        "test samples": f"{len(data.test_labels)}",
-        "classes": f"{data.num_classes} ({names})",
-        "training samples per class": str(smallest) if smallest == largest else f"{smallest} to {largest}",
+    counts, lines = class_counts(data), {"name": data.name}
+    for part in ("training", "validation", "test"):
+        none = "a stream, without a length" if part == "training" else "none of their own"
+        lines[f"{part} samples"] = str(sum(counts[part])) if part in counts else none
+    lines["classes"] = f"{data.num_classes} ({names})"
+    lines |= {f"{part} samples per class": _range(count) for part, count in counts.items()}
+    lines |= {
         "shape of an input": " x ".join(str(n) for n in data.image_shape),
         "mean": _numbers(data.mean),
         "std": _numbers(data.std),
@@ -308,6 +306,30 @@ def summary(data: Data) -> dict[str, str]:
     if isinstance(data, ImageData):
         lines["augmentation"] = str(data.augmentation) if data.augmentation else "none"
     return lines
+
+
+def class_counts(data: Data) -> dict[str, list[int]]:
+    """Count the samples of each class.
+
+    Args:
+        data: the data set.
+
+    Returns:
+        Counts in the order of the classes, by the part; parts that are not there, or a stream, are left out.
+    """
+    parts = {"validation": data.val_labels, "test": data.test_labels}
+    if not isinstance(data, StreamData):
+        parts = {"training": data.train_labels, **parts}
+    return {
+        part: torch.bincount(labels, minlength=data.num_classes).tolist()
+        for part, labels in parts.items()
+        if labels is not None
+    }
+
+
+def _range(counts: Sequence[int]) -> str:
+    smallest, largest = min(counts), max(counts)
+    return str(smallest) if smallest == largest else f"{smallest} to {largest}"
 
 
 def _numbers(values: Sequence[float] | None) -> str:

@@ -48,19 +48,23 @@ def load_data(
     """Load a data set.
 
     Args:
-        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``svhn``, ``svhn-extra``; an image folder,
-            relative to ``data_root`` if that is given, or ``folder`` for ``data_root`` itself; or
+        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``svhn``, ``svhn-extra``; relative to
+            ``data_root`` if that is given, an image folder (or ``folder`` for ``data_root`` itself), an index
+            (``.csv``, ``.tsv``, ``.parquet``), arrays (``.npz``, a folder of ``.npy``), a folder of Hugging Face's datasets
+            (``hf:FOLDER``), WebDataset shards (``NAME-{000..009}.tar``, a folder of ``.tar``); or
             ``package.module:factory``.
         data_root: where the files are; nothing is downloaded then.  None: the cache folder, and a download if
             they are not there.
         augment: ``"default"``: what is usual for the data set; ``"cutout"``: that and a square of 16 pixels cut
-            out (images in memory only); ``"none"``.
+            out (images in memory only); ``"randaugment"``: that and RandAugment; ``"none"``.
         mean: per channel, in units of the full intensity; None: the data set's (for CIFAR ImageNet's).
         std: per channel, in the same units; None: the data set's.
-        image_size: side of the images of a folder in pixels, by default 224.
+        image_size: side that image files are brought to, in pixels, by default 224; images of arrays keep theirs
+            unless it is given.
 
     Returns:
-        The data set: :class:`ImageData` if its images are in memory, otherwise :class:`LazyData`.
+        The data set: :class:`ImageData` if its images are in memory, :class:`StreamData` if the factory's training data
+        have no length, otherwise :class:`LazyData`.
 
     Raises:
         DataError: if the name is unknown, files are missing or damaged, or an option does not apply.
