@@ -179,7 +179,8 @@ def test_few_data_make_the_batch_smaller_with_a_word():
 OF_CLASSES = {"adarand", "randreg"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+# DELTA is for convolutions, and takes the loss like the other regularisers.
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"delta"}))
 def test_class_weights_reach_every_method_and_soft_targets_all_that_take_them(method):
     options = TrainOptions(method, mixup=0.2)
     options.regularizer.prior = "class"
@@ -191,8 +192,6 @@ def test_class_weights_reach_every_method_and_soft_targets_all_that_take_them(me
     check_numbers(options)
     weights, data = torch.tensor([0.5, 1.0, 2.0, 4.0]).double(), batches(4)
     network = mlp()
-    if method == "delta":
-        pytest.skip("DELTA is for convolutions, and takes the loss like the other regularisers")
     made = build_method(Context(network, None, options, 4, data, data, class_weights=weights))
     hard, soft = data[0][1], torch.eye(4).double()[data[0][1]] * 0.9 + 0.025
     for targets in [hard] if method in OF_CLASSES else [hard, soft]:

@@ -188,14 +188,16 @@ def _parts(place: Path) -> tuple[dict[DataSplit, Part], tuple[str, ...], list[st
             notes.append(f"{name} has no labels: not used")
         elif kind == "inputs":
             found[role] = name, _inputs(f"{place}: {name}", read_array(place, name)), read_array(place, other)
-            if not len(found[role][1]):
+            _, inputs, labels_of_them = found[role]
+            if labels_of_them.shape[:1] != inputs.shape[:1]:
+                shape = labels_of_them.shape
+                raise DataError(f"{place}: {name} has {len(inputs)} samples, and its labels have the shape {shape}")
+            if not len(inputs):
                 raise DataError(f"{place}: {name} has no samples")
     given = next((read_array(place, name) for name in names if name.lower() in NAMES), None)
     classes, labels = _labels(place, {role: array for role, (_, _, array) in found.items()}, given)
     parts = {role: (inputs, labels[role]) for role, (_, inputs, _) in found.items()}
     for role, (name, inputs, _) in found.items():
-        if len(inputs) != len(labels[role]):
-            raise DataError(f"{place}: {name} has {len(inputs)} samples, and its labels are {len(labels[role])}")
         if inputs.shape[1:] != parts["train"][0].shape[1:]:
             shapes = f"{tuple(inputs.shape[1:])}, and training {tuple(parts['train'][0].shape[1:])}"
             raise DataError(f"{place}: {name} has inputs of the shape {shapes}; bring them to one")

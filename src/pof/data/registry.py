@@ -50,8 +50,8 @@ def load_data(
     Args:
         name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``svhn``, ``svhn-extra``; relative to
             ``data_root`` if that is given, an image folder (or ``folder`` for ``data_root`` itself), an index
-            (``.csv``, ``.tsv``, ``.parquet``), arrays (``.npz``, a folder of ``.npy``), a folder of Hugging Face's datasets
-            (``hf:FOLDER``), WebDataset shards (``NAME-{000..009}.tar``, a folder of ``.tar``); or
+            (``.csv``, ``.tsv``, ``.parquet``), arrays (``.npz``, a folder of ``.npy``), a folder of Hugging Face's
+            datasets (``hf:FOLDER``), WebDataset shards (``NAME-{000..009}.tar``, a folder of ``.tar``); or
             ``package.module:factory``.
         data_root: where the files are; nothing is downloaded then.  None: the cache folder, and a download if
             they are not there.
