@@ -197,7 +197,7 @@ def _parts(place: Path) -> tuple[dict[DataSplit, Part], tuple[str, ...], list[st
     given = next((read_array(place, name) for name in names if name.lower() in NAMES), None)
     classes, labels = _labels(place, {role: array for role, (_, _, array) in found.items()}, given)
     parts = {role: (inputs, labels[role]) for role, (_, inputs, _) in found.items()}
-    for role, (name, inputs, _) in found.items():
+    for name, inputs, _ in found.values():
         if inputs.shape[1:] != parts["train"][0].shape[1:]:
             shapes = f"{tuple(inputs.shape[1:])}, and training {tuple(parts['train'][0].shape[1:])}"
             raise DataError(f"{place}: {name} has inputs of the shape {shapes}; bring them to one")
