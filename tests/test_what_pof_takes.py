@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,13 +22,16 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import IterableDataset, TensorDataset
 
 import pof
-from pof.data import load_data, train_loader
+from pof.app.options import TrainOptions, check_numbers
+from pof.data import eval_loader, load_data, train_loader
+from pof.data.mixing import Mixing, class_weights
 from pof.models import replace_head
 from tests.cases import batch, batches, mlp
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "what-pof-takes.md"
 X, Y = batch(16)
 N, CLASSES = Y.shape[0], 4
+PIXELS = numpy.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), dtype=numpy.uint8)
 
 
 def rows() -> dict[str, str]:
@@ -140,12 +147,14 @@ class Recycling:
 
 
 class Stream(IterableDataset[Any]):
+    classes = tuple("abcd")
+
     def __iter__(self) -> Iterator[Any]:
-        return iter(batches(2))
+        return zip(*batch(16), strict=True)
 
 
 def stream() -> Any:
-    return Stream(), Stream()
+    return Stream(), TensorDataset(*batch(16))
 
 
 def pairs() -> Any:
@@ -246,6 +255,122 @@ def factory(name: str) -> Callable[[], Any]:
     return lambda: load_data(f"{__name__}:{name}")
 
 
+def streamed(steps: int | None = None) -> Callable[[], Any]:
+    return lambda: list(train_loader(load_data(f"{__name__}:stream"), batch_size=4, seed=0, steps=steps))
+
+
+def streamed_labels() -> Any:
+    return load_data(f"{__name__}:stream").train_labels
+
+
+def read(data: str, **options: Any) -> None:
+    """Read all mini-batches of training and testing."""
+    found = load_data(data)
+    list(train_loader(found, batch_size=2, seed=0, **options))
+    list(eval_loader(found, "test", batch_size=2))
+
+
+def index(*lines: str) -> Callable[[], Any]:
+    def make() -> None:
+        images("a", "b")()
+        Path("index.csv").write_text("\n".join(["path,label", *lines, ""]))
+        read("index.csv")
+
+    return make
+
+
+def parquet_index() -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    images("a", "b")()
+    paths = [f"images/{label}/{number}.png" for label in "ab" for number in range(5)]
+    parquet.write_table(pyarrow.table({"path": paths, "label": [path[7] for path in paths]}), "index.parquet")
+    read("index.parquet")
+
+
+def arrays(inputs: Any, labels: Any = None) -> Callable[[], Any]:
+    def make() -> None:
+        numpy.savez("a.npz", x_train=inputs, y_train=(Y.numpy() if labels is None else labels)[: len(inputs)])
+        read("a.npz")
+
+    return make
+
+
+def npy_folder() -> None:
+    Path("arrays").mkdir()
+    numpy.save("arrays/x_train.npy", X.numpy())
+    numpy.save("arrays/y_train.npy", Y.numpy())
+    read("arrays")
+
+
+def bomb() -> None:
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 1000, 1000)}
+    numpy.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile("a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(10**6))
+        archive.writestr("y.npy", b"")
+    read("a.npz")
+
+
+def hub(*, parquet: bool = False, text: list[str] | None = None) -> Callable[[], Any]:
+    def make() -> None:
+        import datasets
+
+        if text is not None:
+            datasets.Dataset.from_dict({"text": text, "label": [0, 1] * 4}).save_to_disk("set")
+        images("a", "b")()
+        stored = [{"bytes": Path(f"images/a/{number}.png").read_bytes(), "path": None} for number in range(4)] * 2
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+        table = datasets.Dataset.from_dict({"image": stored, "label": [0, 1] * 4}, features=features)
+        if parquet:
+            Path("set").mkdir()
+            datasets.config.HF_DATASETS_CACHE = Path("cache")
+            table.to_parquet("set/train-00000-of-00001.parquet")
+        elif text is None:
+            table.save_to_disk("set")
+        read("hf:set")
+
+    return make
+
+
+def shards(*ends: str) -> Callable[[], Any]:
+    def make() -> None:
+        images("a", "b")()
+        with tarfile.open("a-0.tar", "w") as archive:
+            for number in range(8):
+                Path(f"{number}.cls").write_text(str(number % 2))
+                archive.add(f"images/a/{number % 5}.png", f"{number}{ends[0]}")
+                for end in ends[1:]:
+                    archive.add(f"{number}{end}")
+        read("a-{0..0}.tar")
+
+    return make
+
+
+def mixed(inputs: Any, **alphas: float) -> Callable[[], Any]:
+    def make() -> None:
+        numpy.savez("a.npz", x=inputs, y=Y.numpy())
+        augment: Any = "randaugment" if inputs.ndim == 4 else "default"
+        list(train_loader(load_data("a.npz", augment=augment), batch_size=4, seed=0, mixing=Mixing(CLASSES, **alphas)))
+
+    return make
+
+
+def balanced() -> None:
+    numpy.savez("a.npz", x=X.numpy(), y=Y.numpy())
+    data = load_data("a.npz")
+    list(train_loader(data, batch_size=4, seed=0, balanced=True))
+    fit(pof.Finetune(mlp(), class_weights=class_weights(data.train_labels, CLASSES)))
+
+
+def few() -> None:
+    numpy.savez("a.npz", x=X.numpy(), y=Y.numpy())
+    with pytest.warns(UserWarning, match="batch_size 100 is larger than the training data"):
+        train_loader(load_data("a.npz"), batch_size=100, seed=0)
+
+
 def destroyed() -> None:
     with pytest.warns(pof.DivergenceWarning, match=r"put back\. Remedy: lower the learning rate"):
         result = fit(optimizer=lambda p: torch.optim.SGD(p, lr=1e308))
@@ -328,11 +453,38 @@ CASES: dict[str, Callable[[], Any]] = {
     "texts": labels(["a"] * N),
     "folder of class folders": images("a", "b"),
     "Dataset with a length, from a factory": factory("pairs"),
+    "`IterableDataset` from a factory, with `--steps_per_epoch`": streamed(steps=2),
+    "CSV index": index("images/a/0.png,a", "images/a/1.png,a", "images/b/0.png,b", "images/b/1.png,b"),
+    "Parquet index": parquet_index,
+    "`.npz` of images": arrays(PIXELS),
+    "`.npz` of feature vectors": arrays(X.numpy()),
+    "folder of `.npy`": npy_folder,
+    "folder of Hugging Face `datasets` (`save_to_disk`)": hub(),
+    "folder of Parquet shards with images": hub(parquet=True),
+    "WebDataset shards": shards(".png", ".cls"),
+    "mixup, CutMix and RandAugment": mixed(PIXELS, mixup=0.2, cutmix=1.0),
+    "classes balanced by weights or by the sampler": balanced,
+    "`batch_size` above the number of samples": few,
     "one class folder only": images("a"),
     "images without class folders": images("."),
     "damaged image": images("a", "b", content=b"no image"),
     "FIFO in the place of an image": with_fifo,
-    "`IterableDataset` from a factory": factory("stream"),
+    "`IterableDataset` from a factory, without `--steps_per_epoch`": streamed(),
+    "a share held out of a stream": lambda: streamed_labels(),
+    "index without a row": index(),
+    "index with a label missing": index("images/a/0.png,"),
+    "index with images missing": index("images/c/0.png,a"),
+    "image with two labels": index("images/a/0.png,a", "images/a/0.png,b"),
+    "array of objects": arrays(numpy.array([{}, []], dtype=object)),
+    "array larger than memory, by its header": bomb,
+    "labels of another length": arrays(X.numpy(), Y.numpy()[:9]),
+    "`datasets` of texts": hub(text=["a"] * 8),
+    "shard with a label missing": shards(".png"),
+    "mixup of feature vectors": mixed(X.numpy(), mixup=0.2),
+    "mixup with AdaRand": lambda: check_numbers(TrainOptions("adarand", mixup=0.2)),
+    "balanced weights and sampler at once": lambda: check_numbers(
+        TrainOptions("finetune", class_weights="balanced", sampler="balanced")
+    ),
     "weights: `.safetensors`": safetensors,
     "weights: state_dict of `torch.save`": loaded(lambda v: v),
     "weights: a whole network of `torch.save`": lambda: pof.load_weights(mlp(), saved(mlp())),

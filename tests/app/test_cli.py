@@ -236,7 +236,10 @@ BAD_INPUT = {
     "truncated safetensors": ([*WEIGHTS, "cut.safetensors"], "cut.safetensors: not a complete safetensors file"),
     "weights of another network": ([*WEIGHTS, "other.safetensors"], "other.safetensors does not fit the Sequential: "),
     "folder without a network": ([*WEIGHTS, "empty"], "empty has no model.safetensors: has that run ended?"),
-    "unknown data": (["--data", "nope"], "unknown data set 'nope', and no such folder: nope; known are digits, "),
+    "unknown data": (
+        ["--data", "nope"],
+        "unknown data set 'nope', and no such folder or file: nope; known are ",
+    ),
     "no such data_root": (["--data", "cifar10", "--data_root", "nope"], "no such folder: data_root nope"),
     "labels out of range": (
         ["--data", f"{STRANGERS}:with_label_out_of_range"],
@@ -246,10 +249,6 @@ BAD_INPUT = {
     "class without images": (["--data", "hollow"], "hollow: no image in it that can be read"),
     "one class only": (["--data", "single"], "single: only one class (cat); a classifier needs at least two"),
     "not a factory": (["--data", f"{STRANGERS}:Absent"], f"the module {STRANGERS!r} has no 'Absent'"),
-    "batch larger than the data": (
-        ["--batch_size", "101"],
-        "batch_size 101 is larger than the data (100 samples); choose a batch_size of at most 100",
-    ),
     "train_size of nothing": (["--train_size", "0"], "train_size 0: give a share between 0 and 1, or a whole number"),
     "fraction too large": (["--train_size", "null", "--fraction", "1.5"], "fraction 1.5: give a share between 0"),
     "factory that raises": (

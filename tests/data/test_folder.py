@@ -12,10 +12,11 @@ from PIL import Image
 
 from pof._support.random import isolated
 from pof.app import job
+from pof.app.cli import main
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, samples_of
 from pof.data import DataError, eval_loader, load_data, summary, train_loader, walk
-from pof.data.folder import SPLITS
+from pof.data.parts import SPLITS
 
 DTD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dtd10"
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -80,7 +81,7 @@ def test_validation_data_are_never_the_test_set(tmp_path):
     write_images(tmp_path / "train", {"red": 5, "green": 5})
     write_images(tmp_path / "val", {"red": 2, "green": 2})
     with pytest.warns(
-        UserWarning, match=r"no test folder: a fifth of the training images \(2, .*; val is for validation"
+        UserWarning, match=r"no test data: a fifth of the training samples \(2, .*; val is for validation"
     ):
         data = load_data("folder", data_root=tmp_path)
     assert [len(labels) for labels in (data.train_labels, data.val_labels, data.test_labels)] == [8, 4, 2]
@@ -406,3 +407,15 @@ def test_photographs():
     assert labels.shape == (16,)
     # Normalised photographs: neither constant nor far from deviation 1.
     assert 0.5 < float(images.std()) < 2
+
+
+def test_the_command_shows_parts_classes_and_what_is_to_be_said(tmp_path, capsys):
+    for part, counts in (("train", {"red": 5, "green": 3}), ("Test", {"red": 1, "green": 2}), ("dev", {"red": 4})):
+        write_images(tmp_path / part, counts)
+    write_images(tmp_path, {"unlabeled": 2})
+    assert main(["data", "--data", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.replace("│", " ").splitlines()]
+    assert ["green", "3", "0", "2"] in lines
+    assert ["red", "5", "4", "1"] in lines
+    assert ["validation", "samples", "4"] in lines
+    assert any("used: unlabeled (no class folders" in " ".join(line) for line in lines)

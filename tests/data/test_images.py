@@ -16,7 +16,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from pof._support.random import isolated
-from pof.data import DataError, folder, images
+from pof.data import DataError, images, parts
 from pof.data.images import Prepare, decode, is_image, opened
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -237,7 +237,7 @@ def test_damaged_files_are_read_or_named(tmp_path, kind):
             content[draw.randrange(draw.choice([64, len(content)])) % len(content)] = draw.randrange(256)
         path.write_bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
         try:
-            assert folder.ImageFiles([(str(path), 0)], Prepare(8, MEAN, STD, augment=False))[0][0].shape == (3, 8, 8)
+            assert parts.ImageFiles([(str(path), 0)], Prepare(8, MEAN, STD, augment=False))[0][0].shape == (3, 8, 8)
         except DataError as error:
             refused += 1
             assert str(error).startswith(f"{path}: ")

@@ -18,10 +18,10 @@ def test_import_is_light():
 
 def test_unknown_names_list_the_known(tmp_path):
     with pytest.raises(
-        DataError, match=r"unknown data set 'cifar-10', and no such folder: cifar-10; known are digits, .*"
+        DataError, match=r"unknown data set 'cifar-10', and no such folder or file: cifar-10; known are digits, .*"
     ):
         load_data("cifar-10")
-    with pytest.raises(DataError, match=f"no such folder: {tmp_path}/birds"):
+    with pytest.raises(DataError, match=f"no such folder or file: {tmp_path}/birds"):
         load_data("birds", data_root=tmp_path)
 
 
@@ -29,7 +29,7 @@ def test_augmentation_is_chosen():
     assert load_data("digits").augmentation is None
     assert load_data("digits", augment="cutout").augmentation == Augmentation(pad=0, flip=False, cutout=16)
     assert load_data("digits", augment="none").augmentation is None
-    with pytest.raises(DataError, match="augment is one of default, cutout, none; got 'auto'"):
+    with pytest.raises(DataError, match="augment is one of default, cutout, randaugment, none; got 'auto'"):
         load_data("digits", augment="auto")
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import pof
-from pof.app.job import drops_last
+from pof.data.batch_sampler import drops_last
 from pof.training import checkpoint
 from tests.cases import batch, batches, mlp
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pof._support.agreement import agree
 from pof._support.checks import MOST_CLASSES, whole_number
+from pof._support.modules import convolutions_channels_last
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
 from pof.app.methods import Context, build_method, entry_of
@@ -33,15 +34,16 @@ from pof.app.run_files import RunError, read_config
 from pof.app.run_folder import CONTENT, Run, content_of
 from pof.data import (
     Data,
-    DatasetLoader,
-    TensorLoader,
     eval_loader,
     load_data,
     split_validation,
     stratified_fraction,
     train_loader,
 )
-from pof.data.description import DataSplit
+from pof.data.batch_sampler import drops_last
+from pof.data.description import DataSplit, Loader
+from pof.data.mixing import class_weights, mixing_of
+from pof.data.streaming import StreamData
 from pof.head.split import split as split_at_head
 from pof.methods import Method
 from pof.models import PRETRAINED, build_model, replace_head
@@ -68,10 +70,20 @@ class JobResult:
 class Splits:
     """Indices into the training set; those of the validation data into ``held_in``."""
 
-    train: torch.Tensor
+    chosen: torch.Tensor | None
+    """Of the training set; None: all of a stream."""
     validation: torch.Tensor | None
     held_in: DataSplit = "train"
     """"validation" for a data set with validation data of its own."""
+
+    @property
+    def train(self) -> torch.Tensor:
+        """The chosen samples; refused for a stream."""
+        if self.chosen is None:
+            raise ValueError(
+                "the training data are a stream, whose samples have no numbers: give a Dataset with a length"
+            )
+        return self.chosen
 
 
 def train(
@@ -126,9 +138,13 @@ def _train(
             log(row)
 
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
+    weights = None
+    if training.class_weights == "balanced":
+        weights = class_weights(loaded.train_labels[splits.train], loaded.num_classes)
+        log({"event": "class_weights", **dict(zip(loaded.classes, weights.tolist(), strict=True))})
     with closing(batches.iterate(0)) as first_epoch:
-        statistics = evaluating("train", indices=splits.train)
-        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained)
+        statistics = batches if splits.chosen is None else evaluating("train", indices=splits.train)
+        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained, weights)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     result = _fit(method, batches, validation, training, run, device, both)
@@ -144,7 +160,7 @@ def _train(
 
 def _fit(
     method: Method,
-    batches: TensorLoader | DatasetLoader,
+    batches: Loader,
     validation: Iterable[Any] | None,
     training: TrainOptions,
     run: RunOptions,
@@ -177,28 +193,22 @@ def training_batches(
     training: TrainOptions,
     device: torch.device,
     place: tuple[int, int] = (0, 1),
-) -> TensorLoader | DatasetLoader:
+) -> Loader:
     """The mini-batches that this process (rank, number of processes) trains with."""
     return train_loader(
         loaded,
         batch_size=training.batch_size,
         seed=training.seed,
-        indices=splits.train,
+        indices=splits.chosen,
         workers=data.workers,
         device=device,
-        drop_last=drops_last(len(splits.train), training.batch_size),
+        drop_last=splits.chosen is not None and drops_last(len(splits.chosen), training.batch_size),
         rank=place[0],
         world_size=place[1],
+        balanced=training.sampler == "balanced",
+        mixing=mixing_of(loaded.num_classes, training.mixup, training.cutmix),
+        steps=training.steps_per_epoch,
     )
-
-
-def drops_last(samples: int, batch_size: int) -> bool:
-    """Whether an epoch's last incomplete batch is left out: there are others, and it is under a quarter of them.
-
-    Its step would count as much as every other, on batch statistics of a few samples: 8 of 128 were seen to undo a
-    fitted ResNet-20 at lr 0.05 (docs/log.md).  Another order leaves out other samples in each epoch.
-    """
-    return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4
 
 
 def load(options: DataOptions) -> Data:
@@ -219,12 +229,16 @@ def split(loaded: Data, options: DataOptions) -> Splits:
 
     Where a data set has validation data of its own, nothing is held out of the training set.
     """
-    labels = loaded.train_labels
-    indices, validation = torch.arange(len(labels)), None
-    held_in: DataSplit = "train" if loaded.val_labels is None else "validation"
+    validation = None
     if options.validation and loaded.val_labels is not None:
         validation = torch.arange(len(loaded.val_labels))
-    elif options.validation:
+    whole = options.train_size is None and options.fraction is None
+    if isinstance(loaded, StreamData) and whole and (validation is not None or not options.validation):
+        return Splits(None, validation, "validation")
+    held_in: DataSplit = "train" if loaded.val_labels is None else "validation"
+    labels = loaded.train_labels
+    indices = torch.arange(len(labels))
+    if options.validation and validation is None:
         indices, validation = split_validation(labels, options.validation, seed=options.split_seed)
     if options.train_size is not None and options.fraction is not None:
         raise ValueError(f"give train_size ({options.train_size}) or fraction ({options.fraction}), not both")
@@ -244,21 +258,11 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     if options.source_classes is not None:
         whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
     classes = options.source_classes or loaded.num_classes
-    network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+    sizes: dict[str, Any] = {"in_channels": loaded.in_channels, "in_features": loaded.in_features}
+    network = build_model(options.model, num_classes=classes, weights=weights, **sizes)
     if options.source_classes is not None:
         replace_head(network, loaded.num_classes, options.head)
     return convolutions_channels_last(network)
-
-
-def convolutions_channels_last(network: nn.Module) -> nn.Module:
-    """Change the order of convolutions' weights in memory, in place: they are faster, in bf16 on a CPU by two times.
-
-    Other tensors of four dimensions stay as they are: somebody may ``view`` them.
-    """
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.to(memory_format=torch.channels_last)
-    return network
 
 
 def freeze_head(network: nn.Module, options: ModelOptions) -> None:

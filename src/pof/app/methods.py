@@ -16,7 +16,7 @@ from pof.app.method_options import MethodOptions
 from pof.training.schedules import Schedule
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pof.methods import Method
     from pof.regularizers import Regularizer
@@ -40,6 +40,13 @@ class Context:
     """Of the training set, as they are trained with."""
     from_scratch: bool = False
     """Whether nothing of the model is trained yet."""
+    class_weights: "Tensor | None" = None
+    """(C,) of the cross-entropy."""
+
+    @property
+    def loss(self) -> dict[str, Any]:
+        """The options of the cross-entropy."""
+        return {"label_smoothing": self.options.label_smoothing, "class_weights": self.class_weights}
 
 
 COSINE = Schedule("cosine")
@@ -71,15 +78,14 @@ class MethodEntry:
 def _finetune(context: Context) -> "Method":
     from pof.methods import Finetune
 
-    return Finetune(context.model, context.head, label_smoothing=context.options.label_smoothing)
+    return Finetune(context.model, context.head, **context.loss)
 
 
 def _pof(context: Context) -> "Method":
     from pof.methods import PoF
 
     options = context.options
-    smoothing, seed = options.label_smoothing, options.seed
-    return PoF(context.model, context.head, **vars(options.pof), label_smoothing=smoothing, seed=seed)
+    return PoF(context.model, context.head, **vars(options.pof), **context.loss, seed=options.seed)
 
 
 def _passes_of_pof(options: MethodOptions) -> Fraction:
@@ -92,8 +98,7 @@ def _passes_of_pof(options: MethodOptions) -> Fraction:
 def _head_ascent(context: Context) -> "Method":
     from pof.methods import HeadAscent
 
-    level, smoothing = context.options.ascent.level, context.options.label_smoothing
-    return HeadAscent(context.model, context.head, level=level, label_smoothing=smoothing)
+    return HeadAscent(context.model, context.head, level=context.options.ascent.level, **context.loss)
 
 
 def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bool = False) -> MethodEntry:
@@ -112,7 +117,7 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
             layers=options.layers,
             last_epochs=options.last_epochs if late else None,
             ascent_share=options.ascent_share,
-            label_smoothing=context.options.label_smoothing,
+            **context.loss,
         )
         if options.rho == "auto":
             if context.from_scratch:
@@ -149,7 +154,7 @@ def _regularized(
 
         strength = context.options.regularizer.strength
         regularizer = make(context, {} if strength is None else {"strength": strength}, kinds)
-        return Regularized(context.model, regularizer, context.head, label_smoothing=context.options.label_smoothing)
+        return Regularized(context.model, regularizer, context.head, **context.loss)
 
     return MethodEntry(build, "regularizer", extra)
 
@@ -222,6 +227,11 @@ def entry_of(name: str) -> MethodEntry:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def reads_classes(options: MethodOptions) -> bool:
+    """Whether the method needs the one class of each sample, and takes no probabilities."""
+    return options.method == "adarand" or (options.method == "randreg" and options.regularizer.prior == "class")
 
 
 def build_method(context: Context) -> "Method":

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof.app.method_options import MethodOptions
-from pof.app.methods import average_of, entry_of
+from pof.app.methods import average_of, entry_of, reads_classes
 from pof.training.schedules import Schedule
 
 T = TypeVar("T")
@@ -50,14 +50,16 @@ class DataOptions:
     """Which data.
 
     Args:
-        data: digits, fashion-mnist, cifar10, cifar100, svhn, an image folder, or package.module:factory.
+        data: digits, fashion-mnist, cifar10, cifar100, svhn; an image folder; an index (.csv, .parquet); arrays (.npz);
+            hf:FOLDER of datasets; WebDataset shards (.tar); or package.module:factory.
         data_root: where the files of a built-in data set are.
         validation: share of the training set held out for the selection, unless the data set has validation data of its
             own; 0 for none.
         split_seed: of the validation split; keep it over all stages of a network's training.
         train_size: train on a stratified part of this many samples; all if not given.
         fraction: the same as a share of the training samples, in (0, 1).
-        augment: of the training images: default (usual for the data set), cutout (and a square cut out) or none.
+        augment: of the training images: default (usual for the data set), cutout (and a square cut out), randaugment
+            (and RandAugment) or none.
         mean: of the normalisation, per channel; the data set's if not given.
         std: of the normalisation, per channel; the data set's if not given.
         image_size: side of the images of a folder, in pixels.
@@ -70,7 +72,7 @@ class DataOptions:
     split_seed: int = 0
     train_size: int | None = None
     fraction: float | None = None
-    augment: Literal["default", "cutout", "none"] = "default"
+    augment: Literal["default", "cutout", "randaugment", "none"] = "default"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: int | None = None
@@ -88,6 +90,11 @@ class TrainOptions(MethodOptions):
         weight_decay: of the optimizer.
         schedule: of the learning rate; swa takes no cosine.
         clip_norm: bound on the gradient norm; none if not given.
+        steps_per_epoch: mini-batches in an epoch, of a stream (IterableDataset), which has no length.
+        class_weights: balanced weighs the classes in the loss by the inverse of their frequency.
+        sampler: balanced draws each class as often as any other, with replacement.
+        mixup: alpha of mixup; none if not given.
+        cutmix: alpha of CutMix; none if not given. With both, each mini-batch is mixed by one of them.
         freeze_head: train the feature extractor only; pof and head-ascent always do.
         precision: fp32, bf16 or fp16; auto: bf16 where the hardware computes in it, else fp32.
         device: cpu, cuda, ...; found by itself if not given.
@@ -100,6 +107,11 @@ class TrainOptions(MethodOptions):
     weight_decay: float = 5e-4
     schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float | None = None
+    steps_per_epoch: int | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    sampler: Literal["shuffled", "balanced"] = "shuffled"
+    mixup: float | None = None
+    cutmix: float | None = None
     freeze_head: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str | None = None
@@ -164,7 +176,7 @@ def check_numbers(training: TrainOptions) -> None:
     """Refuse numbers of a run that cannot be, before anything is read or allocated."""
     whole_number("epochs", training.epochs, 1, MOST_EPOCHS)
     whole_number("seed", training.seed, 0, MOST_SEED)
-    for name in ("batch_size", "accumulation", "checkpoint_every"):
+    for name in ("batch_size", "accumulation", "checkpoint_every", "steps_per_epoch"):
         if (value := getattr(training, name)) is not None:
             whole_number(name, value, 1)
     if training.clip_norm is not None:
@@ -174,6 +186,17 @@ def check_numbers(training: TrainOptions) -> None:
     if not 0 <= training.momentum < 1:
         raise ValueError(f"momentum must be in [0, 1); got {training.momentum}")
     finite("weight_decay", training.weight_decay, 0)
+    for name in ("mixup", "cutmix"):
+        if (alpha := getattr(training, name)) is None:
+            continue
+        finite(name, alpha, above=0)
+        if reads_classes(training):
+            raise ValueError(
+                f"{name} makes probabilities of labels, and {training.method} reads the one class of each sample: leave"
+                f" it out, or take another method, such as finetune, pof or sam"
+            )
+    if training.class_weights == training.sampler == "balanced":
+        raise ValueError("class_weights balanced and sampler balanced would correct for the classes twice: give one")
 
 
 def check_data(options: DataOptions) -> None:

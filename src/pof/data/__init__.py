@@ -9,6 +9,7 @@ from pof.data.description import Data, ImageData, LazyData, eval_loader, summary
 from pof.data.loader import DatasetLoader, TensorLoader
 from pof.data.registry import load_data
 from pof.data.stratified import split_validation, stratified_fraction
+from pof.data.streaming import StreamData, StreamLoader
 
 __all__ = [
     "Augmentation",
@@ -17,6 +18,8 @@ __all__ = [
     "DatasetLoader",
     "ImageData",
     "LazyData",
+    "StreamData",
+    "StreamLoader",
     "TensorLoader",
     "check_batch",
     "check_labels",

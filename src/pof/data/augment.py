@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pof._support.random import isolated
 from pof.data.checks import DataError
+from pof.data.images import randaugment
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Augmentation:
     """Mirror left and right with probability 1/2."""
     cutout: int = 0
     """Side of the square that is set to the mean, in pixels; 0: none."""
+    randaugment: bool = False
+    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719) after crop and flip, with torchvision's defaults."""
 
     def __post_init__(self) -> None:
         if self.pad < 0 or self.cutout < 0:
@@ -41,10 +45,12 @@ class Draws:
     """(N,) bool."""
     centers: Tensor
     """(N, 2) int64: row and column of the middle of the cutout square."""
+    seeds: Tensor
+    """(N,) int64: of RandAugment."""
 
     def part(self, rows: slice, device: torch.device) -> Draws:
         """The choices for some of the images, on ``device``."""
-        return Draws(*(t[rows].to(device) for t in (self.offsets, self.flips, self.centers)))
+        return Draws(*(t[rows].to(device) for t in (self.offsets, self.flips, self.centers, self.seeds)))
 
 
 def draw_augmentation(augmentation: Augmentation, shape: torch.Size, generator: torch.Generator) -> Draws:
@@ -55,7 +61,8 @@ def draw_augmentation(augmentation: Augmentation, shape: torch.Size, generator: 
     flips = torch.rand(count, generator=generator) < 0.5
     rows = torch.randint(height, (count,), generator=generator)
     columns = torch.randint(width, (count,), generator=generator)
-    return Draws(offsets, flips, torch.stack([rows, columns], 1))
+    seeds = torch.randint(2**62, (count,), generator=generator)
+    return Draws(offsets, flips, torch.stack([rows, columns], 1), seeds)
 
 
 def augment(images: Tensor, draws: Draws, augmentation: Augmentation, *, mean: Tensor, std: Tensor) -> Tensor:
@@ -64,10 +71,23 @@ def augment(images: Tensor, draws: Draws, augmentation: Augmentation, *, mean: T
         images = pad_crop(images, draws.offsets, padding=augmentation.pad)
     if augmentation.flip:
         images = horizontal_flip(images, draws.flips)
+    if augmentation.randaugment:
+        images = _randaugmented(images, draws.seeds)
     normalised = normalise(images, mean, std)
     if augmentation.cutout:
         normalised = cutout(normalised, draws.centers, size=augmentation.cutout)
     return normalised
+
+
+def _randaugmented(images: Tensor, seeds: Tensor) -> Tensor:
+    """RandAugment of each image (K, H, W) on its own draws."""
+    if images.shape[1] not in {1, 3}:
+        raise DataError(f"randaugment is for grey images and colours; got images of {images.shape[1]} channels")
+    policy, changed = randaugment(), []
+    for image, seed in zip(images, seeds.tolist(), strict=True):
+        with isolated(seed, torch_only=True):  # torchvision draws from the global generator
+            changed.append(policy(image))
+    return torch.stack(changed)
 
 
 def pad_crop(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:

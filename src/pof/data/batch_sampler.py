@@ -14,8 +14,11 @@ from torch import Tensor
 from pof._support.random import derive_seed, seeded
 from pof.data.checks import DataError
 
+MOST_WEIGHED = 2**24
+"""What ``torch.multinomial`` draws from."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StatelessBatchSampler:
     """Batches of ``batch_size`` out of ``size`` samples, shared by ``world_size`` processes."""
 
@@ -26,6 +29,8 @@ class StatelessBatchSampler:
     drop_last: bool = False
     rank: int = 0
     world_size: int = 1
+    weights: Tensor | None = None
+    """(size,): an epoch draws its samples with replacement, each with a chance in proportion; None: each once."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -34,6 +39,11 @@ class StatelessBatchSampler:
             raise DataError(
                 f"batch_size {self.batch_size} is larger than the data ({self.size} samples); "
                 f"choose a batch_size of at most {self.size}"
+            )
+        if self.weights is not None and self.size > MOST_WEIGHED:
+            raise DataError(
+                f"a balanced sampler draws from {MOST_WEIGHED:,} samples at most; there are {self.size:,}: use class"
+                " weights instead"
             )
         if not 0 <= self.rank < self.world_size:
             raise DataError(f"rank must be in [0, {self.world_size}); got {self.rank}")
@@ -56,7 +66,10 @@ class StatelessBatchSampler:
         """Indices of all samples in the order of an epoch, (N,) int64."""
         if not self.shuffle:
             return torch.arange(self.size)
-        return torch.randperm(self.size, generator=seeded(derive_seed(self.seed, "order", epoch)))
+        generator = seeded(derive_seed(self.seed, "order", epoch))
+        if self.weights is not None:
+            return torch.multinomial(self.weights, self.size, replacement=True, generator=generator)
+        return torch.randperm(self.size, generator=generator)
 
     def share(self, index: int) -> slice:
         """Positions in batch ``index`` that this process takes; sizes differ by at most one between processes."""
@@ -67,3 +80,19 @@ class StatelessBatchSampler:
         """Samples that this process takes from batch ``index``, int64; ``order`` is the epoch's."""
         first = index * self.batch_size
         return order[first : first + self.global_size(index)][self.share(index)]
+
+
+def drops_last(samples: int, batch_size: int) -> bool:
+    """Whether an epoch's last incomplete batch is left out: there are others, and it is under a quarter of them.
+
+    Its step would count as much as every other, on batch statistics of a few samples: 8 of 128 were seen to undo a
+    fitted ResNet-20 at lr 0.05 (docs/log.md).  Another order leaves out other samples in each epoch.
+
+    Args:
+        samples: of the training data.
+        batch_size: samples per batch.
+
+    Returns:
+        Whether it is.
+    """
+    return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4

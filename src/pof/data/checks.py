@@ -34,7 +34,9 @@ def check_labels(labels: Tensor, *, num_classes: int, name: str) -> None:
         )
 
 
-def check_splits(name: str, train_labels: Tensor, test_labels: Tensor, *, num_classes: int) -> None:
+def check_splits(
+    name: str, train_labels: Tensor, test_labels: Tensor, *, num_classes: int, validation: Tensor | None = None
+) -> None:
     """Check that all labels are in range, and that training has some samples, of at least two classes."""
     if not len(train_labels):
         raise DataError(f"{name} (train): no samples")
@@ -45,6 +47,8 @@ def check_splits(name: str, train_labels: Tensor, test_labels: Tensor, *, num_cl
             "a classifier needs at least two classes"
         )
     check_labels(test_labels, num_classes=num_classes, name=f"{name} (test)")
+    if validation is not None:
+        check_labels(validation, num_classes=num_classes, name=f"{name} (validation)")
 
 
 def check_batch(inputs: Inputs, targets: Tensor, *, num_classes: int | None = None) -> None:

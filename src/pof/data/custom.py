@@ -15,15 +15,18 @@ from pof._support.factory import call_factory
 from pof._support.random import preserved
 from pof.data.checks import DataError
 from pof.data.description import LazyData
+from pof.data.streaming import StreamData, first_input
 
 
-def factory_data(name: str, data_root: Path | None) -> LazyData:
+def factory_data(name: str, data_root: Path | None) -> LazyData | StreamData:
     """Call the factory ``name``, with ``data_root`` if it takes that, and describe the Datasets that it returns."""
     made = call_factory(name, offered={} if data_root is None else {"data_root": data_root})
     if not isinstance(made, tuple | list) or len(made) not in {2, 3}:
         got = f"{len(made)} values" if isinstance(made, tuple | list) else f"a {type(made).__name__}"
         raise DataError(f"{name!r} must return (training, test) or (training, validation, test) Datasets; got {got}")
     train, test, validation = made[0], made[-1], made[1] if len(made) == 3 else None
+    if isinstance(train, IterableDataset):
+        return _stream_data(name, train, validation, test)
     parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     shape, *_ = [_input_shape(part, f"{name} ({which})") for which, part in parts.items()]
     train_labels, test_labels = labels_of(train), labels_of(test)
@@ -39,10 +42,34 @@ def factory_data(name: str, data_root: Path | None) -> LazyData:
         test_set=test,
         train_labels=train_labels,
         test_labels=test_labels,
-        classes=own or _counted(name, train_labels, test_labels),
+        classes=own or counted_classes(name, train_labels, test_labels),
         image_shape=shape,
         mean=None,
         std=None,
+        source=name,
+        val_set=validation,
+        val_labels=None if validation is None else labels_of(validation),
+    )
+
+
+def _stream_data(name: str, train: IterableDataset[Any], validation: Any, test: Any) -> StreamData:
+    """A stream for training; its classes are named by an attribute, of itself or of the test data."""
+    for which, part in (("test", test), ("validation", validation)):
+        if part is not None:
+            _input_shape(part, f"{name} ({which})")
+    classes = _names(train) or _names(test)
+    if not classes:
+        raise DataError(
+            f"{name}: a stream does not say how many classes there are: give it the attribute classes, a name for each"
+        )
+    inputs, _ = unpack(first_input(train, f"{name} (train)"))
+    return StreamData(
+        name=name,
+        train_set=train,
+        test_set=test,
+        test_labels=labels_of(test),
+        classes=classes,
+        image_shape=_shape(inputs, f"{name} (train)"),
         source=name,
         val_set=validation,
         val_labels=None if validation is None else labels_of(validation),
@@ -56,7 +83,7 @@ def _names(dataset: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, Iterable) else ()
 
 
-def _counted(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
+def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     """Without names there are as many classes as the largest label says, and each of them has a sample."""
     found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
     if found[0] >= 0 and len(found) <= largest:
@@ -113,6 +140,10 @@ def _input_shape(dataset: Any, name: str) -> tuple[int, ...]:
         raise DataError(f"{name}: no samples")
     with preserved():
         inputs, _ = unpack(dataset[0])
+    return _shape(inputs, name)
+
+
+def _shape(inputs: Any, name: str) -> tuple[int, ...]:
     if not isinstance(inputs, Tensor):
         raise DataError(
             f"{name}: items must be (tensor, label); the input of item 0 is a {type(inputs).__name__} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -12,10 +13,13 @@ from torch.utils.data import Dataset, Subset
 
 from pof._support.batches import class_targets
 from pof.data.augment import Augmentation
-from pof.data.checks import DataError, check_labels, check_splits, check_statistics
+from pof.data.checks import DataError, check_splits, check_statistics
 from pof.data.loader import DatasetLoader, TensorLoader
+from pof.data.mixing import Mixing, class_weights
+from pof.data.streaming import StreamData, StreamLoader
 
 DataSplit = Literal["train", "validation", "test"]
+Loader = TensorLoader | DatasetLoader | StreamLoader
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,13 +45,20 @@ class ImageData:
     """What happens to training images; None: nothing."""
     source: str
     """Where the files are."""
-    val_labels: ClassVar[None] = None
-    """No validation data of its own."""
+    val_images: Tensor | None = None
+    """(V, K, H, W) uint8: validation data of its own; None if there are none."""
+    val_labels: Tensor | None = None
+    """(V,) int64; None if there are none."""
+    in_features: ClassVar[None] = None
+    """No feature vectors."""
 
     def __post_init__(self) -> None:
-        for labels in ("train_labels", "test_labels"):
-            object.__setattr__(self, labels, class_targets(getattr(self, labels)))
-        check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
+        for labels in ("train_labels", "test_labels", "val_labels"):
+            if getattr(self, labels) is not None:
+                object.__setattr__(self, labels, class_targets(getattr(self, labels)))
+        check_splits(
+            self.name, self.train_labels, self.test_labels, num_classes=self.num_classes, validation=self.val_labels
+        )
         check_statistics(self.mean, self.std, channels=self.in_channels)
 
     @property
@@ -88,7 +99,7 @@ class LazyData:
     classes: tuple[str, ...]
     """Names of the C classes."""
     image_shape: tuple[int, ...]
-    """Shape (K, H, W) of one input."""
+    """Shape of one input: (K, H, W), or (D,) of a feature vector."""
     mean: tuple[float, ...] | None
     """Per channel; None if the Datasets normalise, or do not, on their own."""
     std: tuple[float, ...] | None
@@ -101,9 +112,9 @@ class LazyData:
     """(V,) int64; None if there are none."""
 
     def __post_init__(self) -> None:
-        check_splits(self.name, self.train_labels, self.test_labels, num_classes=self.num_classes)
-        if self.val_labels is not None:
-            check_labels(self.val_labels, num_classes=self.num_classes, name=f"{self.name} (validation)")
+        check_splits(
+            self.name, self.train_labels, self.test_labels, num_classes=self.num_classes, validation=self.val_labels
+        )
 
     @property
     def num_classes(self) -> int:
@@ -112,8 +123,13 @@ class LazyData:
 
     @property
     def in_channels(self) -> int:
-        """Channels K of the inputs."""
+        """Channels K of the inputs; of feature vectors their width."""
         return self.image_shape[0]
+
+    @property
+    def in_features(self) -> int | None:
+        """Width D of feature vectors; None if the inputs are no vectors."""
+        return self.image_shape[0] if len(self.image_shape) == 1 else None
 
     def subset(self, indices: Tensor) -> LazyData:
         """The data set with some of the training items only, by their indices (int64); the test set stays."""
@@ -125,7 +141,7 @@ class LazyData:
         )
 
 
-Data = ImageData | LazyData
+Data = ImageData | LazyData | StreamData
 
 
 def train_loader(
@@ -139,12 +155,15 @@ def train_loader(
     drop_last: bool = False,
     rank: int = 0,
     world_size: int = 1,
-) -> TensorLoader | DatasetLoader:
+    balanced: bool = False,
+    mixing: Mixing | None = None,
+    steps: int | None = None,
+) -> Loader:
     """Make the loader of the training set: shuffled and augmented.
 
     Args:
         data: the data set.
-        batch_size: samples per batch, over all processes.
+        batch_size: samples per batch, over all processes; cut to the size of the data, which is said.
         seed: of orders and augmentation.
         indices: of the training samples to use, int64; None: all.
         workers: processes that read a lazy data set; images in memory need none.
@@ -152,16 +171,42 @@ def train_loader(
         drop_last: leave out the last batch of an epoch if it is smaller.
         rank: which process this is.
         world_size: number of processes.
+        balanced: draw samples with replacement, each class as often as any other.
+        mixing: mixup or cutmix of each batch.
+        steps: batches per epoch, of a stream, which has no length; only of that.
 
     Returns:
         The loader.
 
     Raises:
-        DataError: if the batch does not fit the data or the processes.
+        DataError: if the batch does not fit the processes, or ``steps`` the kind of data.
     """
+    if isinstance(data, StreamData):
+        return _stream_loader(data, batch_size, seed, workers, mixing, steps, plain=not balanced and world_size == 1)
+    if steps is not None:
+        raise DataError(f"{data.name} has a length: leave out steps_per_epoch ({steps}), which is for streams")
     part = data if indices is None else data.subset(indices)
-    batching = {"batch_size": batch_size, "seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
+    labels = part.train_labels
+    if batch_size > len(labels):
+        warnings.warn(
+            f"batch_size {batch_size} is larger than the training data: mini-batches have all {len(labels)} samples",
+            stacklevel=2,
+        )
+    weights = class_weights(labels, data.num_classes)[labels] if balanced else None
+    batching: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
+    batching |= {"batch_size": min(batch_size, len(labels)), "weights": weights, "mixing": mixing}
     return _loader(part, "train", None, training=True, workers=workers, device=device, **batching)
+
+
+def _stream_loader(
+    data: StreamData, batch_size: int, seed: int, workers: int, mixing: Mixing | None, steps: int | None, *, plain: bool
+) -> StreamLoader:
+    if not plain:
+        raise DataError(f"{data.name}: a stream is not balanced, nor shared by processes: give a Dataset with a length")
+    if steps is None:
+        raise DataError(f"{data.name}: the training data are a stream without a length: give --steps_per_epoch")
+    options = {"batch_size": batch_size, "steps": steps, "seed": seed, "workers": workers}
+    return StreamLoader(data.train_set, num_classes=data.num_classes, mixing=mixing, **options)
 
 
 def eval_loader(
@@ -195,7 +240,9 @@ def eval_loader(
     """
     if split not in get_args(DataSplit):
         raise DataError(f"split is one of {get_args(DataSplit)}; got {split!r}")
-    available = {"train": data.train_labels, "validation": data.val_labels, "test": data.test_labels}[split]
+    available = (
+        data.train_labels if split == "train" else {"validation": data.val_labels, "test": data.test_labels}[split]
+    )
     if available is None:
         raise DataError(f"{data.name} has no validation data of its own: hold some out (pof.data.split_validation)")
     size = min(batch_size, len(available if indices is None else indices))
@@ -214,15 +261,19 @@ def _loader(
     **batching: Any,
 ) -> TensorLoader | DatasetLoader:
     """The loader of (some samples of) a split: shuffled and augmented for training, in order and plain otherwise."""
-    if isinstance(data, LazyData):
-        train_set = data.train_set if training else data.plain_train_set
+    if not isinstance(data, ImageData):
+        train_set = None if isinstance(data, StreamData) else data.train_set if training else data.plain_train_set
         dataset = {"train": train_set, "validation": data.val_set, "test": data.test_set}[split]
         assert dataset is not None  # its labels were looked at
         part = dataset if indices is None else Subset(dataset, indices.tolist())
         return DatasetLoader(part, shuffle=training, num_classes=data.num_classes, workers=workers, **batching)
-    images, labels = data.test_images, data.test_labels
-    if split == "train":
-        images, labels = data.train_images, data.train_labels
+    images, labels = {
+        "train": (data.train_images, data.train_labels),
+        "validation": (data.val_images, data.val_labels),
+        "test": (data.test_images, data.test_labels),
+    }[split]
+    assert images is not None  # its labels were looked at
+    assert labels is not None
     if indices is not None:
         images, labels = images[indices], labels[indices]
     augment = data.augmentation if training else None
@@ -239,16 +290,14 @@ def summary(data: Data) -> dict[str, str]:
     Returns:
         Texts by what they describe: counts, classes, shapes, normalisation, where the files are.
     """
-    per_class = torch.bincount(data.train_labels, minlength=data.num_classes)
     names = ", ".join(data.classes[:10]) + (", ..." if data.num_classes > 10 else "")
-    smallest, largest = int(per_class.min()), int(per_class.max())
-    lines = {
-        "name": data.name,
-        "training samples": f"{len(data.train_labels)}",
-        "validation samples": "none of their own" if data.val_labels is None else f"{len(data.val_labels)}",
-        "test samples": f"{len(data.test_labels)}",
-        "classes": f"{data.num_classes} ({names})",
-        "training samples per class": str(smallest) if smallest == largest else f"{smallest} to {largest}",
+    counts, lines = class_counts(data), {"name": data.name}
+    for part in ("training", "validation", "test"):
+        none = "a stream, without a length" if part == "training" else "none of their own"
+        lines[f"{part} samples"] = str(sum(counts[part])) if part in counts else none
+    lines["classes"] = f"{data.num_classes} ({names})"
+    lines |= {f"{part} samples per class": _range(count) for part, count in counts.items()}
+    lines |= {
         "shape of an input": " x ".join(str(n) for n in data.image_shape),
         "mean": _numbers(data.mean),
         "std": _numbers(data.std),
@@ -257,6 +306,30 @@ def summary(data: Data) -> dict[str, str]:
     if isinstance(data, ImageData):
         lines["augmentation"] = str(data.augmentation) if data.augmentation else "none"
     return lines
+
+
+def class_counts(data: Data) -> dict[str, list[int]]:
+    """Count the samples of each class.
+
+    Args:
+        data: the data set.
+
+    Returns:
+        Counts in the order of the classes, by the part; parts that are not there, or a stream, are left out.
+    """
+    parts = {"validation": data.val_labels, "test": data.test_labels}
+    if not isinstance(data, StreamData):
+        parts = {"training": data.train_labels, **parts}
+    return {
+        part: torch.bincount(labels, minlength=data.num_classes).tolist()
+        for part, labels in parts.items()
+        if labels is not None
+    }
+
+
+def _range(counts: Sequence[int]) -> str:
+    smallest, largest = min(counts), max(counts)
+    return str(smallest) if smallest == largest else f"{smallest} to {largest}"
 
 
 def _numbers(values: Sequence[float] | None) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
@@ -51,15 +52,23 @@ def max_pixels() -> float:
     return Image.MAX_IMAGE_PIXELS or float("inf")
 
 
+class Stored(Protocol):
+    """An image that is a part of a larger file; its text says which."""
+
+    def content(self) -> bytes:
+        """The image file."""
+
+
+Source = str | Path | Stored
+
+
 @contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
+def opened(path: Source) -> Iterator[Any]:
     """Open an image, of which only the header is read; all that goes wrong in the body is said of the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError("no regular file, but a folder, a FIFO or a device")
-        with open(path, "rb") as file, Image.open(file, formats=_known()[0]) as image:
+        with _file(path) as file, Image.open(file, formats=_known()[0]) as image:
             if image.width * image.height > max_pixels():
                 raise DataError(f"too large: {image.width} x {image.height} pixels, read are {max_pixels():,} at most")
             yield image
@@ -74,6 +83,20 @@ def opened(path: str | Path) -> Iterator[Any]:
     except Exception as error:  # a damaged file raises almost anything: SyntaxError, struct.error, OverflowError
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def content_of(path: str) -> bytes:
+    """What is in a regular file."""
+    with _file(path) as file:
+        return file.read()
+
+
+def _file(source: Source) -> BinaryIO:
+    if not isinstance(source, str | Path):
+        return BytesIO(source.content())
+    if not stat.S_ISREG(os.stat(source).st_mode):
+        raise DataError("no regular file, but a folder, a FIFO or a device")
+    return open(source, "rb")
 
 
 def decode(image: Any, smaller: float = 1.0) -> tuple[Any, int]:
@@ -130,6 +153,14 @@ def _torchvision(size: int) -> tuple[Any, Any, Any]:
     return v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.functional
 
 
+@cache
+def randaugment() -> Any:
+    """RandAugment with the usual 2 operations of strength 9, torchvision's; it draws from torch's global generator."""
+    from torchvision.transforms import v2
+
+    return v2.RandAugment()
+
+
 def _resized(pixels: Any, size: tuple[int, int], box: tuple[int, int, int, int], scale: int) -> Any:
     """A part of an image that is ``scale`` times smaller than the coordinates of the box say."""
     from PIL.Image import Resampling
@@ -150,10 +181,13 @@ class Prepare:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: bool
+    randaugment: bool = False
+    """Whether RandAugment (Cubuk et al. 2020, arXiv 1909.13719) follows crop and flip."""
 
     def __call__(self, image: Any) -> Tensor:
         """Crop, resize and normalise."""
         square = self._augmented(image) if self.augment else self._centred(image)
+        square = randaugment()(square) if self.randaugment else square
         pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(self.size, self.size, 3)
         # As v2.ToDtype(scale=True) and v2.Normalize compute it, in a third of their time.
         scaled = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)

@@ -13,23 +13,26 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from pof._support.batches import class_targets, unpack
 from pof._support.random import derive_seed, isolated, seeded
 from pof.data.augment import Augmentation, augment, draw_augmentation, normalise
 from pof.data.batch_sampler import StatelessBatchSampler
 from pof.data.checks import DataError, check_batch, check_statistics
+from pof.data.mixing import Mixing
 
 
 class EpochLoader(ABC):
     """What both loaders have in common.
 
     Plain iteration counts the epochs itself, so that a loop without ``set_epoch`` sees a new order each time.
+    ``mixing`` changes whole batches; under several processes each mixes its own share.
     """
 
-    def __init__(self, batch_sampler: StatelessBatchSampler) -> None:
+    def __init__(self, batch_sampler: StatelessBatchSampler, mixing: Mixing | None) -> None:
         self.batch_sampler = batch_sampler
+        self.mixing = mixing
         self.epoch = 0
 
     @abstractmethod
@@ -51,6 +54,11 @@ class EpochLoader(ABC):
         """Number of samples in batch ``index`` over all processes."""
         return self.batch_sampler.global_size(index)
 
+    def _mixed(self, batch: Any, epoch: int, index: int) -> Any:
+        if self.mixing is None:
+            return batch
+        return self.mixing(batch, derive_seed(self.batch_sampler.seed, "mix", epoch, index))
+
 
 class TensorLoader(EpochLoader):
     """Batches of images in memory, augmented and normalised a whole batch at a time.
@@ -68,6 +76,8 @@ class TensorLoader(EpochLoader):
         device: where images live and batches are made.
         rank: which process this is.
         world_size: number of processes; each yields a contiguous part of the same global batch.
+        weights: (N,) chances of the samples, which are then drawn with replacement; None: each once an epoch.
+        mixing: mixup or cutmix of each batch; labels are probabilities (N, C) then.
 
     Raises:
         DataError: if the tensors are not of these kinds, the batch is larger than the data, or a batch has
@@ -89,6 +99,8 @@ class TensorLoader(EpochLoader):
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        weights: Tensor | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise DataError(f"images must be uint8 (N, K, H, W); got {images.dtype} {tuple(images.shape)}")
@@ -105,7 +117,9 @@ class TensorLoader(EpochLoader):
                 drop_last=drop_last,
                 rank=rank,
                 world_size=world_size,
-            )
+                weights=weights,
+            ),
+            mixing,
         )
         self.device = torch.device(device)
         self.images, self.labels = images.to(self.device), labels.to(self.device)
@@ -125,7 +139,7 @@ class TensorLoader(EpochLoader):
         """
         order = self.batch_sampler.order(epoch)
         for index in range(start, len(self)):
-            yield self._make(order, epoch, index)
+            yield self._mixed(self._make(order, epoch, index), epoch, index)
 
     def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Make one batch.
@@ -142,7 +156,10 @@ class TensorLoader(EpochLoader):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        return self._make(self.batch_sampler.order(epoch), epoch, index)
+        made: tuple[Tensor, Tensor] = self._mixed(
+            self._make(self.batch_sampler.order(epoch), epoch, index), epoch, index
+        )
+        return made
 
     def _make(self, order: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         sampler = self.batch_sampler
@@ -173,6 +190,8 @@ class DatasetLoader(EpochLoader):
         drop_last: leave out the last batch if it is smaller.
         rank: which process this is.
         world_size: number of processes; each yields a contiguous part of the same global batch.
+        weights: (N,) chances of the samples, which are then drawn with replacement; None: each once an epoch.
+        mixing: mixup or cutmix of each batch; labels are probabilities (N, C) then.
 
     Raises:
         DataError: if the batch is larger than the data, or a batch has fewer samples than there are processes.
@@ -190,6 +209,8 @@ class DatasetLoader(EpochLoader):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        weights: Tensor | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__(
             StatelessBatchSampler(
@@ -200,7 +221,9 @@ class DatasetLoader(EpochLoader):
                 drop_last=drop_last,
                 rank=rank,
                 world_size=world_size,
-            )
+                weights=weights,
+            ),
+            mixing,
         )
         self.dataset = dataset
         self.num_classes = num_classes
@@ -220,20 +243,54 @@ class DatasetLoader(EpochLoader):
             DataError: if a file cannot be read, an input is not finite, or a label is out of range.
         """
         order = self.batch_sampler.order(epoch)
-        rows = [self.batch_sampler.rows(order, index).tolist() for index in range(start, len(self))]
-        keyed = [[(row, derive_seed(self.batch_sampler.seed, "item", epoch, row)) for row in batch] for batch in rows]
+        stored = _stored(self.dataset)
+        batches = self._read(order, epoch, start) if stored is None else self._indexed(*stored, order, start)
+        for index, batch in enumerate(batches, start):
+            yield self._mixed(batch, epoch, index)
+
+    def _indexed(
+        self, tensors: tuple[Tensor, ...], chosen: Tensor | None, order: Tensor, start: int
+    ) -> Iterator[list[Tensor]]:
+        """Batches of tensors in memory."""
+        for index in range(start, len(self)):
+            rows = self.batch_sampler.rows(order, index)
+            batch = [tensor[rows if chosen is None else chosen[rows]] for tensor in tensors]
+            check_batch(*unpack(batch), num_classes=self.num_classes)
+            yield batch
+
+    def _read(self, order: Tensor, epoch: int, start: int) -> Iterator[Any]:
+        """Batches read item by item, each on a seed of its own; of a sample that is drawn twice by its place too."""
+        sampler = self.batch_sampler
+        rows = [sampler.rows(order, index).tolist() for index in range(start, len(self))]
+        again = sampler.weights is not None
+        keyed = [
+            [
+                (row, derive_seed(sampler.seed, "item", epoch, row, *((index, sampler.rank, place) if again else ())))
+                for place, row in enumerate(batch)
+            ]
+            for index, batch in enumerate(rows, start)
+        ]
         loader = DataLoader(
             _SeededItems(self.dataset),
             batch_sampler=keyed,
             num_workers=self.workers,
-            collate_fn=_CheckedCollate(self.num_classes),
+            collate_fn=CheckedCollate(self.num_classes),
             pin_memory=torch.cuda.is_available(),
-            generator=seeded(derive_seed(self.batch_sampler.seed, "workers", epoch)),
+            generator=seeded(derive_seed(sampler.seed, "workers", epoch)),
         )
         for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+def _stored(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+    """The tensors of a data set that is nothing else, and which of its rows; they are indexed by whole batches."""
+    if type(dataset) is Subset:
+        found = _stored(dataset.dataset)
+        rows = torch.tensor(list(dataset.indices), dtype=torch.int64)
+        return found and (found[0], rows if found[1] is None else found[1][rows])
+    return (dataset.tensors, None) if type(dataset) is TensorDataset else None
 
 
 class _SeededItems(Dataset[Any]):
@@ -253,10 +310,13 @@ class _SeededItems(Dataset[Any]):
 
 
 @dataclass(frozen=True)
-class _CheckedCollate:
+class CheckedCollate:
+    """Makes a batch of items and checks it; a DataError is handed on as a value."""
+
     num_classes: int | None
 
     def __call__(self, items: list[Any]) -> Any:
+        """The batch, or the DataError."""
         unreadable = next((item for item in items if isinstance(item, DataError)), None)
         if unreadable is not None:
             return unreadable

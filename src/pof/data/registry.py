@@ -9,13 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pof.data.arrays import array_data
 from pof.data.augment import Augmentation
 from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD, cifar, digits, svhn
 from pof.data.checks import DataError
 from pof.data.custom import factory_data
 from pof.data.description import Data, ImageData
 from pof.data.fashion import fashion_mnist
-from pof.data.folder import IMAGE_SIZE, folder_data
+from pof.data.folder import folder_data
+from pof.data.hub import PREFIX, hub_data, is_hub
+from pof.data.index import INDEX_ENDS, index_data
+from pof.data.npy import is_arrays
+from pof.data.parts import IMAGE_SIZE, Preparation
+from pof.data.shards import is_shards, shard_data
 
 KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": digits,
@@ -25,7 +31,7 @@ KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
     "svhn": partial(svhn, False),
     "svhn-extra": partial(svhn, True),
 }
-Augment = Literal["default", "cutout", "none"]
+Augment = Literal["default", "cutout", "randaugment", "none"]
 CUTOUT_SIZE = 16
 FOLDER = "folder"
 
@@ -42,19 +48,23 @@ def load_data(
     """Load a data set.
 
     Args:
-        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``svhn``, ``svhn-extra``; an image folder,
-            relative to ``data_root`` if that is given, or ``folder`` for ``data_root`` itself; or
+        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``svhn``, ``svhn-extra``; relative to
+            ``data_root`` if that is given, an image folder (or ``folder`` for ``data_root`` itself), an index
+            (``.csv``, ``.tsv``, ``.parquet``), arrays (``.npz``, a folder of ``.npy``), a folder of Hugging Face's
+            datasets (``hf:FOLDER``), WebDataset shards (``NAME-{000..009}.tar``, a folder of ``.tar``); or
             ``package.module:factory``.
         data_root: where the files are; nothing is downloaded then.  None: the cache folder, and a download if
             they are not there.
         augment: ``"default"``: what is usual for the data set; ``"cutout"``: that and a square of 16 pixels cut
-            out (images in memory only); ``"none"``.
+            out (images in memory only); ``"randaugment"``: that and RandAugment; ``"none"``.
         mean: per channel, in units of the full intensity; None: the data set's (for CIFAR ImageNet's).
         std: per channel, in the same units; None: the data set's.
-        image_size: side of the images of a folder in pixels, by default 224.
+        image_size: side that image files are brought to, in pixels, by default 224; images of arrays keep theirs
+            unless it is given.
 
     Returns:
-        The data set: :class:`ImageData` if its images are in memory, otherwise :class:`LazyData`.
+        The data set: :class:`ImageData` if its images are in memory, :class:`StreamData` if the factory's training data
+        have no length, otherwise :class:`LazyData`.
 
     Raises:
         DataError: if the name is unknown, files are missing or damaged, or an option does not apply.
@@ -71,24 +81,49 @@ def load_data(
             mean=data.mean if mean is None else tuple(mean),
             std=data.std if std is None else tuple(std),
         )
-    folder = root if name == FOLDER else Path(name) if root is None else root / name
-    if folder is None:
+    folder = name.removeprefix(PREFIX)
+    place = root if name == FOLDER else Path(folder) if root is None else root / folder
+    if place is None:
         raise DataError("the data set 'folder' needs data_root, the folder with one subfolder per class")
-    if name == FOLDER or os.path.isdir(folder):
-        _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
-        return folder_data(
-            folder,
-            augment="none" if augment == "none" else "default",
-            image_size=IMAGE_SIZE if image_size is None else image_size,
-            mean=IMAGENET_MEAN if mean is None else tuple(mean),
-            std=IMAGENET_STD if std is None else tuple(std),
+    if name.startswith(PREFIX) and not is_hub(place):
+        raise DataError(
+            f"{name}: {place} is no folder that datasets wrote: give one of save_to_disk or of Parquet shards"
+            " (datasets.load_dataset(NAME).save_to_disk(FOLDER) makes one)"
         )
+    given = {key: tuple(values) for key, values in {"mean": mean, "std": std}.items() if values is not None}
+    reader = _reader(place, name)
+    if reader is not None:
+        if reader is array_data and image_size is None:
+            return array_data(place, _chosen(None, augment), given, None)
+        _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
+        preparation = Preparation(
+            IMAGE_SIZE if image_size is None else image_size,
+            given.get("mean", IMAGENET_MEAN),
+            given.get("std", IMAGENET_STD),
+            "default" if augment == "cutout" else augment,
+        )
+        return array_data(place, None, {}, preparation) if reader is array_data else reader(place, preparation)
     if ":" in name:
         changed = None if augment == "default" else augment
         _refuse(name, {"augment": changed, "image_size": image_size, "mean": mean, "std": std})
         return factory_data(name, root)
-    known = f"{', '.join(KNOWN)}, image folders, and package.module:factory"
-    raise DataError(f"unknown data set {name!r}, and no such folder: {folder}; known are {known}")
+    known = f"{', '.join(KNOWN)}, image folders, .csv, .parquet and .npz files, and package.module:factory"
+    raise DataError(f"unknown data set {name!r}, and no such folder or file: {place}; known are {known}")
+
+
+def _reader(place: Path, name: str) -> Callable[..., Data] | None:
+    """What reads a file or folder."""
+    if name == FOLDER:
+        return folder_data
+    if is_arrays(place):
+        return array_data
+    if is_hub(place):
+        return hub_data
+    if is_shards(place):
+        return shard_data
+    if os.path.isdir(place):
+        return folder_data
+    return index_data if place.suffix.lower() in INDEX_ENDS and place.exists() else None
 
 
 def _refuse(name: str, options: dict[str, Any]) -> None:
@@ -102,4 +137,6 @@ def _chosen(usual: Augmentation | None, augment: Augment) -> Augmentation | None
         return None
     if augment == "cutout":
         return replace(usual or Augmentation(pad=0, flip=False), cutout=CUTOUT_SIZE)
+    if augment == "randaugment":
+        return replace(usual or Augmentation(pad=0, flip=False), randaugment=True)
     return usual

@@ -34,7 +34,12 @@ PRETRAINED = "pretrained"
 
 
 def build_model(
-    name: str, *, num_classes: int, in_channels: int = 3, weights: str | os.PathLike[str] | None = None
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    in_features: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Build a classifier by name.
 
@@ -42,10 +47,11 @@ def build_model(
         name: ``wrn-DEPTH-WIDTH``; ``resnet20`` (32, 44, 56, 110) with ``x2`` for double width and
             ``-projection`` for 1x1-convolution shortcuts, as in ``resnet20x2-projection``; ``small-cnn``,
             ``small-cnnx4``;
-            ``timm:NAME`` or a timm name; ``package.module:factory``, called with ``num_classes`` and
-            ``in_channels`` if it takes them.
+            ``timm:NAME`` or a timm name; ``package.module:factory``, called with ``num_classes``, and
+            ``in_channels`` or ``in_features``, if it takes them.
         num_classes: number of classes C.
         in_channels: channels of the images.
+        in_features: width D of feature vectors (N, D), in the place of images: of factories only.
         weights: a file for :func:`pof.weights.load_weights`; for timm models also ``"pretrained"``, the
             published weights with a new head.
 
@@ -60,6 +66,13 @@ def build_model(
         raise ValueError(f"a classifier needs at least 2 classes; got num_classes={num_classes}")
     whole_number("num_classes", num_classes, 2, MOST_CLASSES)
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    if in_features is not None:
+        if ":" not in name or name.startswith("timm:"):
+            raise ValueError(
+                f"{name!r} takes images, and the data are vectors of {in_features} features: give a factory,"
+                " package.module:factory, that takes in_features and num_classes"
+            )
+        sizes = {"num_classes": num_classes, "in_features": in_features}
     families: dict[str, Callable[..., nn.Module]] = {
         r"wrn-(\d+)-(\d+)": lambda depth, width: WideResNet(int(depth), int(width), **sizes),
         r"resnet(20|32|44|56|110)(?:x(\d+))?(-projection)?": lambda depth, width, projection: CifarResNet(

@@ -62,6 +62,9 @@ class Display:
                 console.print(f"going on at step {row['step']} of {row['steps']}")
         elif row["event"] == "step":
             self._progress.update(self._task, completed=row["step"], description=f"loss {row['loss']:.4f}")
+        elif row["event"] == "class_weights":
+            weights = ", ".join(f"{name} {weight:.3g}" for name, weight in row.items() if name != "event")
+            console.print(f"class weights: {shortened(weights)}", soft_wrap=True)
         elif row["event"] == "epoch":
             console.print(epoch_line(row), soft_wrap=True)
 

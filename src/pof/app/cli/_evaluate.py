@@ -5,6 +5,9 @@ from typing import Literal
 
 from pof.app.options import DataOptions, ModelOptions
 
+MOST_CLASSES = 50
+"""Classes whose samples ``pof data`` counts line by line."""
+
 
 @dataclass
 class EvaluateOptions:
@@ -41,15 +44,32 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
 
 
 def show_data(data: DataOptions) -> int:
-    """Print what a data set holds."""
+    """Print what a data set holds: its parts, how many samples of each class, and what is to be said of it."""
+    import warnings
+    from itertools import islice
+
     from rich.table import Table
 
     from pof.app.cli._display import console
     from pof.app.job import load
     from pof.data import summary
+    from pof.data.description import class_counts
 
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        loaded = load(data)
     table = Table(show_header=False)
-    for name, text in summary(load(data)).items():
+    for name, text in summary(loaded).items():
         table.add_row(name, text)
     console.print(table)
+    counts = class_counts(loaded)
+    table = Table("class", *counts)
+    rows = zip(loaded.classes, *counts.values(), strict=True)
+    for name, *numbers in islice(rows, MOST_CLASSES):
+        table.add_row(name, *map(str, numbers))
+    console.print(table)
+    if (more := loaded.num_classes - MOST_CLASSES) > 0:
+        console.print(f"and {more} more classes")
+    for warning in said:
+        console.print(f"warning: {warning.message}", soft_wrap=True)
     return 0

@@ -30,6 +30,11 @@ RUNS = "runs"
 DIGITS = 12
 
 
+LATER_OPTIONS = {"steps_per_epoch": None, "class_weights": "none", "sampler": "shuffled", "mixup": None, "cutmix": None}
+"""Options of the training that came later, and what they are where they are off."""
+END = object()
+
+
 @dataclass(frozen=True)
 class Stage:
     """One training run."""
@@ -147,7 +152,9 @@ def _stage(
     content = {
         "model": plain({**vars(model), "weights": origin}),
         "data": plain(vars(data)),
-        "training": {key: _as_before(key, value) for key, value in options.items()},
+        "training": {
+            key: _as_before(key, value) for key, value in options.items() if LATER_OPTIONS.get(key, END) != value
+        },
         "device": training.device or _device(),
         "threads": threads,
     }

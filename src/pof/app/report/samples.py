@@ -18,11 +18,8 @@ from pof._support.checks import whole_number
 from pof._support.random import seeded
 from pof.app import job
 from pof.app.options import DataOptions
-from pof.data import Data, DatasetLoader, TensorLoader, eval_loader, train_loader
-from pof.data.description import DataSplit
-
-Loader = TensorLoader | DatasetLoader
-
+from pof.data import Data, eval_loader, train_loader
+from pof.data.description import DataSplit, Loader
 
 MOST_SAMPLES = 10**6
 """Of each kind: they are held in memory together."""
