@@ -211,6 +211,8 @@ def load(options: DataOptions) -> Data:
         mean=options.mean,
         std=options.std,
         image_size=options.image_size,
+        interpolation=options.interpolation,
+        crop=options.crop,
     )
 
 
