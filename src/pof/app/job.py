@@ -42,9 +42,12 @@ from pof.data import (
     train_loader,
 )
 from pof.data.description import DataSplit
+from pof.data.registry import KNOWN
 from pof.head.split import split as split_at_head
 from pof.methods import Method
-from pof.models import PRETRAINED, build_model, replace_head
+from pof.models import PRETRAINED, build_model, preprocessing_of, replace_head
+from pof.models.build import square_side
+from pof.models.sources.huggingface import saved_by_transformers
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
@@ -108,7 +111,7 @@ def _train(
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
     agree({**_of_all(config), "resume": run.resume})
-    loaded = load(data)
+    loaded = load(data, model)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
@@ -201,9 +204,13 @@ def drops_last(samples: int, batch_size: int) -> bool:
     return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4
 
 
-def load(options: DataOptions) -> Data:
-    """Load the data set that the options name."""
+def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
+    """Load the data set that the options name; images in files as the network was trained with them."""
     check_data(options)
+    said = (options.image_size, options.mean, options.std, options.interpolation, options.crop)
+    own = None
+    if model is not None and options.data not in KNOWN and any(value is None for value in said):
+        own = preprocessing_of(model.model, model.model_args, model.weights)
     return load_data(
         options.data,
         data_root=options.data_root,
@@ -213,6 +220,7 @@ def load(options: DataOptions) -> Data:
         image_size=options.image_size,
         interpolation=options.interpolation,
         crop=options.crop,
+        preprocessing=own,
     )
 
 
@@ -239,14 +247,22 @@ def split(loaded: Data, options: DataOptions) -> Splits:
 def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     """Build the network for a data set, with its weights."""
     weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
-    if weights is not None and Path(weights).is_dir():
+    if weights is not None and Path(weights).is_dir() and not saved_by_transformers(weights):
         weights = str(Path(weights) / "model.safetensors")
         if not Path(weights).exists():
             raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
     if options.source_classes is not None:
         whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
     classes = options.source_classes or loaded.num_classes
-    network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+    network = build_model(
+        options.model,
+        num_classes=classes,
+        in_channels=loaded.in_channels,
+        weights=weights,
+        args=options.model_args,
+        image_size=square_side(loaded.image_shape),
+        classes=loaded.classes if options.source_classes is None else (),
+    )
     if options.source_classes is not None:
         replace_head(network, loaded.num_classes, options.head)
     return convolutions_channels_last(network)
