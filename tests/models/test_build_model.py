@@ -99,7 +99,7 @@ def test_unknown_names_list_similar_ones():
 
 def test_timm_model_that_cannot_be_built():
     with pytest.raises(ValueError, match="timm cannot build 'resnet18' with num_classes=3, in_chans=0"):
-        build_model("resnet18", num_classes=3, in_channels=0)
+        build_model("timm:resnet18", num_classes=3, in_channels=0)
 
 
 def test_one_class_is_no_classifier():
@@ -118,9 +118,7 @@ def test_pretrained_is_for_libraries_that_publish_weights(monkeypatch):
     build_model("timm:resnet18", num_classes=4, weights="pretrained")
     assert asked == {"name": "resnet18", "pretrained": True, "num_classes": 4, "in_chans": 3}
     for name in ("resnet20", "torchvision.models:resnet18"):
-        with pytest.raises(
-            ValueError, match="'pretrained' is known for timm:, torchvision:, hf: only; for .* give a file"
-        ):
+        with pytest.raises(ValueError, match=r"'pretrained' is known for timm:, torchvision:, hf: only; for .* give"):
             build_model(name, num_classes=4, weights="pretrained")
 
 

@@ -40,7 +40,7 @@ TIMM = (
     "timm:resnet50",  # bicubic, 0.95
     "timm:vit_base_patch16_224",  # bicubic, 0.9, mean 0.5
     "timm:inception_v3",  # 299 px
-    "timm:vit_base_patch16_siglip_224",  # squash
+    "timm:vit_base_patch16_siglip_224.v2_webli",  # squash
     "timm:tf_efficientnet_lite1",
     "timm:test_vit.r160_in1k",
 )
@@ -113,16 +113,16 @@ def test_image_processors(tmp_path, files, case):
     how = preprocessing_of(f"hf:{tmp_path}")
     assert how is not None
     std = torch.tensor(how.std)[:, None, None]
-    by_backend = {
-        b: transformers.AutoImageProcessor.from_pretrained(tmp_path, backend=b) for b in ("pil", "torchvision")
-    }
+    load = transformers.AutoImageProcessor.from_pretrained
+    by_backend = {backend: load(tmp_path, backend=backend) for backend in ("pil", "torchvision")}
     for file in files:
         found = ours(how, file)
         for backend, processor in by_backend.items():
             theirs = processor(Image.open(file).convert("RGB"), return_tensors="pt")["pixel_values"][0]
             levels = ((found - theirs) * std * 255).abs()
-            # Pillow's pixels are the same; torch rounds its resize on its own, by one level of 255 at most.
-            assert float(levels.max()) < (1e-3 if backend == "pil" else 1.5), backend
+            # Pillow's pixels are the same; torch's resize of bytes rounds on its own: two levels of 255 at most.
+            assert float(levels.max()) < (1e-3 if backend == "pil" else 2.5), backend
+            assert float(levels.mean()) < 0.5, backend
 
 
 def test_image_processors_that_do_more_are_refused(tmp_path):

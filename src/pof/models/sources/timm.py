@@ -43,12 +43,14 @@ def _config(request: Request) -> Mapping[str, Any]:
 def _build(request: Request) -> nn.Module:
     import timm
 
-    said = f"timm cannot build {request.name!r} with num_classes={request.num_classes}, in_chans={request.in_channels}"
-    size = {}
+    size: dict[str, int] = {}
+    remedy = ""
     try:
         config = _config(request)
         if config.get("fixed_input_size") and not request.args.get("dynamic_img_size"):
-            size = argument_of_size(request, "img_size", config["input_size"][-1])
+            own = config["input_size"][-1]
+            size = argument_of_size(request, "img_size", own)
+            remedy = f"; its own size is {own} px: --image_size {own}" if size else ""
         model: nn.Module = timm.create_model(
             request.name,
             pretrained=request.pretrained,
@@ -58,14 +60,12 @@ def _build(request: Request) -> nn.Module:
             **request.args,
         )
     except Exception as error:  # timm's constructors and its download raise many kinds
-        if isinstance(error, TypeError) and size:
-            own = config["input_size"][-1]
-            raise ValueError(
-                f"timm's {request.name!r} takes images of {own} px, not of {request.image_size}: give"
-                f" --image_size {own}"
-            ) from error
         others = "".join(f", {name}={value!r}" for name, value in {**size, **request.args}.items())
-        raise ValueError(f"{said}, pretrained={request.pretrained}{others}: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"timm cannot build {request.name!r} with num_classes={request.num_classes},"
+            f" in_chans={request.in_channels}, pretrained={request.pretrained}{others}: {type(error).__name__}:"
+            f" {error}{remedy}"
+        ) from error
     return model
 
 
