@@ -25,8 +25,9 @@ import pof
 from pof.app.options import TrainOptions, check_numbers
 from pof.data import eval_loader, load_data, train_loader
 from pof.data.mixing import Mixing, class_weights
-from pof.models import replace_head
+from pof.models import build_model, preprocessing_of, replace_head
 from tests.cases import batch, batches, mlp
+from tests.models import folders
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "what-pof-takes.md"
 X, Y = batch(16)
@@ -371,6 +372,16 @@ def few() -> None:
         train_loader(load_data("a.npz"), batch_size=100, seed=0)
 
 
+def of_transformers(save: Callable[[Path], Any], classes: tuple[str, ...] = ()) -> None:
+    save(Path("network"))
+    build_model("hf:network", num_classes=3, weights="pretrained", classes=classes)
+
+
+def processed(**options: Any) -> None:
+    folders.vit(Path("network"), **options)
+    preprocessing_of("hf:network")
+
+
 def destroyed() -> None:
     with pytest.warns(pof.DivergenceWarning, match=r"put back\. Remedy: lower the learning rate"):
         result = fit(optimizer=lambda p: torch.optim.SGD(p, lr=1e308))
@@ -409,6 +420,16 @@ CASES: dict[str, Callable[[], Any]] = {
         pof.Finetune(ended_by(Noted(6, CLASSES))), checkpoint_dir="state"
     ),
     "a network in the place of a method": lambda: fit(mlp()),
+    "`timm:NAME`, `torchvision:NAME`, and names that one of them knows": all_of(
+        *(lambda n=n: build_model(n, num_classes=3) for n in ("timm:test_resnet", "torchvision:resnet18", "test_vit"))
+    ),
+    "`hf:FOLDER` of Transformers, of images": lambda: of_transformers(folders.vit),
+    "`hf:FOLDER` of Transformers, of texts": lambda: of_transformers(folders.bert),
+    "`hf:FOLDER` of CLIP, with names of classes": lambda: of_transformers(folders.clip, folders.NAMES),
+    "a name that timm and torchvision know": lambda: build_model("resnet50", num_classes=3),
+    "a name that nobody knows": lambda: build_model("resnett50", num_classes=3),
+    "arguments that the network does not know": lambda: build_model("small-cnn", num_classes=3, args={"x": 1}),
+    "an image processor that does more than resize, crop and normalise": lambda: processed(do_rescale=False),
     "`nn.Linear`, with or without bias": all_of(lambda: fit(pof.PoF(mlp())), lambda: fit(pof.PoF(mlp(bias=False)))),
     "1x1 convolution on a 1x1 map": lambda: fit(pof.PoF(convolutional())),
     "a module with parameters that you name": lambda: fit(

@@ -43,10 +43,13 @@ from pof.data import (
 from pof.data.batch_sampler import drops_last
 from pof.data.description import DataSplit, Loader
 from pof.data.mixing import class_weights, mixing_of
+from pof.data.registry import KNOWN
 from pof.data.streaming import StreamData
 from pof.head.split import split as split_at_head
 from pof.methods import Method
-from pof.models import PRETRAINED, build_model, replace_head
+from pof.models import PRETRAINED, build_model, preprocessing_of, replace_head
+from pof.models.build import square_side
+from pof.models.sources.huggingface import saved_by_transformers
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
@@ -120,7 +123,7 @@ def _train(
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
     agree({**_of_all(config), "resume": run.resume})
-    loaded = load(data)
+    loaded = load(data, model)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
@@ -211,9 +214,13 @@ def training_batches(
     )
 
 
-def load(options: DataOptions) -> Data:
-    """Load the data set that the options name."""
+def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
+    """Load the data set that the options name; images in files as the network was trained with them."""
     check_data(options)
+    said = (options.image_size, options.mean, options.std, options.interpolation, options.crop)
+    own = None
+    if model is not None and options.data not in KNOWN and any(value is None for value in said):
+        own = preprocessing_of(model.model, model.model_args, model.weights)
     return load_data(
         options.data,
         data_root=options.data_root,
@@ -221,6 +228,9 @@ def load(options: DataOptions) -> Data:
         mean=options.mean,
         std=options.std,
         image_size=options.image_size,
+        interpolation=options.interpolation,
+        crop=options.crop,
+        preprocessing=own,
     )
 
 
@@ -251,15 +261,23 @@ def split(loaded: Data, options: DataOptions) -> Splits:
 def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     """Build the network for a data set, with its weights."""
     weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
-    if weights is not None and Path(weights).is_dir():
+    if weights is not None and Path(weights).is_dir() and not saved_by_transformers(weights):
         weights = str(Path(weights) / "model.safetensors")
         if not Path(weights).exists():
             raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
     if options.source_classes is not None:
         whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
     classes = options.source_classes or loaded.num_classes
-    sizes: dict[str, Any] = {"in_channels": loaded.in_channels, "in_features": loaded.in_features}
-    network = build_model(options.model, num_classes=classes, weights=weights, **sizes)
+    network = build_model(
+        options.model,
+        num_classes=classes,
+        in_channels=loaded.in_channels,
+        in_features=loaded.in_features,
+        weights=weights,
+        args=options.model_args,
+        image_size=square_side(loaded.image_shape),
+        classes=loaded.classes if options.source_classes is None else (),
+    )
     if options.source_classes is not None:
         replace_head(network, loaded.num_classes, options.head)
     return convolutions_channels_last(network)

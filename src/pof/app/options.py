@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
+from pof._support.factory import is_factory
+from pof._support.preprocessing import Interpolation
 from pof.app.method_options import MethodOptions
 from pof.app.methods import average_of, entry_of, reads_classes
 from pof.training.schedules import Schedule
@@ -17,9 +19,11 @@ class ModelOptions:
     """Which network.
 
     Args:
-        model: resnet20, wrn-28-10, small-cnn and relatives, a timm name, or package.module:factory.
-        weights: checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, or pretrained (timm's published
-            weights; of a factory: those that it brings itself).
+        model: resnet20, wrn-28-10, small-cnn and relatives, timm:NAME, torchvision:NAME, hf:FOLDER (or a name on the
+            Hugging Face hub), or package.module:factory.
+        model_args: further arguments of the network, as its source takes them, in JSON such as {"drop_path_rate": 0.1}.
+        weights: checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, a folder of Transformers (hf), or
+            pretrained (the published weights of timm, torchvision or hf; of a factory: those that it brings itself).
         head: qualified name of the head; found by itself if not given.
         source_classes: classes that the weights were trained for; if given, the head is replaced by a new one.
     """
@@ -28,11 +32,12 @@ class ModelOptions:
     weights: str | None = None
     head: str | None = None
     source_classes: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_factory(self) -> bool:
         """Whether the model is ``package.module:factory``."""
-        return ":" in self.model and not self.model.startswith("timm:")
+        return is_factory(self.model)
 
     @property
     def is_trained(self) -> bool:
@@ -60,9 +65,11 @@ class DataOptions:
         fraction: the same as a share of the training samples, in (0, 1).
         augment: of the training images: default (usual for the data set), cutout (and a square cut out), randaugment
             (and RandAugment) or none.
-        mean: of the normalisation, per channel; the data set's if not given.
-        std: of the normalisation, per channel; the data set's if not given.
-        image_size: side of the images of a folder, in pixels.
+        mean: of the normalisation, per channel; if not given the data set's, of image files the network's.
+        std: of the normalisation, per channel; if not given the data set's, of image files the network's.
+        image_size: side of the inputs made of image files, in pixels; the network's if not given.
+        interpolation: of image files where they are resized; the network's if not given.
+        crop: share of a resized image file that is kept in evaluation, in (0, 1]; the network's if not given.
         workers: processes that load image folders and factories' data.
     """
 
@@ -76,6 +83,8 @@ class DataOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: int | None = None
+    interpolation: Interpolation | None = None
+    crop: float | None = None
     workers: int = 2
 
 

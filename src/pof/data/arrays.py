@@ -102,7 +102,7 @@ def _lazy(
 
     if preparation is not None and train[0].shape[1] not in {1, 3}:
         raise DataError(f"{place}: images of {train[0].shape[1]} channels cannot be resized: leave out image_size")
-    size = None if preparation is None else preparation.image_size
+    how = None if preparation is None else preparation.preprocessing
     return LazyData(
         name=place.stem,
         train_set=made(train, True),
@@ -113,9 +113,9 @@ def _lazy(
         val_set=None if validation is None else made(validation),
         val_labels=None if validation is None else validation[1],
         classes=classes,
-        image_shape=tuple(train[0].shape[1:]) if size is None else (3, size, size),
-        mean=None if preparation is None else preparation.mean,
-        std=None if preparation is None else preparation.std,
+        image_shape=tuple(train[0].shape[1:]) if how is None else (3, how.size, how.size),
+        mean=None if how is None else how.mean,
+        std=None if how is None else how.std,
         source=str(place),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -140,13 +140,15 @@ def _input_shape(dataset: Any, name: str) -> tuple[int, ...]:
         raise DataError(f"{name}: no samples")
     with preserved():
         inputs, _ = unpack(dataset[0])
+    if isinstance(inputs, Mapping) and inputs:  # of texts: the first of them, such as input_ids
+        inputs = next(iter(inputs.values()))
     return _shape(inputs, name)
 
 
 def _shape(inputs: Any, name: str) -> tuple[int, ...]:
     if not isinstance(inputs, Tensor):
         raise DataError(
-            f"{name}: items must be (tensor, label); the input of item 0 is a {type(inputs).__name__} "
-            "(for images: torchvision.transforms.v2.ToImage and ToDtype)"
+            f"{name}: items must be (tensor, label), or dicts of tensors with 'labels'; the input of item 0 is a"
+            f" {type(inputs).__name__} (for images: torchvision.transforms.v2.ToImage and ToDtype)"
         )
     return tuple(inputs.shape)

@@ -1,7 +1,8 @@
 """Image folders: one subfolder per class, read from disk by the loader's workers (torchvision's conventions).
 
 Folders for training, validation and testing are known by their usual names (``pof.data.parts.SPLITS``), in any case.
-Training images: random resized crop and flip; evaluation: resize to 8/7 of the size, centre crop.
+Training images: random resized crop and flip; evaluation: as the network's preprocessing says, by default a resize to
+8/7 of 224 pixels and the central crop.
 """
 
 from __future__ import annotations

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pof._support.preprocessing import Preprocessing
 from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD
-from pof.data.checks import DataError, check_statistics
+from pof.data.checks import check_statistics
 from pof.data.description import DataSplit, LazyData
 from pof.data.files import torchvision_datasets
 from pof.data.images import Prepare, Source, opened
 from pof.data.stratified import split_validation
 
-IMAGE_SIZE, MAX_IMAGE_SIZE = 224, 8192
+IMAGENET = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
 SPLITS: dict[DataSplit, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),
@@ -45,23 +46,19 @@ def role_of(name: str) -> DataSplit | None:
 class Preparation:
     """How images of any size become tensors."""
 
-    image_size: int = IMAGE_SIZE
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    preprocessing: Preprocessing = IMAGENET
     augment: Literal["default", "randaugment", "none"] = "default"
     """Of training images; none treats them like the others."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
-            raise DataError(f"image_size is a number of pixels from 1 to {MAX_IMAGE_SIZE}; got {self.image_size}")
-        check_statistics(self.mean, self.std, channels=3)
+        check_statistics(self.preprocessing.mean, self.preprocessing.std, channels=3)
         torchvision_datasets()  # Pillow comes with it
 
     def transform(self, *, training: bool) -> Prepare:
         """What makes a tensor of an opened image."""
         augment = training and self.augment != "none"
         policy = training and self.augment == "randaugment"
-        return Prepare(self.image_size, self.mean, self.std, augment, randaugment=policy)
+        return Prepare(self.preprocessing, augment, randaugment=policy)
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -118,9 +115,9 @@ def image_data(
         val_set=None if validation is None else ImageFiles(validation, plain),
         val_labels=None if validation is None else labels_in(validation),
         classes=tuple(classes),
-        image_shape=(3, preparation.image_size, preparation.image_size),
-        mean=preparation.mean,
-        std=preparation.std,
+        image_shape=(3, preparation.preprocessing.size, preparation.preprocessing.size),
+        mean=preparation.preprocessing.mean,
+        std=preparation.preprocessing.std,
         source=source,
     )
 

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pof._support.preprocessing import Interpolation, Preprocessing
 from pof.data.arrays import array_data
 from pof.data.augment import Augmentation
-from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD, cifar, digits, svhn
+from pof.data.builtin import cifar, digits, svhn
 from pof.data.checks import DataError
 from pof.data.custom import factory_data
 from pof.data.description import Data, ImageData
@@ -20,7 +21,7 @@ from pof.data.folder import folder_data
 from pof.data.hub import PREFIX, hub_data, is_hub
 from pof.data.index import INDEX_ENDS, index_data
 from pof.data.npy import is_arrays
-from pof.data.parts import IMAGE_SIZE, Preparation
+from pof.data.parts import IMAGENET, Preparation
 from pof.data.shards import is_shards, shard_data
 
 KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
@@ -44,6 +45,9 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
+    interpolation: Interpolation | None = None,
+    crop: float | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Data:
     """Load a data set.
 
@@ -57,10 +61,14 @@ def load_data(
             they are not there.
         augment: ``"default"``: what is usual for the data set; ``"cutout"``: that and a square of 16 pixels cut
             out (images in memory only); ``"randaugment"``: that and RandAugment; ``"none"``.
-        mean: per channel, in units of the full intensity; None: the data set's (for CIFAR ImageNet's).
-        std: per channel, in the same units; None: the data set's.
-        image_size: side that image files are brought to, in pixels, by default 224; images of arrays keep theirs
-            unless it is given.
+        mean: per channel, in units of the full intensity; None: of image files the network's, else the data set's (for
+            CIFAR ImageNet's).
+        std: per channel, in the same units; None: as for the mean.
+        image_size: side of the inputs made of image files, in pixels; None: the network's.
+        interpolation: of image files where they are resized; None: the network's.
+        crop: share of a resized image file's shorter side that is kept in evaluation; None: the network's.
+        preprocessing: the network's own (:func:`pof.models.preprocessing_of`), for image files; None: 224 pixels of a
+            bilinear resize to 256, with the mean and deviation of ImageNet.
 
     Returns:
         The data set: :class:`ImageData` if its images are in memory, :class:`StreamData` if the factory's training data
@@ -72,8 +80,10 @@ def load_data(
     if augment not in get_args(Augment):
         raise DataError(f"augment is one of {', '.join(get_args(Augment))}; got {augment!r}")
     root = None if data_root is None else Path(data_root)
+    given = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation, "crop": crop}
+    of_files = {"image_size": image_size, "interpolation": interpolation, "crop": crop}
     if name in KNOWN:
-        _refuse(name, {"image_size": image_size})
+        _refuse(name, of_files)
         data = KNOWN[name](root)
         return replace(
             data,
@@ -90,22 +100,20 @@ def load_data(
             f"{name}: {place} is no folder that datasets wrote: give one of save_to_disk or of Parquet shards"
             " (datasets.load_dataset(NAME).save_to_disk(FOLDER) makes one)"
         )
-    given = {key: tuple(values) for key, values in {"mean": mean, "std": std}.items() if values is not None}
     reader = _reader(place, name)
     if reader is not None:
         if reader is array_data and image_size is None:
-            return array_data(place, _chosen(None, augment), given, None)
+            _refuse(name, of_files)
+            said = {"mean": mean, "std": std}
+            statistics = {key: tuple(values) for key, values in said.items() if values is not None}
+            return array_data(place, _chosen(None, augment), statistics, None)
         _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
-        preparation = Preparation(
-            IMAGE_SIZE if image_size is None else image_size,
-            given.get("mean", IMAGENET_MEAN),
-            given.get("std", IMAGENET_STD),
-            "default" if augment == "cutout" else augment,
-        )
+        how = _changed(preprocessing or IMAGENET, given)
+        preparation = Preparation(how, "default" if augment == "cutout" else augment)
         return array_data(place, None, {}, preparation) if reader is array_data else reader(place, preparation)
     if ":" in name:
         changed = None if augment == "default" else augment
-        _refuse(name, {"augment": changed, "image_size": image_size, "mean": mean, "std": std})
+        _refuse(name, {"augment": changed, **of_files, "mean": mean, "std": std})
         return factory_data(name, root)
     known = f"{', '.join(KNOWN)}, image folders, .csv, .parquet and .npz files, and package.module:factory"
     raise DataError(f"unknown data set {name!r}, and no such folder or file: {place}; known are {known}")
@@ -130,6 +138,14 @@ def _refuse(name: str, options: dict[str, Any]) -> None:
     for key, value in options.items():
         if value is not None:
             raise DataError(f"{key}={value} does not apply to the data set {name!r}; leave it out")
+
+
+def _changed(own: Preprocessing, given: dict[str, Any]) -> Preprocessing:
+    """The preprocessing with what the user gave in the place of the network's own."""
+    try:
+        return replace(own, **{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _chosen(usual: Augmentation | None, augment: Augment) -> Augmentation | None:

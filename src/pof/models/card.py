@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pof._support.preprocessing import Preprocessing
-from pof.models import build_model
+from pof.models.build import build_model, square_side
 
 KEY = "pof"
 
@@ -37,7 +37,15 @@ class NetworkCard:
 
     def build(self) -> nn.Module:
         """Build the network, without its weights."""
-        return build_model(self.model, num_classes=len(self.classes), in_channels=self.input_shape[0])
+        return build_model(
+            self.model,
+            num_classes=len(self.classes),
+            in_channels=self.input_shape[0],
+            in_features=self.input_shape[0] if len(self.input_shape) == 1 else None,
+            args=self.model_args,
+            image_size=square_side(self.input_shape),
+            classes=self.classes,
+        )
 
     def metadata(self) -> dict[str, str]:
         """The card as the header of a safetensors file holds it."""

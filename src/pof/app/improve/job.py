@@ -31,13 +31,13 @@ def improve_network(
     if model.weights is None:
         raise ValueError("improve needs a trained network: give --weights FILE (or the folder of a run)")
     device = find_device(options.device)
-    loaded = job.load(data)
+    loaded = job.load(data, model)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded).to(device)
     training = _as_trained(model.weights, options, len(splits.train))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
-        own = job.load(replace(data, data=options.validation_data, data_root=None))
+        own = job.load(replace(data, data=options.validation_data, data_root=None), model)
         _check_same_kind(own, loaded, options.validation_data, data.data)
         validation = evaluating(own, "train")
     elif splits.validation is None:
