@@ -217,6 +217,8 @@ def load(options: DataOptions, weights: str | None = None) -> Data:
         mean=options.mean,
         std=options.std,
         image_size=options.image_size,
+        interpolation=options.interpolation,
+        crop=options.crop,
     )
 
 
