@@ -178,7 +178,7 @@ AGAINST = {
     "model": (["--model", "resnet20"], "--model resnet20: the network in {run} is small-cnn: leave out --model"),
     "split seed": (
         ["--split_seed", "0"],
-        "--split_seed 0: {run} was trained with split_seed 3, so its network has seen",
+        "--split_seed 0: {run} was trained with split_seed 3, so its network",
     ),
     "validation": (["--validation", "0.3"], "--validation 0.3: {run} was trained with validation 0.1"),
 }
