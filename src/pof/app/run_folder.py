@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
-from pof.app.run_files import RunError, read_config, read_rows
+from pof.app.run_files import SECTIONS, RunError, read_config, read_rows
 from pof.training.checkpoint import check_same, has_state, load_state
 from pof.weights import save_model
 
@@ -82,15 +82,15 @@ class Run:
         if overwrite and resume:
             raise RunError("give --resume or --overwrite, not both: one goes on with the run, the other removes it")
         if (self.folder / "config.yaml").exists():
-            if overwrite or has_no_step(self.folder):
+            if is_run(read_config(self.folder)) and (overwrite or has_no_step(self.folder)):
                 self._replaced = True
                 check_removable(self.folder, self._config.get("model", {}).get("weights"))
                 self._release = lock(self.folder)
                 return
             if not resume:
                 raise RunError(
-                    f"{self.folder} holds a run already: give another --out, go on with --resume, or remove that run"
-                    " with --overwrite"
+                    f"{self.folder} holds a run already: give another --out, or go on with --resume true, or remove"
+                    " that run with --overwrite"
                 )
             check_same(_known(read_config(self.folder), self._config), self._config, self.folder)
             if (self.folder / "result.json").exists() and not has_state(self.state):
@@ -192,6 +192,11 @@ def content_of(weights: str | None) -> str | None:
         return None
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def is_run(config: Mapping[str, Any]) -> bool:
+    """Whether a config.yaml is of a run: others have files of that name too."""
+    return config.keys() >= {*SECTIONS, "processes"}
 
 
 def has_no_step(folder: Path) -> bool:

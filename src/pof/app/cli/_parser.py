@@ -55,11 +55,14 @@ class Parsed:
 def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
     """Read a command line; a ValueError says what does not fit."""
     try:
-        from jsonargparse import ArgumentError
+        from jsonargparse import ArgumentError, set_parsing_settings
     except ImportError as error:
         raise ImportError("the command line needs more than the library: pip install 'pof[app]'") from error
     words = ["--help" if word == FULL else word for word in _with_configs(arguments)]
-    parser = make_parser(commands, {word for word in words if word in commands}, full=FULL in arguments)
+    completes = any(word.startswith("--print_completion") for word in words)
+    set_parsing_settings(add_print_completion_argument=completes)
+    wanted = commands.keys() if completes else commands.keys() & set(words)
+    parser = make_parser(commands, wanted, full=completes or FULL in arguments)
     try:
         parsed = parser.parse_args(words)
         own = parser.parse_args(words, defaults=False)
