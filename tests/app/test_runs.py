@@ -328,6 +328,15 @@ def test_options_of_other_methods_are_refused(words: list[str], named: str, caps
     assert named in refused(capsys, "train", "--model", "small-cnn", "--data", "digits", "--out", "x", *words)
 
 
+def test_a_file_may_hold_the_defaults_of_other_methods(tmp_path: Path, capsys: Any) -> None:
+    """As ``--print_config`` writes them."""
+    words = ["train", "--model", "small-cnn", "--data", "digits", "--out", str(tmp_path / "out"), "--config"]
+    for level in (0.15, 0.2):
+        (tmp_path / f"{level}.yaml").write_text(f"sam: {{level: {level}}}\n")
+    assert "sam.level" in parse([*words, str(tmp_path / "0.15.yaml")]).given
+    assert "--sam.level is an option of sam" in refused(capsys, *words, str(tmp_path / "0.2.yaml"))
+
+
 def test_options_of_the_average_beside_a_method_are_its_own() -> None:
     parsed = parse(["train", "--method", "sam", "--average.kind", "ema", "--average.decay", "0.9", "--out", "x"])
     assert parsed.options[2].average.decay == 0.9

@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from importlib import metadata
 from itertools import pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pof.app.documents import DocumentError, read_yaml, text_of
+from pof.app.method_options import MethodOptions
 from pof.app.methods import GROUPS, METHODS, entry_of, users_of
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
     completes = any(word.startswith("--print_completion") for word in words)
     set_parsing_settings(add_print_completion_argument=completes)
     wanted = commands.keys() if completes else commands.keys() & set(words)
-    parser = make_parser(commands, wanted, full=completes or FULL in arguments)
+    parser = make_parser(commands, wanted, full=not {"-h", "--help"} & set(arguments))
     try:
         parsed = parser.parse_args(words)
         own = parser.parse_args(words, defaults=False)
@@ -72,7 +74,7 @@ def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
     name = parsed.command
     made, command = parser.instantiate(parsed)[name], commands[name]
     given = frozenset(key.removeprefix(f"{name}.").removesuffix("_") for key, value in own.items() if value is not None)
-    _check_method(made, given)
+    _check_method(made, given, words)
     return Parsed(command, [_group(group, made, command) for group in command.groups], given)
 
 
@@ -82,7 +84,7 @@ def make_parser(commands: Mapping[str, Command], wanted: Collection[str], *, ful
     Args:
         commands: by name.
         wanted: names of those whose options are read.
-        full: whether a help text shows all options.
+        full: whether all options are shown; what a help text hides is not printed by ``--print_config`` either.
     """
     from jsonargparse import ArgumentParser
 
@@ -141,19 +143,21 @@ def _of_run(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump({name: value for name, value in options.items() if name not in others})
 
 
-def _check_method(made: Namespace, given: Collection[str]) -> None:
-    """Refuse options of other methods than the chosen one, which would do nothing."""
+def _check_method(made: Namespace, given: Collection[str], words: Sequence[str]) -> None:
+    """Refuse options of other methods than the chosen one, which would do nothing; a file may hold their defaults."""
     method = made.get("method")
     if method not in METHODS:
         return  # said where it is looked up
+    usual, flags = MethodOptions(method), {word.partition("=")[0] for word in words}
     for name in sorted(given):
-        if (users := users_of(name)) and method not in users:
-            kind = "average.kind" if name.startswith("average.") else "method"
-            if kind == "method" or made.average.kind not in users:
-                raise ValueError(
-                    f"--{name} is an option of {', '.join(users)}, and --method is {method}: leave it out, or choose"
-                    " one of them"
-                )
+        users = users_of(name)
+        if not users or {method, made.average.kind} & set(users):
+            continue
+        if f"--{name}" in flags or made[name] != attrgetter(name)(usual):
+            raise ValueError(
+                f"--{name} is an option of {', '.join(users)}, and --method is {method}: leave it out, or choose one of"
+                " them"
+            )
 
 
 class _Numbers:
