@@ -153,7 +153,7 @@ def _check_method(made: Namespace, given: Collection[str], words: Sequence[str])
         users = users_of(name)
         if not users or {method, made.average.kind} & set(users):
             continue
-        if f"--{name}" in flags or made[name] != attrgetter(name)(usual):
+        if f"--{name}" in flags or attrgetter(name)(made) != attrgetter(name)(usual):
             raise ValueError(
                 f"--{name} is an option of {', '.join(users)}, and --method is {method}: leave it out, or choose one of"
                 " them"
