@@ -11,6 +11,15 @@ from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
+RESERVED = ("timm", "torchvision", "hf")
+"""Before a colon these are no modules, but other sources of networks."""
+
+
+def is_factory(name: str) -> bool:
+    """Whether the name of a network is that of a factory."""
+    prefix, colon, _ = name.partition(":")
+    return bool(colon) and prefix not in RESERVED
+
 
 def import_factory(name: str) -> Callable[..., Any]:
     """Import ``package.module:factory``; the current folder is importable, as it is for ``python -m``."""
@@ -32,11 +41,14 @@ def import_factory(name: str) -> Callable[..., Any]:
     return found
 
 
-def call_factory(name: str, *, offered: dict[str, Any], wanted: tuple[str, ...] = ()) -> Any:
+def call_factory(
+    name: str, *, offered: dict[str, Any], wanted: tuple[str, ...] = (), given: dict[str, Any] | None = None
+) -> Any:
     """Import and call a factory with those of the offered keywords that its signature names.
 
     Those ``wanted`` are also passed to a factory that takes ``**kwargs`` without naming them (torchvision's
-    constructors take ``num_classes`` so).  ImportError, OSError and RuntimeError pass; all else becomes a ValueError.
+    constructors take ``num_classes`` so).  Those ``given`` are the user's, which it must take.  ImportError, OSError
+    and RuntimeError pass; all else becomes a ValueError.
     """
     factory = import_factory(name)
     try:
@@ -46,6 +58,9 @@ def call_factory(name: str, *, offered: dict[str, Any], wanted: tuple[str, ...] 
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {key for key, p in parameters.items() if p.kind in {p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD}}
     keywords = {k: v for k, v in offered.items() if k in named or (open_ended and k in wanted)}
+    if not open_ended and (unknown := sorted((given or {}).keys() - named)):
+        raise ValueError(f"{name!r} takes no argument {unknown[0]!r}; it takes {', '.join(sorted(named)) or 'none'}")
+    keywords |= given or {}
     required = sorted(key for key in named - keywords.keys() if parameters[key].default is inspect.Parameter.empty)
     if required:
         raise ValueError(

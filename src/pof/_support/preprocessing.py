@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from pof._support.checks import finite, whole_number
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Margin = Literal["even", "down"]
 MAX_SIZE = 8192
 
 
@@ -23,6 +24,8 @@ class Preprocessing:
         interpolation: of the resizing.
         crop: share of the resized image's shorter side that the central crop keeps, in (0, 1].
         squash: resize both sides to the same length, whatever their ratio.
+        margin: of which the crop begins at a half where it is odd: rounded half to even (torchvision), or down
+            (Transformers).
 
     Raises:
         ValueError: if a value is out of range.
@@ -34,6 +37,7 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     crop: float = 7 / 8
     squash: bool = False
+    margin: Margin = "even"
 
     def __post_init__(self) -> None:
         whole_number("image_size", self.size, 1, MAX_SIZE)
@@ -54,3 +58,9 @@ class Preprocessing:
             return side, side
         short = min(width, height)
         return side * width // short, side * height // short
+
+    def centre(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Edges of the central crop of a resized image: left, top, right, bottom."""
+        halves = ((side - self.size) / 2 for side in (width, height))
+        left, top = (round(half) if self.margin == "even" else int(half) for half in halves)
+        return left, top, left + self.size, top + self.size

@@ -16,7 +16,9 @@ from pof.app.run_files import RunError, read_config, section_of
 from pof.data import Data, ImageData
 from pof.data.registry import KNOWN
 from pof.models import PRETRAINED, build_model, replace_head
+from pof.models.build import square_side
 from pof.models.card import NetworkCard
+from pof.models.sources.huggingface import saved_by_transformers
 from pof.weights import load_weights, read_metadata
 
 COMPARED = ("mean", "std")
@@ -26,7 +28,7 @@ COMPARED = ("mean", "std")
 def weights_file(weights: str | Path) -> Path:
     """The file of weights: of a run folder its network."""
     path = Path(weights)
-    if not path.is_dir():
+    if not path.is_dir() or saved_by_transformers(str(weights)):
         return path
     if not (path / "model.safetensors").exists():
         raise RunError(f"{weights} has no model.safetensors: has that run ended?")
@@ -39,7 +41,7 @@ def card_in(weights: str | Path | None) -> NetworkCard | None:
         return None
     try:
         return NetworkCard.read(read_metadata(weights_file(weights)))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None  # said where it is read
 
 
@@ -64,7 +66,7 @@ def _card(model: ModelOptions, loaded: Data, before: NetworkCard | None) -> Netw
         model=model.model if before is None else before.model,
         classes=loaded.classes,
         input_shape=loaded.image_shape,
-        model_args={} if before is None else before.model_args,
+        model_args=model.model_args if before is None else before.model_args,
         head=model.head or (None if before is None else before.head),
         preprocessing=preprocessing_of(loaded),
         source_classes=model.source_classes if before is None else _source(before, model),
@@ -112,7 +114,15 @@ def load_network(model: ModelOptions, loaded: Data) -> nn.Module:
     else:
         classes = model.source_classes or loaded.num_classes
         weights = PRETRAINED if model.weights == PRETRAINED and not own else file
-        network = build_model(model.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+        network = build_model(
+            model.model,
+            num_classes=classes,
+            in_channels=loaded.in_channels,
+            weights=weights,
+            args=model.model_args,
+            image_size=square_side(loaded.image_shape),
+            classes=loaded.classes if model.source_classes is None else (),
+        )
     if model.source_classes is not None:
         replace_head(network, loaded.num_classes, model.head)
     return convolutions_channels_last(network)
@@ -143,6 +153,9 @@ def check_fits(card: NetworkCard, model: ModelOptions, loaded: Data) -> None:
     where = str(model.weights)
     if Path(where).is_dir() and not same_model(model.model, card.model):
         raise ValueError(f"--model {model.model}: the network in {where} is {card.model}: leave out --model")
+    if model.model_args and dict(model.model_args) != dict(card.model_args):
+        was, now = dict(card.model_args), dict(model.model_args)
+        raise ValueError(f"--model_args {now}: the network in {where} was built with {was}: leave out --model_args")
     if model.source_classes is None:
         _check_classes(card, loaded, where)
         _check_inputs(card, loaded, where)

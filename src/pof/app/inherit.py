@@ -21,11 +21,13 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
     run, card = _run_of(model.weights), card_in(model.weights)
     if card is not None:
         classes = None if model.source_classes is None else len(card.classes)
-        model = _completed(model, given, model=card.model, head=card.head, source_classes=classes)
+        model = _completed(
+            model, given, model=card.model, head=card.head, source_classes=classes, model_args=dict(card.model_args)
+        )
     if run is not None:
         folder, own, before = run
         if card is None:  # of an older version
-            model = _completed(model, given, model=own.model, head=own.head)
+            model = _completed(model, given, model=own.model, head=own.head, model_args=own.model_args)
         if "data" not in given or same_data(data, before):
             data = _completed(data, given, **_values(before, given, folder))
     factories = {"model": model.is_factory, "data": ":" in data.data}

@@ -45,9 +45,11 @@ from pof.data import (
     train_loader,
 )
 from pof.data.description import DataSplit
+from pof.data.registry import KNOWN
 from pof.head.search import find_head
 from pof.head.split import split as split_at_head
 from pof.methods import Method
+from pof.models import preprocessing_of
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
@@ -113,7 +115,7 @@ def _train(
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
     agree({**_of_all(config), "resume": run.resume})
-    loaded = load(data, model.weights)
+    loaded = load(data, model)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
@@ -211,11 +213,15 @@ def drops_last(samples: int, batch_size: int) -> bool:
     return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4
 
 
-def load(options: DataOptions, weights: str | None = None) -> Data:
-    """Load the data set that the options name, with the preprocessing of the network in ``weights`` if it is known."""
+def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
+    """Load the data set that the options name; images in files as the network was trained with them."""
     check_data(options)
-    card = card_in(weights)
+    card = None if model is None else card_in(model.weights)
     options = as_trained(options, card)
+    said = (options.image_size, options.mean, options.std, options.interpolation, options.crop)
+    own = None if card is None else card.preprocessing
+    if model is not None and card is None and options.data not in KNOWN and any(value is None for value in said):
+        own = preprocessing_of(model.model, model.model_args, model.weights)
     return load_data(
         options.data,
         data_root=options.data_root,
@@ -225,7 +231,7 @@ def load(options: DataOptions, weights: str | None = None) -> Data:
         image_size=options.image_size,
         interpolation=options.interpolation,
         crop=options.crop,
-        preprocessing=None if card is None else card.preprocessing,
+        preprocessing=own,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
+from pof._support.factory import is_factory
 from pof._support.preprocessing import Interpolation
 from pof.app.method_options import MethodOptions
 from pof.app.methods import average_of, entry_of
@@ -18,10 +19,12 @@ class ModelOptions:
     """Which network.
 
     Args:
-        model: Name of the network: resnet20, wrn-28-10, small-cnn and relatives, a timm name, or
-            package.module:factory. A run folder as weights says it itself.
-        weights: Checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, or pretrained, which stands for
-            timm's published weights and for those that a factory brings itself.
+        model: Name of the network: resnet20, wrn-28-10, small-cnn and relatives, timm:NAME, torchvision:NAME, hf:FOLDER (or
+            a name on the Hugging Face hub), or package.module:factory. A run folder as weights says it itself.
+        model_args: Further arguments of the network, as its source takes them, in JSON such as {"drop_path_rate": 0.1}.
+        weights: Checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, a folder of Transformers (hf), or
+            pretrained, which stands for the published weights of timm, torchvision or hf and for those that a factory
+            brings itself.
         head: Qualified name of the head. It is found by itself if not given.
         source_classes: Number of classes that the weights were trained for. If given, they get a new head.
     """
@@ -30,11 +33,12 @@ class ModelOptions:
     weights: str | None = None
     head: str | None = None
     source_classes: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_factory(self) -> bool:
         """Whether the model is ``package.module:factory``."""
-        return ":" in self.model and not self.model.startswith("timm:")
+        return is_factory(self.model)
 
     @property
     def is_trained(self) -> bool:

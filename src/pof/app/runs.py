@@ -62,7 +62,7 @@ def load_run(folder: str | os.PathLike[str], *, trust_factories: bool = False) -
     card = card_in(file)
     check_trusted(path, model, section_of(config, path, "data") if card is None else None, trust_factories)
     if card is None:  # of an older version: the data say which classes there are
-        card = known_card(ModelOptions(model.model, str(path)), job.load(section_of(config, path, "data")))
+        card = known_card(ModelOptions(model.model, str(path)), job.load(section_of(config, path, "data"), model))
     assert card is not None
     network = card.build()
     load_weights(network, file)

@@ -175,4 +175,4 @@ class Prepare:
             )
         # Decoded in full: a network is evaluated on what it was trained with, to the last bit.
         resized = functional.resize(decode(image)[0], [down, across], mode)
-        return functional.center_crop(resized, [self.how.size])
+        return resized.crop(self.how.centre(across, down))

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from pof._support.preprocessing import Preprocessing
-from pof.models import build_model, replace_head
+from pof.models.build import build_model, square_side
+from pof.models.new_head import replace_head
 
 KEY = "pof"
 
@@ -39,8 +40,14 @@ class NetworkCard:
 
     def build(self) -> nn.Module:
         """Build the network, without its weights."""
-        classes = self.source_classes or len(self.classes)
-        network = build_model(self.model, num_classes=classes, in_channels=self.input_shape[0])
+        network = build_model(
+            self.model,
+            num_classes=self.source_classes or len(self.classes),
+            in_channels=self.input_shape[0],
+            args=self.model_args,
+            image_size=square_side(self.input_shape),
+            classes=self.classes if self.source_classes is None else (),
+        )
         if self.source_classes is not None:
             replace_head(network, len(self.classes), self.head)
         return network

@@ -32,7 +32,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     if model.weights is None:
         raise ValueError("evaluate needs a trained network: give --weights FILE (or the folder of a run)")
     device = find_device(options.device)
-    loaded = load(data, model.weights)
+    loaded = load(data, model)
     network = load_network(model, loaded).to(device)
     loader = eval_loader(loaded, options.split, batch_size=options.batch_size, workers=data.workers, device=device)
     found = evaluate(network, loader, head=model.head)

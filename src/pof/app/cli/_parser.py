@@ -176,7 +176,7 @@ class _Numbers:
 def _add_options(parser: ArgumentParser, command: Command) -> None:
     parser.add_argument("--config", action="config", help=CONFIG)
     for group in command.groups:
-        names = {*REPEATED, *POSITIONAL, *command.positional, *FOUND, "method"}
+        names = {*REPEATED, *POSITIONAL, *command.positional, *FOUND, "method", "model_args"}
         by_hand = [f for f in fields(group) if f.type in {bool, NUMBERS} or f.name in names]
         parser.add_class_arguments(group, None, skip={f.name for f in by_hand})
         helps = dict(_help(group))
@@ -195,6 +195,8 @@ def _add(parser: ArgumentParser, option: Field[Any], text: str, command: Command
         parser.add_argument(f"--{name}", type=_Numbers(), default=None, help=text)
     elif name == "method":
         parser.add_argument("--method", type=str, help=f"{text} One of {', '.join(METHODS)}.")
+    elif name == "model_args":
+        parser.add_argument("--model_args", "--model.args", type=option.type, default={}, help=text)
     elif name in REPEATED:
         parser.add_argument(f"--{name}", nargs="+", action="extend", type=str, default=[], help=text)
     elif name not in POSITIONAL:

@@ -75,7 +75,7 @@ def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tu
     """Network and data in words, the number of training samples, and seconds of a pass over them."""
     check_split(model, data)
     data = as_trained(data, card_in(model.weights))
-    loaded = job.load(data, model.weights)
+    loaded = job.load(data, model)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded)
     samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)

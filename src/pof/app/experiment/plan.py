@@ -22,6 +22,8 @@ from pof.app.run_folder import content_of
 from pof.models import PRETRAINED
 
 LATER: Mapping[str, Mapping[str, Any]] = {
+    "model": {"model_args": {}},
+    "data": {"interpolation": None, "crop": None},
     "schedule": {"warmup": 0.0},
     "sam": {"budget": 0.05, "rho_max": 0.5, "anneal": 1.0, "level": 0.15, "level_kind": "level", "every": None},
 }
@@ -145,8 +147,8 @@ def _stage(
         training = replace(training, precision=found)
     options = plain({key: value for key, value in vars(training).items() if key == own or key not in GROUPS})
     content = {
-        "model": plain({**vars(model), "weights": origin}),
-        "data": plain(vars(data)),
+        "model": _as_before("model", plain({**vars(model), "weights": origin})),
+        "data": _as_before("data", plain(vars(data))),
         "training": {key: _as_before(key, value) for key, value in options.items()},
         "device": training.device or _device(),
         "threads": threads,

@@ -41,7 +41,7 @@ def improve_network(
     device = find_device(options.device)
     check_split(model, data)
     data = as_trained(data, card_in(model.weights))
-    loaded = job.load(data, model.weights)
+    loaded = job.load(data, model)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded).to(device)
     card = card_of(model, loaded, model.head or find_head(network))
@@ -49,7 +49,7 @@ def improve_network(
     training = replace(training, batch_size=min(training.batch_size, len(splits.train)))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
-        own = job.load(replace(data, data=options.validation_data, data_root=None), model.weights)
+        own = job.load(replace(data, data=options.validation_data, data_root=None), model)
         _check_same_kind(own, loaded, options.validation_data, data.data)
         validation = evaluating(own, "train")
     elif splits.validation is None:

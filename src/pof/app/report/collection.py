@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from torch.nn import functional as F
@@ -151,12 +152,15 @@ def common_reach(figures: Sequence[RunFigures]) -> float | None:
 
 
 def _load(subjects: Sequence[Subject]) -> list[Data]:
-    # Each data set once.
-    kept: list[tuple[DataOptions, Data]] = []
+    # Each data set once, prepared as the network takes it.
+    kept: list[tuple[tuple[DataOptions, str, Mapping[str, Any]], Data]] = []
+    found = []
     for subject in subjects:
-        if not any(options == subject.data for options, _ in kept):
-            kept.append((subject.data, job.load(subject.data, subject.model.weights)))
-    return [next(data for options, data in kept if options == subject.data) for subject in subjects]
+        asked = (subject.data, subject.model.model, subject.model.model_args)
+        if not any(known == asked for known, _ in kept):
+            kept.append((asked, job.load(subject.data, subject.model)))
+        found.append(next(data for known, data in kept if known == asked))
+    return found
 
 
 def _gamma(

@@ -1,0 +1,96 @@
+"""Networks by name, from whichever source has them, and the preprocessing that they were trained with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pof._support.checks import MOST_CLASSES, whole_number
+from pof._support.preprocessing import Preprocessing
+from pof.models.sources import PREFIXED, PRETRAINED, Request, find_source
+from pof.weights import load_weights
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    weights: str | os.PathLike[str] | None = None,
+    args: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    classes: Sequence[str] = (),
+) -> nn.Module:
+    """Build a classifier by name.
+
+    Args:
+        name: ``wrn-DEPTH-WIDTH``; ``resnet20`` (32, 44, 56, 110) with ``x2`` for double width and
+            ``-projection`` for 1x1-convolution shortcuts, as in ``resnet20x2-projection``; ``small-cnn``;
+            ``timm:NAME``, ``torchvision:NAME``, or a name that one of the two knows; ``hf:FOLDER`` or a name on the
+            Hugging Face hub; ``package.module:factory``.  docs/models.md has all of them.
+        num_classes: number of classes C.
+        in_channels: channels of the images.
+        weights: a file for :func:`pof.weights.load_weights`; ``"pretrained"``, the published weights of timm,
+            torchvision or Hugging Face, with a new head unless it has as many classes; for ``hf:`` also a folder of
+            Transformers.
+        args: further arguments of the network, as its source takes them, such as ``{"drop_path_rate": 0.1}``.
+        image_size: side of the images in pixels; networks of a fixed size are built for it.
+        classes: names of the classes, in the order of the outputs; the head of a zero-shot network is made of them.
+
+    Returns:
+        The model, in training mode, on the CPU; its output is logits (N, C).
+
+    Raises:
+        ValueError: if the name is unknown (similar names are listed) or known to two sources, the model cannot be
+            built with these numbers, or the weights do not fit.
+    """
+    whole_number("num_classes", num_classes, 0, MOST_CLASSES)
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes; got num_classes={num_classes}")
+    if classes and len(classes) != num_classes:
+        raise ValueError(f"num_classes={num_classes}, but there are {len(classes)} names in classes: give one of each")
+    if fixed := sorted({"num_classes", "in_channels"} & set(args or ())):
+        raise ValueError(f"{fixed[0]} is no further argument of a network: the data say it; leave it out of args")
+    source, own_name = find_source(name)
+    given = None if weights is None else os.fspath(weights)
+    if given == PRETRAINED and not source.reads(given):
+        raise ValueError(
+            f"weights='pretrained' is known for {', '.join(f'{prefix}:' for prefix in PREFIXED)} only; for {name!r}"
+            " give a file"
+        )
+    model = source.build(
+        Request(own_name, num_classes, in_channels, image_size, given, dict(args or {}), tuple(classes))
+    )
+    if given is not None and not source.reads(given):
+        load_weights(model, given)
+    return model
+
+
+def preprocessing_of(
+    name: str, args: Mapping[str, Any] | None = None, weights: str | os.PathLike[str] | None = None
+) -> Preprocessing | None:
+    """Tell how images become a network's inputs, as whoever published it says.
+
+    Args:
+        name: of the network, as :func:`build_model` takes it.
+        args: further arguments of the network; a size among them counts.
+        weights: as :func:`build_model` takes them; a folder of Transformers may have a preprocessing of its own.
+
+    Returns:
+        timm's ``resolve_data_config``, the transforms of torchvision's weights, the image processor of Hugging Face;
+        None for our own networks, factories, and networks of texts.
+
+    Raises:
+        ValueError: if the name is unknown, or the preprocessing is none that :class:`Preprocessing` can say.
+    """
+    source, own_name = find_source(name)
+    given = None if weights is None else os.fspath(weights)
+    return source.preprocessing(Request(own_name, weights=given, args=dict(args or {})))
+
+
+def square_side(shape: Sequence[int]) -> int | None:
+    """The side of square images of a shape (K, H, W); None of other inputs."""
+    return shape[1] if len(shape) == 3 and shape[1] == shape[2] else None

@@ -1,0 +1,189 @@
+"""Classifiers of Hugging Face Transformers, of images and of texts: a folder, or a name on the hub.
+
+Sharded files and the names of older versions are Transformers' own business: it reads them.  No code that comes with a
+network is executed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from pof._support.preprocessing import Preprocessing
+from pof.models.sources import zero_shot
+from pof.models.sources.base import PRETRAINED, Request, Source, side_of
+from pof.models.sources.image_processor import read_processor
+
+CONFIG = "config.json"
+
+
+class Classifier(nn.Module):
+    """A classifier of Transformers that returns its logits (N, C) alone.
+
+    Attributes:
+        model: of Transformers, for ``save_pretrained``.
+    """
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, inputs: Tensor | None = None, **named: Any) -> Tensor:
+        """Logits (N, C) of images (N, K, H, W) or token numbers (N, T), or of inputs by name."""
+        first = () if inputs is None else (inputs,)
+        logits: Tensor = self.model(*first, **named, **self.options).logits
+        return logits
+
+
+def saved_by_transformers(weights: str) -> bool:
+    """Whether weights are a folder of Transformers, or a file in one."""
+    folder = weights if os.path.isdir(weights) else os.path.dirname(weights)
+    return os.path.isfile(os.path.join(folder, CONFIG))
+
+
+def _reads(weights: str) -> bool:
+    return weights == PRETRAINED or saved_by_transformers(weights)
+
+
+def _origin(request: Request) -> str | None:
+    """The folder or name that the weights come from; None if from elsewhere."""
+    weights = request.weights
+    if weights is None or not _reads(weights):
+        return None
+    return request.name if weights == PRETRAINED else weights if os.path.isdir(weights) else os.path.dirname(weights)
+
+
+def _config(request: Request, name: str) -> Any:
+    """The configuration, with the user's changes."""
+    from transformers import AutoConfig
+
+    args = {key: value for key, value in request.args.items() if key not in zero_shot.ARGUMENTS}
+    if forbidden := {"trust_remote_code", "num_labels", "id2label", "label2id"} & args.keys():
+        raise ValueError(f"hf:{request.name}: {min(forbidden)} is no argument here; leave it out")
+    try:
+        config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, trust_remote_code=False, **args)
+    except Exception as error:  # the hub and damaged files raise many kinds
+        raise ValueError(
+            f"hf:{name} cannot be read: {' '.join(str(error).split())[:300]}; give a folder that save_pretrained wrote"
+        ) from error
+    if unused:
+        raise ValueError(f"hf:{request.name}: its configuration has no {min(unused)!r}")
+    return config
+
+
+def _build(request: Request) -> nn.Module:
+    origin = _origin(request)
+    config = _config(request, origin or request.name)
+    if zero_shot.is_zero_shot(config):
+        with _quiet():
+            return zero_shot.build(request, config, origin)
+    kept = config.num_labels == request.num_classes and origin is not None
+    _check_classes(request, config, kept)
+    _set_classes(request, config)
+    if (channels := getattr(config, "num_channels", None)) not in {None, request.in_channels}:
+        if origin is not None:
+            raise ValueError(
+                f"hf:{request.name} takes images of {channels} channels, not of {request.in_channels}: without its"
+                " weights it can be built for them"
+            )
+        config.num_channels = request.in_channels
+    with _quiet():
+        model = _model(request, config, origin)
+    return Classifier(model, **_position_options(model, config, request.image_size)).train()
+
+
+def _model(request: Request, config: Any, origin: str | None) -> Any:
+    """The network of Transformers, with a new head where the old one is of other classes."""
+    kind: Any = _kind(request, config)
+    if origin is None:
+        return kind.from_config(config)
+    try:
+        model, found = kind.from_pretrained(
+            origin, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:  # the hub and damaged files raise many kinds
+        raise ValueError(f"hf:{origin}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from error
+    new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if lost := sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")):
+        raise ValueError(f"hf:{origin}: {len(lost)} of its weights are missing or have another shape: {lost[0]}, ...")
+    return model
+
+
+def _kind(request: Request, config: Any) -> Any:
+    """Which class of Transformers reads it."""
+    import transformers
+    from transformers.models.auto import modeling_auto as known
+
+    kinds = {
+        "ForSequenceClassification": (
+            transformers.AutoModelForSequenceClassification,
+            known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        ),
+        "ForImageClassification": (
+            transformers.AutoModelForImageClassification,
+            known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        ),
+    }
+    said = [ending for ending in kinds if any(name.endswith(ending) for name in config.architectures or ())]
+    for ending in (*said, *kinds):
+        if type(config) in kinds[ending][1]:
+            return kinds[ending][0]
+    raise ValueError(
+        f"hf:{request.name} is a {config.model_type}, of which Transformers has no classifier of images or texts"
+    )
+
+
+def _check_classes(request: Request, config: Any, kept: bool) -> None:
+    """Refuse a head that is kept and has the same classes in another order."""
+    own = [config.id2label[index] for index in sorted(config.id2label)]
+    if kept and request.classes and own != list(request.classes) and set(own) == set(request.classes):
+        raise ValueError(
+            f"hf:{request.name} has its classes in the order {', '.join(own[:5])}{', ...' * (len(own) > 5)}, the data"
+            " in another: name the class folders so that they sort like that"
+        )
+
+
+def _set_classes(request: Request, config: Any) -> None:
+    config.num_labels = request.num_classes
+    if request.classes:
+        config.id2label = dict(enumerate(request.classes))
+        config.label2id = {name: index for index, name in enumerate(request.classes)}
+
+
+def _position_options(model: nn.Module, config: Any, image_size: int | None) -> dict[str, bool]:
+    """The option by which position embeddings are fitted to images of another size."""
+    own = side_of(getattr(config, "image_size", None))
+    other = image_size is not None and own not in {None, image_size}
+    name = "interpolate_pos_encoding"
+    return {name: True} if other and name in inspect.signature(model.forward).parameters else {}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and reports of Transformers: what is wrong is an error here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _preprocessing(request: Request) -> Preprocessing | None:
+    name = _origin(request) or request.name
+    config = _config(request, name)
+    of_images = any(hasattr(config, setting) for setting in ("image_size", "num_channels", "vision_config"))
+    return read_processor(name) if of_images else None
+
+
+HUGGING_FACE = Source(_build, lambda name: True, _reads, preprocessing=_preprocessing)

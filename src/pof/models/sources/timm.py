@@ -1,0 +1,88 @@
+"""Networks of timm: its names, and its folders by ``local-dir:FOLDER`` and ``hf-hub:NAME``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pof._support.preprocessing import Preprocessing
+from pof.models.sources.base import PRETRAINED, Request, Source, argument_of_size, side_of
+
+ELSEWHERE = ("local-dir:", "hf-hub:", "hf_hub:")
+
+
+def _knows(name: str) -> bool:
+    import timm
+
+    return name.startswith(ELSEWHERE) or bool(timm.is_model(name))
+
+
+def _names() -> Sequence[str]:
+    import timm
+
+    return cast("Sequence[str]", timm.list_models())
+
+
+def _config(request: Request) -> Mapping[str, Any]:
+    """What timm says of a network: sizes, preprocessing, where its weights are."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    if request.name.startswith(ELSEWHERE):
+        with torch.device("meta"):
+            found: Mapping[str, Any] = timm.create_model(request.name).pretrained_cfg
+    else:
+        registered = get_pretrained_cfg(request.name)
+        found = {} if registered is None else registered.to_dict()
+    return {**found, **(request.args.get("pretrained_cfg_overlay") or {})}
+
+
+def _build(request: Request) -> nn.Module:
+    import timm
+
+    said = f"timm cannot build {request.name!r} with num_classes={request.num_classes}, in_chans={request.in_channels}"
+    size = {}
+    try:
+        config = _config(request)
+        if config.get("fixed_input_size") and not request.args.get("dynamic_img_size"):
+            size = argument_of_size(request, "img_size", config["input_size"][-1])
+        model: nn.Module = timm.create_model(
+            request.name,
+            pretrained=request.pretrained,
+            num_classes=request.num_classes,
+            in_chans=request.in_channels,
+            **size,
+            **request.args,
+        )
+    except Exception as error:  # timm's constructors and its download raise many kinds
+        if isinstance(error, TypeError) and size:
+            own = config["input_size"][-1]
+            raise ValueError(
+                f"timm's {request.name!r} takes images of {own} px, not of {request.image_size}: give"
+                f" --image_size {own}"
+            ) from error
+        others = "".join(f", {name}={value!r}" for name, value in {**size, **request.args}.items())
+        raise ValueError(f"{said}, pretrained={request.pretrained}{others}: {type(error).__name__}: {error}") from error
+    return model
+
+
+def _preprocessing(request: Request) -> Preprocessing:
+    from timm.data import resolve_data_config
+
+    size = side_of(request.args.get("img_size"))
+    found = resolve_data_config({"img_size": size}, pretrained_cfg=dict(_config(request)))
+    *_, height, width = found["input_size"]
+    if height != width or found["crop_mode"] not in {"center", "squash"}:
+        raise ValueError(
+            f"timm's {request.name!r} takes images of {height} x {width} px, crop mode {found['crop_mode']!r}; images"
+            " are made square here: give --image_size, --mean, --std, --interpolation and --crop"
+        )
+    return Preprocessing(
+        height, found["mean"], found["std"], found["interpolation"], found["crop_pct"], found["crop_mode"] == "squash"
+    )
+
+
+TIMM = Source(_build, _knows, PRETRAINED.__eq__, _names, _preprocessing)
