@@ -110,7 +110,6 @@ def _train(
     rate, schedule = find_learning_rate(model, training), schedule_of(training)
     training = replace(training, lr=rate, precision=precision, schedule=schedule)
     check_split(model, data)
-    data = as_trained(data, card_in(model.weights))
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pof._support.precision import find_precision
 from pof.app import job
 from pof.app.budget import passes
-from pof.app.cards import as_trained, card_in
 from pof.app.cli._display import console
 from pof.app.experiment.estimate import time_pass
 from pof.app.experiment.plan import Stage
@@ -74,7 +73,6 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
 def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tuple[dict[str, str], int, float]:
     """Network and data in words, the number of training samples, and seconds of a pass over them."""
     check_split(model, data)
-    data = as_trained(data, card_in(model.weights))
     loaded = job.load(data, model)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded)

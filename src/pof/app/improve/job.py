@@ -12,7 +12,7 @@ from pof._support.checks import whole_number
 from pof._support.files import lock
 from pof._support.random import seed_everything
 from pof.app import job
-from pof.app.cards import as_trained, card_in, card_of
+from pof.app.cards import card_of
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
@@ -40,7 +40,6 @@ def improve_network(
     as_trained_before(model, options)
     device = find_device(options.device)
     check_split(model, data)
-    data = as_trained(data, card_in(model.weights))
     loaded = job.load(data, model)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded).to(device)
