@@ -191,8 +191,9 @@ def test_what_is_said_against_a_run_is_refused_by_name(
     command: str, case: str, base: Path, tmp_path: Path, capsys: Any
 ) -> None:
     words, message = AGAINST[case]
+    more = {"evaluate": ["--device", "cpu"], "post-train": SMALL, "improve": ["--device", "cpu"]}[command]
     out = [] if command == "evaluate" else ["--out", str(tmp_path / "out")]
-    said = refused(capsys, command, "--weights", str(base / "run"), *words, "--device", "cpu", *out)
+    said = refused(capsys, command, "--weights", str(base / "run"), *words, *more, *out)
     assert message.format(run=base / "run") in said
     assert not (tmp_path / "out").exists()
 
