@@ -8,7 +8,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,10 +22,15 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import IterableDataset, TensorDataset
 
 import pof
-from pof.app.options import TrainOptions, check_numbers
+from pof.app import job
+from pof.app.cards import card_of
+from pof.app.inherit import check_split
+from pof.app.options import DataOptions, ModelOptions, TrainOptions, check_numbers
+from pof.app.run_folder import write_yaml
 from pof.data import eval_loader, load_data, train_loader
 from pof.data.mixing import Mixing, class_weights
 from pof.models import build_model, preprocessing_of, replace_head
+from pof.weights import save_model
 from tests.cases import batch, batches, mlp
 from tests.models import folders
 
@@ -47,6 +52,24 @@ def rows() -> dict[str, str]:
 def fit(method: Any = None, loader: Any = None, **options: Any) -> pof.FitResult:
     given = {"epochs": 1, "device": "cpu", **options}
     return pof.fit(method or pof.Finetune(mlp()), [(X, Y)] * 2 if loader is None else loader, **given)
+
+
+DIGITS: Any = load_data("digits")
+
+
+def zoomed(images: Tensor) -> Tensor:
+    return images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def of_a_run() -> str:
+    """The folder of a run of a small CNN on digits, as far as it is read."""
+    folder, model = Path("run"), ModelOptions("small-cnn")
+    folder.mkdir()
+    save_model(
+        job.load_network(model, DIGITS), folder / "model.safetensors", metadata=card_of(model, DIGITS, "fc").metadata()
+    )
+    write_yaml(folder / "config.yaml", {"model": vars(model), "data": vars(DataOptions("digits"))})
+    return str(folder)
 
 
 class Around(nn.Module):
@@ -507,6 +530,16 @@ CASES: dict[str, Callable[[], Any]] = {
         TrainOptions("finetune", class_weights="balanced", sampler="balanced")
     ),
     "weights: `.safetensors`": safetensors,
+    "weights: a run folder": lambda: job.load_network(ModelOptions("small-cnn", of_a_run()), DIGITS),
+    "weights: a run folder, for images of another size": lambda: job.load_network(
+        ModelOptions("small-cnn", of_a_run()), replace(DIGITS, train_images=zoomed(DIGITS.train_images))
+    ),
+    "weights: a run folder, for classes in another order": lambda: job.load_network(
+        ModelOptions("small-cnn", of_a_run()), replace(DIGITS, classes=DIGITS.classes[::-1])
+    ),
+    "weights: a run folder, for another validation split": lambda: check_split(
+        ModelOptions("small-cnn", of_a_run()), DataOptions("digits", split_seed=1)
+    ),
     "weights: state_dict of `torch.save`": loaded(lambda v: v),
     "weights: a whole network of `torch.save`": lambda: pof.load_weights(mlp(), saved(mlp())),
     "weights of another architecture": loaded(lambda v: v, mlp(7)),

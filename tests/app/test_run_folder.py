@@ -350,8 +350,8 @@ def test_weights_that_were_replaced_are_another_configuration(tmp_path: Path) ->
     opened(tmp_path / "old", rows(1))
     Run(tmp_path / "old", CONFIG | {CONTENT: hashes[0]}, resume=True).close()  # of a version without hashes
     run = Run(tmp_path / "run", CONFIG | {CONTENT: hashes[0]})
-    run.log(start())
-    run.log(rows(0)[0])
+    for row in (start(), *rows(1)):
+        run.log(row)
     run.close()
     with pytest.raises(CheckpointError, match=f"{CONTENT} was '{hashes[0]}' and is now '{hashes[1]}'"):
         Run(tmp_path / "run", CONFIG | {CONTENT: hashes[1]}, resume=True)

@@ -15,10 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pof._support.agreement import agree
-from pof._support.checks import MOST_CLASSES, whole_number
-from pof._support.modules import convolutions_channels_last
+from pof._support.distributed import gather_objects
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
+from pof.app.cards import as_trained, card_in, card_of
+from pof.app.cards import load_network as load_network
+from pof.app.inherit import check_split
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import (
     DataOptions,
@@ -30,8 +32,8 @@ from pof.app.options import (
     plain,
     schedule_of,
 )
-from pof.app.run_files import RunError, read_config
-from pof.app.run_folder import CONTENT, Run, content_of
+from pof.app.run_files import read_config
+from pof.app.run_folder import COMMIT, CONTENT, NETWORK, Run, commit, content_of
 from pof.data import (
     Data,
     eval_loader,
@@ -45,11 +47,10 @@ from pof.data.description import DataSplit, Loader
 from pof.data.mixing import class_weights, mixing_of
 from pof.data.registry import KNOWN
 from pof.data.streaming import StreamData
+from pof.head.search import find_head
 from pof.head.split import split as split_at_head
 from pof.methods import Method
-from pof.models import PRETRAINED, build_model, preprocessing_of, replace_head
-from pof.models.build import square_side
-from pof.models.sources.huggingface import saved_by_transformers
+from pof.models import preprocessing_of
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
@@ -119,6 +120,7 @@ def _train(
     precision = find_precision(training.precision, device)
     rate, schedule = find_learning_rate(model, training), schedule_of(training)
     training = replace(training, lr=rate, precision=precision, schedule=schedule)
+    check_split(model, data)
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
@@ -128,10 +130,12 @@ def _train(
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
     network = load_network(model, loaded)
+    card = card_of(model, loaded, model.head or find_head(network))
+    config |= {NETWORK: plain(vars(card)), COMMIT: commit()}
     if training.freeze_head:
         freeze_head(network, model)
     incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
-    folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
+    folder = Run(run.out, config, resume=run.resume, overwrite=run.overwrite) if rank == 0 else None
     if folder is not None:
         stack.callback(folder.close)
 
@@ -150,6 +154,9 @@ def _train(
         own = (loaded.num_classes, statistics, first_epoch, not model.is_trained, weights)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
+    if folder is not None:
+        folder.make_room()
+    gather_objects(None)  # no process looks for a state before that
     result = _fit(method, batches, validation, training, run, device, both)
     if result.stopped == "interrupted":
         return JobResult(Path(run.out), result, None, None)
@@ -157,7 +164,7 @@ def _train(
     before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
     after = evaluate(network, test, head=model.head)
     if folder is not None:
-        folder.finish(network, _figures(result, before, after))
+        folder.finish(network, _figures(result, before, after), card.metadata())
     return JobResult(Path(run.out), result, before, after)
 
 
@@ -217,9 +224,11 @@ def training_batches(
 def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
     """Load the data set that the options name; images in files as the network was trained with them."""
     check_data(options)
+    card = None if model is None else card_in(model.weights)
+    options = as_trained(options, card)
     said = (options.image_size, options.mean, options.std, options.interpolation, options.crop)
-    own = None
-    if model is not None and options.data not in KNOWN and any(value is None for value in said):
+    own = None if card is None else card.preprocessing
+    if model is not None and card is None and options.data not in KNOWN and any(value is None for value in said):
         own = preprocessing_of(model.model, model.model_args, model.weights)
     return load_data(
         options.data,
@@ -256,31 +265,6 @@ def split(loaded: Data, options: DataOptions) -> Splits:
         if size is not None:
             indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed, name=name)]
     return Splits(indices, validation, held_in)
-
-
-def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
-    """Build the network for a data set, with its weights."""
-    weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
-    if weights is not None and Path(weights).is_dir() and not saved_by_transformers(weights):
-        weights = str(Path(weights) / "model.safetensors")
-        if not Path(weights).exists():
-            raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
-    if options.source_classes is not None:
-        whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
-    classes = options.source_classes or loaded.num_classes
-    network = build_model(
-        options.model,
-        num_classes=classes,
-        in_channels=loaded.in_channels,
-        in_features=loaded.in_features,
-        weights=weights,
-        args=options.model_args,
-        image_size=square_side(loaded.image_shape),
-        classes=loaded.classes if options.source_classes is None else (),
-    )
-    if options.source_classes is not None:
-        replace_head(network, loaded.num_classes, options.head)
-    return convolutions_channels_last(network)
 
 
 def freeze_head(network: nn.Module, options: ModelOptions) -> None:

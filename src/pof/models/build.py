@@ -31,8 +31,8 @@ def build_model(
     Args:
         name: ``wrn-DEPTH-WIDTH``; ``resnet20`` (32, 44, 56, 110) with ``x2`` for double width and
             ``-projection`` for 1x1-convolution shortcuts, as in ``resnet20x2-projection``; ``small-cnn`` or
-            ``small-cnnx4``; ``timm:NAME``, ``torchvision:NAME``, or a name that one of the two knows; ``hf:FOLDER`` or a name on the
-            Hugging Face hub; ``package.module:factory``.  docs/models.md has all of them.
+            ``small-cnnx4``; ``timm:NAME``, ``torchvision:NAME``, or a name that one of the two knows; ``hf:FOLDER`` or
+            a name on the Hugging Face hub; ``package.module:factory``.  docs/models.md has all of them.
         num_classes: number of classes C.
         in_channels: channels of the images.
         in_features: width D of feature vectors (N, D), in the place of images: of factories only.

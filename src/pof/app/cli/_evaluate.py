@@ -14,9 +14,9 @@ class EvaluateOptions:
     """How to evaluate.
 
     Args:
-        split: test or train.
-        batch_size: samples per forward.
-        device: cpu, cuda, ...; found by itself if not given.
+        split: Part of the data to evaluate on: test or train.
+        batch_size: Samples per forward pass.
+        device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
     """
 
     split: Literal["test", "train"] = "test"
