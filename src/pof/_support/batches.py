@@ -179,6 +179,13 @@ def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inpu
     return cast("Inputs", _mapped(inputs, cut))
 
 
+def joined(values: Sequence[Any]) -> Any:
+    """One after the other: the targets of several mini-batches, tensors or mappings of them."""
+    if isinstance(values[0], Mapping):
+        return {key: joined([value[key] for value in values]) for key in values[0]}
+    return torch.cat(list(values)) if isinstance(values[0], Tensor) else [item for value in values for item in value]
+
+
 def to_device(value: T, device: torch.device | str) -> T:
     """Move every tensor in a (nested) batch; other values pass unchanged."""
     return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=True)))
