@@ -95,7 +95,7 @@ def test_plain_training_and_its_validation_equal_a_loop(task: str) -> None:
     x, targets = (torch.cat(parts) for parts in zip(*held_out, strict=True))
     for epoch in (0, 2):
         trained = network(task) if epoch == 0 else model
-        assert result.history[epoch]["val_loss"] == pytest.approx(float(by_hand(task)(trained(x), targets)), rel=1e-6)
+        assert result.history[epoch]["val_loss"] == pytest.approx(value(task, trained, x, targets), rel=1e-6)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -154,6 +154,10 @@ def test_sam_equals_a_loop(task: str) -> None:
             loss(torch.func.functional_call(hand, moved, (inputs,)), targets).backward()
             optimizer.step()
     same(hand, model, 1e-7)
+
+
+def value(task: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    return float(by_hand(task)(model(inputs), targets).detach())
 
 
 def along(model: Any, task: str, inputs: Tensor, targets: Tensor) -> tuple[list[Tensor], Callable[[float], Tensor]]:
@@ -221,13 +225,12 @@ def trained(task: str) -> Any:
 def test_levels_are_shares_of_the_loss_of_guessing(task: str) -> None:
     model = trained(task)
     inputs, targets = data(task)[0]
-    clean = float(by_hand(task)(model(inputs), targets))
     wanted = 0.6 * GUESSING[task](targets)
-    assert clean < wanted, "the network does not fit the task"
-    out = pof.HeadAscent(model, level=0.6, loss=LOSS[task])(inputs, targets)
-    assert float(out.loss) == pytest.approx(wanted, rel=1e-4)
-    assert float(out.radius) > 0
+    assert value(task, model, inputs, targets) < wanted, "the network does not fit the task"
     _, at = along(model, task, inputs, targets)
+    out = pof.HeadAscent(model, level=0.6, loss=LOSS[task])(inputs, targets)
+    assert float(out.loss.detach()) == pytest.approx(wanted, rel=1e-4)
+    assert float(out.radius) > 0
     assert float(at(-float(out.radius))) == pytest.approx(wanted, rel=1e-4)
 
 
@@ -236,13 +239,13 @@ def test_the_radius_from_the_data_is_a_rise_of_this_loss(task: str) -> None:
     model, loss = network(task), by_hand(task)
     inputs, targets = data(task)[0]
     rho = pof.SharpnessAware(model, loss=LOSS[task]).calibrate([(inputs, targets)], level=0.2, level_kind="rise")
-    value = loss(model(inputs), targets)
-    grads = torch.autograd.grad(value, list(model.parameters()))
+    before = loss(model(inputs), targets)
+    grads = torch.autograd.grad(before, list(model.parameters()))
     norm = torch.sqrt(sum(g.square().sum() for g in grads))
     moved = {n: p + rho * g / norm for (n, p), g in zip(model.named_parameters(), grads, strict=True)}
-    risen = loss(torch.func.functional_call(model, moved, (inputs,)), targets) - value
+    risen = loss(torch.func.functional_call(model, moved, (inputs,)), targets) - before
     # The radius is good to 5 %, and the loss rises a little faster than it.
-    assert float(risen) == pytest.approx(0.2 * GUESSING[task](targets), rel=0.15)
+    assert float(risen.detach()) == pytest.approx(0.2 * GUESSING[task](targets), rel=0.15)
 
 
 def test_a_loss_without_a_scale_has_no_level_and_the_message_names_methods_that_need_none() -> None:
@@ -346,8 +349,11 @@ def test_values_per_sample_are_averaged_by_the_weights_of_the_loss() -> None:
 @pytest.mark.parametrize(
     ("loss", "targets", "message"),
     [
-        (F.mse_loss, lambda y: y.double(), r"broadcasts targets \(16,\) against outputs \(16, 1\)"),
-        (lambda z, t: (z[:, 0] - t[:, None]).abs().mean(), lambda y: y.double(), None),
+        (
+            lambda z, t: (z - t).abs().mean(),
+            lambda y: y.double(),
+            r"broadcasts targets \(16,\) against outputs \(16, 1\)",
+        ),
         (lambda z, t: (z - t[:, None]).square(), lambda y: y.double(), r"returned \(16, 1\)"),
         (lambda z, t: 1.0, lambda y: y, "returned float"),
         ("bce", lambda y: y * 2, "targets in .0, 1.; got 2"),
@@ -358,11 +364,9 @@ def test_values_per_sample_are_averaged_by_the_weights_of_the_loss() -> None:
         ("ordinal", lambda y: y + 1, "classes from 0 to 1; got 2"),
     ],
 )
-def test_targets_that_do_not_fit_are_refused(loss: Any, targets: Any, message: str | None) -> None:
+def test_targets_that_do_not_fit_are_refused(loss: Any, targets: Any, message: str) -> None:
     x, y = batch(classes=2)
     method = pof.Finetune(mlp(1), loss=loss)
-    if message is None:
-        return
     with pytest.raises(ValueError, match=message):
         method(x, targets(y))
 
