@@ -91,8 +91,9 @@ def _from_one_hot(targets: Tensor) -> Tensor:
     wrong = ((targets != 0) & (targets != 1)).any(dim=1) | (targets.sum(dim=1) != 1)
     if bool(wrong.any()):
         raise ValueError(
-            f"integer targets {tuple(targets.shape)} are not one-hot (row {int(wrong.nonzero()[0])}): for several"
-            " labels per sample give a loss of your own (loss=...), else class indices or probabilities"
+            f"integer targets {tuple(targets.shape)} are not one-hot (row {int(wrong.nonzero()[0])}): several"
+            " labels per sample are for loss='bce' (a Dataset gives them in floating point); else give class indices"
+            " or probabilities"
         )
     return targets.int().argmax(dim=1)
 

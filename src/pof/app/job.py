@@ -18,7 +18,7 @@ from pof._support.agreement import agree
 from pof._support.checks import MOST_CLASSES, whole_number
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
-from pof.app.methods import Context, build_method, entry_of
+from pof.app.methods import Context, build_method, entry_of, named_function
 from pof.app.options import (
     DataOptions,
     ModelOptions,
@@ -37,6 +37,7 @@ from pof.data import (
     TensorLoader,
     eval_loader,
     load_data,
+    outputs_of,
     split_validation,
     stratified_fraction,
     train_loader,
@@ -45,9 +46,10 @@ from pof.data.description import DataSplit
 from pof.head.split import split as split_at_head
 from pof.methods import Method
 from pof.models import PRETRAINED, build_model, replace_head
-from pof.training.evaluation import Metrics, evaluate
+from pof.training.evaluation import evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
+from pof.training.selection import Judged
 
 EVAL_BATCH = 500
 
@@ -58,9 +60,9 @@ class JobResult:
 
     folder: Path
     fit: FitResult
-    before: Metrics | None
+    before: Judged | None
     """On the test set, of the weights that came in; None for a network that started from scratch."""
-    after: Metrics | None
+    after: Judged | None
     """On the test set, of the network handed back; None if the run was interrupted."""
 
 
@@ -112,7 +114,7 @@ def _train(
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
-    network = load_network(model, loaded)
+    network = load_network(model, loaded, training.loss)
     if training.freeze_head:
         freeze_head(network, model)
     incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
@@ -135,8 +137,9 @@ def _train(
     if result.stopped == "interrupted":
         return JobResult(Path(run.out), result, None, None)
     test = evaluating("test")
-    before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
-    after = evaluate(network, test, head=model.head)
+    asked: Any = {"head": model.head, "loss": named_function(training.loss), "metric": named_function(training.metric)}
+    before = None if incoming is None else evaluate(incoming.to(device), test, **asked)
+    after = evaluate(network, test, **asked)
     if folder is not None:
         folder.finish(network, _figures(result, before, after))
     return JobResult(Path(run.out), result, before, after)
@@ -167,6 +170,7 @@ def _fit(
         precision=training.precision,
         device=device,
         log=log,
+        metric=named_function(training.metric),
     )
 
 
@@ -234,8 +238,8 @@ def split(loaded: Data, options: DataOptions) -> Splits:
     return Splits(indices, validation, held_in)
 
 
-def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
-    """Build the network for a data set, with its weights."""
+def load_network(options: ModelOptions, loaded: Data, loss: str = "cross-entropy") -> nn.Module:
+    """Build the network for a data set and a loss, with its weights."""
     weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
     if weights is not None and Path(weights).is_dir():
         weights = str(Path(weights) / "model.safetensors")
@@ -243,10 +247,11 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
             raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
     if options.source_classes is not None:
         whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
-    classes = options.source_classes or loaded.num_classes
-    network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+    outputs = outputs_of(loaded, loss)
+    sizes = {"num_classes": options.source_classes or outputs, "in_channels": loaded.in_channels}
+    network = build_model(options.model, **sizes, weights=weights)
     if options.source_classes is not None:
-        replace_head(network, loaded.num_classes, options.head)
+        replace_head(network, outputs, options.head)
     return convolutions_channels_last(network)
 
 
@@ -322,9 +327,8 @@ def _processes() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def _figures(result: FitResult, before: Metrics | None, after: Metrics) -> dict[str, Any]:
+def _figures(result: FitResult, before: Judged | None, after: Judged) -> dict[str, Any]:
     rows = {row["epoch"]: row for row in result.history}
-    last = result.history[-1]
     return {
         "best_epoch": result.best_epoch,
         "epochs": result.epochs,
@@ -332,12 +336,12 @@ def _figures(result: FitResult, before: Metrics | None, after: Metrics) -> dict[
         "stopped": result.stopped,
         "message": result.message,
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
-        "test_before": None if before is None else vars(before),
-        "test_after": vars(after),
+        "test_before": None if before is None else before.named(),
+        "test_after": after.named(),
         "validation_before": _named("val_", rows[0]),
         "validation_after": _named("val_", rows[result.best_epoch]),
-        "validation_last": _named("val_", last),
-        "train_last": _named("train_", last),
+        "validation_last": _named("val_", result.history[-1]),
+        "train_last": _named("train_", result.history[-1]),
     }
 
 

@@ -111,6 +111,7 @@ class MethodOptions:
         epochs: passes over the training data.
         batch_size: samples per mini-batch, over all processes.
         accumulation: mini-batches per optimizer step.
+        loss: cross-entropy, bce (one logit, several labels), mse, ordinal, or package.module:callable.
         label_smoothing: of the cross-entropy.
         seed: of everything random but the validation split.
         pof: options of method pof.
@@ -124,6 +125,7 @@ class MethodOptions:
     epochs: int = 10
     batch_size: int = 128
     accumulation: int = 1
+    loss: str = "cross-entropy"
     label_smoothing: float = 0.0
     seed: int = 0
     pof: PoFOptions = field(default_factory=PoFOptions)

@@ -68,18 +68,31 @@ class MethodEntry:
     """Of the learning rate, unless another is asked for."""
 
 
+def named_function(name: str | None) -> Any:
+    """A loss or metric as the command line names it: a word, or ``package.module:callable``, a class made first."""
+    from pof._support.factory import import_factory
+
+    if name is None or ":" not in name:
+        return name
+    found = import_factory(name)
+    return found() if isinstance(found, type) else found
+
+
+def _loss_of(options: MethodOptions) -> dict[str, Any]:
+    return {"label_smoothing": options.label_smoothing, "loss": named_function(options.loss)}
+
+
 def _finetune(context: Context) -> "Method":
     from pof.methods import Finetune
 
-    return Finetune(context.model, context.head, label_smoothing=context.options.label_smoothing)
+    return Finetune(context.model, context.head, **_loss_of(context.options))
 
 
 def _pof(context: Context) -> "Method":
     from pof.methods import PoF
 
     options = context.options
-    smoothing, seed = options.label_smoothing, options.seed
-    return PoF(context.model, context.head, **vars(options.pof), label_smoothing=smoothing, seed=seed)
+    return PoF(context.model, context.head, **vars(options.pof), **_loss_of(options), seed=options.seed)
 
 
 def _passes_of_pof(options: MethodOptions) -> Fraction:
@@ -92,8 +105,7 @@ def _passes_of_pof(options: MethodOptions) -> Fraction:
 def _head_ascent(context: Context) -> "Method":
     from pof.methods import HeadAscent
 
-    level, smoothing = context.options.ascent.level, context.options.label_smoothing
-    return HeadAscent(context.model, context.head, level=level, label_smoothing=smoothing)
+    return HeadAscent(context.model, context.head, level=context.options.ascent.level, **_loss_of(context.options))
 
 
 def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bool = False) -> MethodEntry:
@@ -111,7 +123,7 @@ def _sharpness_aware(kind: Literal["sam", "asam", "sam-on", "msam"], *, late: bo
             anneal=options.anneal,
             last_epochs=options.last_epochs if late else None,
             ascent_share=options.ascent_share,
-            label_smoothing=context.options.label_smoothing,
+            **_loss_of(context.options),
         )
         if options.rho == "auto":
             if context.from_scratch:
@@ -148,7 +160,7 @@ def _regularized(
 
         strength = context.options.regularizer.strength
         regularizer = make(context, {} if strength is None else {"strength": strength}, kinds)
-        return Regularized(context.model, regularizer, context.head, label_smoothing=context.options.label_smoothing)
+        return Regularized(context.model, regularizer, context.head, **_loss_of(context.options))
 
     return MethodEntry(build, "regularizer", extra)
 

@@ -87,6 +87,8 @@ class TrainOptions(MethodOptions):
         momentum: of sgd.
         weight_decay: of the optimizer.
         schedule: of the learning rate; swa takes no cosine.
+        metric: what validation chooses by: error, rmse, mae, r2 or loss, as far as the loss has it, or
+            package.module:callable; the loss's first one if not given.
         clip_norm: bound on the gradient norm; none if not given.
         freeze_head: train the feature extractor only; pof and head-ascent always do.
         precision: fp32, bf16 or fp16; auto: bf16 where the hardware computes in it, else fp32.
@@ -99,6 +101,7 @@ class TrainOptions(MethodOptions):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = field(default_factory=Schedule)
+    metric: str | None = None
     clip_norm: float | None = None
     freeze_head: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -9,6 +9,7 @@ from pof.data.description import Data, ImageData, LazyData, eval_loader, summary
 from pof.data.loader import DatasetLoader, TensorLoader
 from pof.data.registry import load_data
 from pof.data.stratified import split_validation, stratified_fraction
+from pof.data.tasks import outputs_of
 
 __all__ = [
     "Augmentation",
@@ -25,6 +26,7 @@ __all__ = [
     "horizontal_flip",
     "load_data",
     "normalise",
+    "outputs_of",
     "pad_crop",
     "split_validation",
     "stratified_fraction",

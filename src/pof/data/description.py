@@ -82,11 +82,11 @@ class LazyData:
     test_set: Dataset[Any]
     """Items as they are evaluated."""
     train_labels: Tensor
-    """(N,) int64."""
+    """(N,) int64; of other tasks floating point, (N,) or (N, C)."""
     test_labels: Tensor
-    """(M,) int64."""
+    """(M,) int64, or as those."""
     classes: tuple[str, ...]
-    """Names of the C classes."""
+    """Names of the C classes, or of the outputs that floating-point targets are for."""
     image_shape: tuple[int, ...]
     """Shape (K, H, W) of one input."""
     mean: tuple[float, ...] | None
@@ -239,16 +239,14 @@ def summary(data: Data) -> dict[str, str]:
     Returns:
         Texts by what they describe: counts, classes, shapes, normalisation, where the files are.
     """
-    per_class = torch.bincount(data.train_labels, minlength=data.num_classes)
     names = ", ".join(data.classes[:10]) + (", ..." if data.num_classes > 10 else "")
-    smallest, largest = int(per_class.min()), int(per_class.max())
     lines = {
         "name": data.name,
         "training samples": f"{len(data.train_labels)}",
         "validation samples": "none of their own" if data.val_labels is None else f"{len(data.val_labels)}",
         "test samples": f"{len(data.test_labels)}",
         "classes": f"{data.num_classes} ({names})",
-        "training samples per class": str(smallest) if smallest == largest else f"{smallest} to {largest}",
+        "training samples per class": _per_class(data),
         "shape of an input": " x ".join(str(n) for n in data.image_shape),
         "mean": _numbers(data.mean),
         "std": _numbers(data.std),
@@ -257,6 +255,14 @@ def summary(data: Data) -> dict[str, str]:
     if isinstance(data, ImageData):
         lines["augmentation"] = str(data.augmentation) if data.augmentation else "none"
     return lines
+
+
+def _per_class(data: Data) -> str:
+    if data.train_labels.is_floating_point():
+        return "no classes, but floating-point targets"
+    per_class = torch.bincount(data.train_labels, minlength=data.num_classes)
+    smallest, largest = int(per_class.min()), int(per_class.max())
+    return str(smallest) if smallest == largest else f"{smallest} to {largest}"
 
 
 def _numbers(values: Sequence[float] | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -27,6 +29,18 @@ def logarithm(probabilities: Tensor) -> Tensor:
     """Turn probabilities (N, C) into logits; 0 becomes the smallest positive number first."""
     values = at_least_float32(probabilities)
     return values.clamp_min(torch.finfo(values.dtype).tiny).log()
+
+
+def tell_of_auxiliary(output: Any) -> None:
+    """Warn of auxiliary logits, which GoogLeNet and Inception v3 return in training: no method here trains on them."""
+    named = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
+    found = [name for name, value in named.items() if "aux" in str(name) and isinstance(value, Tensor)]
+    if found:
+        warnings.warn(
+            f"the auxiliary outputs of the network ({', '.join(found)}) are not trained: the loss is that of its logits"
+            " alone",
+            stacklevel=4,
+        )
 
 
 def within_unit(output: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pof._support import distributed
 from pof._support.batches import Inputs, call, described_outputs, first_inputs, outputs_in
 from pof.head.listen import listening, trial, uncompiled
-from pof.head.output import End, agree, beside, is_sigmoid, tell_apart
+from pof.head.output import End, agree, beside, is_sigmoid, tell_apart, tell_of_auxiliary
 from pof.head.search import (
     HeadNotFoundError,
     all_layers,
@@ -95,7 +95,7 @@ class SplitModel(nn.Module):
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
         self._place: int | str = "logits"
-        self._sigmoid = False
+        self._sigmoid = self._told = False
         inside = set(self._module.modules())
         owned = set(self._module.parameters())
         for name, module in model.named_modules():
@@ -200,7 +200,10 @@ class SplitModel(nn.Module):
             check = torch.compiler.disable(check)  # type: ignore[no-untyped-call]
         if self._unchecked:
             check(inputs)
-        features, logits, _ = listen(inputs)
+        features, logits, output = listen(inputs)
+        if self.training and not self._told and not torch.compiler.is_compiling():
+            self._told = True
+            tell_of_auxiliary(output)
         return self._cut(inputs, features, logits)
 
     def _cut(self, inputs: Inputs, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,9 +55,9 @@ def build_model(
         ValueError: if the name is unknown (similar names are listed), the model cannot be built with these
             numbers, or the weights do not fit.
     """
-    if num_classes < 2:
-        raise ValueError(f"a classifier needs at least 2 classes; got num_classes={num_classes}")
-    whole_number("num_classes", num_classes, 2, MOST_CLASSES)
+    if num_classes < 1:
+        raise ValueError(f"a network needs at least 1 output; got num_classes={num_classes}")
+    whole_number("num_classes", num_classes, 1, MOST_CLASSES)
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     families: dict[str, Callable[..., nn.Module]] = {
         r"wrn-(\d+)-(\d+)": lambda depth, width: WideResNet(int(depth), int(width), **sizes),
