@@ -247,6 +247,7 @@ def factory(name: str) -> Callable[[], Any]:
 
 
 def destroyed() -> None:
+    torch.manual_seed(0)
     with pytest.warns(pof.DivergenceWarning, match=r"put back\. Remedy: lower the learning rate"):
         result = fit(optimizer=lambda p: torch.optim.SGD(p, lr=1e308))
     assert result.stopped == "diverged"

@@ -98,6 +98,7 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
 
 
 def _label(target: Any) -> Tensor:
+    target = torch.tensor(target) if isinstance(target, float) else target
     if not isinstance(target, Tensor):
         raise DataError(f"targets must be a tensor of class indices, or an integer; got {type(target).__name__}")
     return target.squeeze()
