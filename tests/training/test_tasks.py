@@ -63,14 +63,14 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
-def loop(task: str, penalty: Callable[[nn.Module, Tensor], Any] = lambda m, f: 0.0, epochs: int = 2) -> nn.Module:
+def loop(task: str, penalty: Callable[[Any, Tensor, Tensor], Any] = lambda m, f, x: 0.0, epochs: int = 2) -> nn.Module:
     model = network(task)
     optimizer, loss = sgd(model.parameters()), by_hand(task)
     for _ in range(epochs):
         for inputs, targets in data(task):
             features = model[:-1](inputs)
             optimizer.zero_grad()
-            (loss(model.fc(features), targets) + penalty(model, features)).backward()
+            (loss(model.fc(features), targets) + penalty(model, features, inputs)).backward()
             optimizer.step()
     return model
 
@@ -112,20 +112,24 @@ def start_of(task: str) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in network(task).named_parameters()}
 
 
-def pulled(task: str) -> Callable[[Any, Tensor], Any]:
+def pulled(task: str) -> Callable[[Any, Tensor, Tensor], Any]:
     """L2-SP: body towards its start, head towards 0."""
     start = start_of(task)
 
-    def penalty(model: Any, features: Tensor) -> Any:
+    def penalty(model: Any, features: Tensor, inputs: Tensor) -> Any:
         body = sum((p - start[n]).square().sum() for n, p in model.named_parameters() if not n.startswith("fc"))
         return 0.1 * body + 0.05 * sum(p.square().sum() for p in model.fc.parameters())
 
     return penalty
 
 
-PENALTIES: dict[str, tuple[Callable[[Any], Any], Callable[[str], Callable[[Any, Tensor], Any]]]] = {
-    "fnp": (lambda m: pof.regularizers.FNP(strength=0.3), lambda t: lambda m, f: 0.3 * f.square().mean()),
-    "bss": (lambda m: pof.BSS(strength=0.1), lambda t: lambda m, f: 0.1 * torch.linalg.svdvals(f)[-1] ** 2),
+PENALTIES: dict[str, tuple[Callable[[Any], Any], Callable[[str], Callable[[Any, Tensor, Tensor], Any]]]] = {
+    "fnp": (lambda m: pof.regularizers.FNP(strength=0.3), lambda t: lambda m, f, x: 0.3 * f.square().mean()),
+    "bss": (lambda m: pof.BSS(strength=0.1), lambda t: lambda m, f, x: 0.1 * torch.linalg.svdvals(f)[-1] ** 2),
+    "delta": (
+        lambda m: pof.DELTA(m, ["act"], strength=0.3),
+        lambda t: lambda m, f, x: 0.15 * (f - network(t)[:-1](x).detach()).square().mean(),
+    ),
     "l2sp": (lambda m: pof.L2SP(m, strength=0.2, head_strength=0.1), pulled),
 }
 
