@@ -436,6 +436,18 @@ def test_an_end_of_another_task_is_refused() -> None:
     )
 
 
+def test_outputs_between_0_and_1_of_a_network_without_a_head_are_told() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :3].sigmoid()
+
+    x, y = batch(classes=3)
+    with pytest.warns(UserWarning, match=r"all outputs of Scaled lie in \[0, 1\]: taken for logits"):
+        assert pof.evaluate(Scaled(), [(x, y)]).nll == pytest.approx(float(F.cross_entropy(x[:, :3].sigmoid(), y)))
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\], and its head does not tell why"):
+        pof.evaluate(Scaled(), [(x, F.one_hot(y, 3).float())], loss="bce")
+
+
 def test_what_loss_and_metric_may_be() -> None:
     with pytest.raises(ValueError, match=f"loss must be one of {', '.join(LOSSES)}, or a function"):
         pof.Finetune(mlp(), loss="hinge")

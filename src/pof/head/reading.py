@@ -8,11 +8,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs, described_outputs, logits_of, outputs_in
-from pof.head.output import End, are_probabilities, logarithm, logit, within_unit
+from pof.head.output import End, are_probabilities, logarithm, logit, tell_apart, within_unit
 from pof.head.search import HeadNotFoundError
 from pof.head.split import resolve, split
 
-_NOT_LOGITS = "if these are probabilities, let the network return the logits; if they are logits, name the head"
+_REMEDY = "if they are probabilities, let it return the logits"
 
 
 class Reading:
@@ -80,8 +80,13 @@ class Reading:
         try:
             ends = split(self.model, self.head, end="sigmoid").ends_in_sigmoid(inputs)
         except ValueError as error:
+            if self.end == "softmax":
+                if tell_apart(output):
+                    name = type(self.model).__name__
+                    warnings.warn(f"all outputs of {name} lie in [0, 1]: taken for logits; {_REMEDY}", stacklevel=4)
+                return "nothing"
             raise ValueError(
-                f"all outputs of the network lie in [0, 1], and its head does not tell why ({error}): {_NOT_LOGITS}"
+                f"all outputs of the network lie in [0, 1], and its head does not tell why ({error}): {_REMEDY}"
             ) from error
         if ends and self.end == "softmax":
             raise ValueError(

@@ -39,7 +39,8 @@ def mean_loss(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
     # It gets 0 with a graph of zeros, so that it takes part in what the others exchange.
     if distributed.active() and not logits.shape[0]:
         return logits.sum()
-    return loss(logits, targets)
+    found: Tensor = loss(logits, targets)
+    return found
 
 
 def features_and_logits(network: SplitModel, inputs: Inputs) -> tuple[Tensor, Tensor]:

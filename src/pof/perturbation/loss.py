@@ -50,7 +50,8 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
 
 def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
     """The function inside of ``functools.partial`` and of a loss that holds one, and the keywords it is called with."""
-    function, options = loss, {}
+    function: Any = loss
+    options: dict[str, Any] = {}
     while True:
         if isinstance(function, partial):
             function, options = function.func, function.keywords | options

@@ -45,7 +45,7 @@ class BinaryCrossEntropy(Loss):
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
         """From the entropy of the targets, 0 of hard ones, to log 2, the loss of logits that are all 0."""
         targets = as_outputs(like.new_empty(samples_of(targets), like.shape[-1]), targets, "bce")
-        least = (torch.special.entr(targets) + torch.special.entr(1 - targets)).mean()
+        least: Tensor = (torch.special.entr(targets) + torch.special.entr(1 - targets)).mean()
         return least + share * (math.log(2) - least)
 
 
@@ -189,7 +189,7 @@ class Custom(Loss):
         Raises:
             ValueError: if that is not above 0: there is no scale then.
         """
-        guess = self(like.new_zeros(samples_of(targets), like.shape[-1]), targets)
+        guess: Tensor = self(like.new_zeros(samples_of(targets), like.shape[-1]), targets)
         if not self._guessed and not bool(guess > 0):
             raise ValueError(
                 f"the loss of outputs that are all 0 is {float(guess):.3g}, so a share of it is no level: this needs a"
