@@ -255,7 +255,7 @@ class Loop:
         if self.selection.collapsed(metrics):
             before = self.selection.incoming
             raise _Diverged(
-                f"validation collapsed: {_text(before)} before, {_text(metrics)} after epoch {epoch}"
+                f"validation collapsed: error {_text(before)} before, {_text(metrics)} after epoch {epoch}"
                 f" (step {self.steps}); the network of epoch {self.selection.epoch} was put back."
                 f" Remedy: {self.method.remedy}"
             )
