@@ -91,9 +91,9 @@ def metrics_table(title: str, columns: Mapping[str, Judged]) -> Table:
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
-    values = list(columns.values())
-    if not all(isinstance(m, Metrics) for m in values):
-        rows = [m.named() for m in values]
+    values = [m for m in columns.values() if isinstance(m, Metrics)]
+    if len(values) < len(columns):
+        rows = [m.named() for m in columns.values()]
         for name in rows[0]:
             table.add_row(name, *(f"{row[name]:.6g}" for row in rows))
         return table
