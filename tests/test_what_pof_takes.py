@@ -406,6 +406,7 @@ def processed(**options: Any) -> None:
 
 
 def destroyed() -> None:
+    torch.manual_seed(0)
     with pytest.warns(pof.DivergenceWarning, match=r"put back\. Remedy: lower the learning rate"):
         result = fit(optimizer=lambda p: torch.optim.SGD(p, lr=1e308))
     assert result.stopped == "diverged"
@@ -416,6 +417,35 @@ def evaluated_softmax() -> None:
     assert result.stopped is None
 
 
+class WithAuxiliary(nn.Module):
+    """Returns what GoogLeNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.aux = mlp(), nn.Linear(5, CLASSES).double()
+
+    def forward(self, x: Tensor) -> Any:
+        return Outputs(self.inner(x), self.aux(x)) if self.training else self.inner(x)
+
+
+class Outputs(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor
+
+
+def auxiliary() -> None:
+    model = WithAuxiliary()
+    with pytest.warns(UserWarning, match=r"auxiliary outputs of the network \(aux_logits\) are not trained") as told:
+        fit(pof.PoF(model, "inner.fc"))
+    assert len(told) == 1
+    assert model.aux.weight.grad is None
+
+
+def adarand() -> Any:
+    return pof.AdaRand.from_loader(pof.split(mlp()), [(X, Y)], num_classes=CLASSES)
+
+
+LOSS_TAKERS = (pof.Finetune, pof.PoF, pof.HeadAscent, pof.SharpnessAware)
 SOFT = torch.softmax(torch.randn(N, CLASSES, dtype=torch.float64), dim=1)
 ONES = torch.ones(N, CLASSES)
 LBFGS: Any = torch.optim.LBFGS
@@ -427,6 +457,11 @@ CASES: dict[str, Callable[[], Any]] = {
         lambda: fit(pof.PoF(Around(lambda f, z: SimpleNamespace(logits=z)))),
     ),
     "ends in softmax": evaluated_softmax,
+    'ends in a sigmoid, with `loss="bce"`': lambda: fit(
+        pof.PoF(nn.Sequential(*mlp(), nn.Sigmoid()), loss="bce"), [(X, ONES)] * 2
+    ),
+    "ends in a sigmoid, with the cross-entropy": lambda: fit(pof.PoF(nn.Sequential(*mlp(), nn.Sigmoid()))),
+    "auxiliary logits in training (GoogLeNet, Inception v3)": lambda: auxiliary(),
     "wrapped by `torch.compile`": lambda: fit(pof.Finetune(torch.compile(mlp(), backend="eager"))),
     "weights in bfloat16": lambda: fit(pof.Finetune(mlp().bfloat16()), [(X.bfloat16(), Y)]),
     "batch norms frozen by `eval()`": lambda: fit(pof.PoF(with_frozen_norm())),
@@ -549,13 +584,25 @@ CASES: dict[str, Callable[[], Any]] = {
     "class weights as tensor, list or integers": all_of(
         *(lambda w=w: fit(pof.Finetune(mlp(), class_weights=w)) for w in (torch.ones(4), [0.5, 1, 2, 1], [1, 2, 3, 4]))
     ),
-    "a function of logits and targets (`PoF`, `HeadAscent`)": all_of(
-        lambda: fit(pof.PoF(mlp(), loss=F.cross_entropy)), lambda: fit(pof.HeadAscent(mlp(), loss=F.cross_entropy))
+    "`bce`: one logit, or several labels per sample": all_of(
+        lambda: fit(pof.PoF(mlp(1), loss="bce"), [(X, Y % 2)] * 2), lambda: fit(pof.PoF(mlp(), loss="bce"), [(X, ONES)])
     ),
-    "several labels per sample, with such a function": lambda: fit(
-        pof.PoF(mlp(), loss=multilabel), [(X, ONES.double())] * 2
+    "`mse`: numbers": lambda: fit(pof.HeadAscent(mlp(1), loss="mse"), [(X, X[:, 0])]),
+    "`ordinal`: ordered classes": lambda: fit(pof.SharpnessAware(mlp(3), loss="ordinal")),
+    "a function of outputs and targets, with every method": all_of(
+        *(lambda m=m: fit(m(mlp(), loss=multilabel), [(X, ONES.double())] * 2) for m in LOSS_TAKERS),
+        lambda: fit(pof.Regularized(mlp(), pof.FNP(), loss=multilabel), [(X, ONES.double())]),
     ),
-    "a text": lambda: pof.PoF(mlp(), loss="mse"),
+    "one value per sample, (N,)": lambda: fit(pof.PoF(mlp(), loss=nn.CrossEntropyLoss(reduction="none"))),
+    "another name": lambda: pof.PoF(mlp(), loss="hinge"),
+    "one that sums": lambda: pof.Finetune(mlp(), loss=nn.MSELoss(reduction="sum")),
+    "one that broadcasts targets (N,) against outputs (N, 1)": lambda: fit(
+        pof.Finetune(mlp(1), loss=lambda z, t: (z - t).abs().mean()), [(X, Y.double())]
+    ),
+    "`bce` with one class out of several": lambda: fit(pof.Finetune(mlp(), loss="bce")),
+    "AdaRand with targets that are no classes": lambda: fit(
+        pof.Regularized(mlp(), adarand(), loss="bce"), [(X, ONES.double())]
+    ),
     "a loss of your own with label smoothing": lambda: pof.PoF(mlp(), loss=multilabel, label_smoothing=0.1),
     "class weights that are negative, NaN or all 0": lambda: pof.Finetune(mlp(), class_weights=[1.0, -1.0, 1.0, 1.0]),
     "class weights of another number of classes": lambda: fit(pof.Finetune(mlp(), class_weights=torch.ones(5))),

@@ -45,6 +45,7 @@ from pof.training.fit import FitResult as FitResult
 from pof.training.fit import fit as fit
 from pof.training.reference import with_reference as with_reference
 from pof.training.schedules import Schedule as Schedule
+from pof.training.tasks import TaskMetrics as TaskMetrics
 from pof.weights import WeightsError as WeightsError
 from pof.weights import load_model as load_model
 from pof.weights import load_weights as load_weights

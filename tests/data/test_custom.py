@@ -10,7 +10,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from pof.app import job
 from pof.app.options import DataOptions
-from pof.data import DataError, custom, eval_loader, load_data, summary, train_loader
+from pof.data import DataError, custom, eval_loader, load_data, outputs_of, summary, train_loader
 from pof.data.custom import labels_of
 
 FACTORIES = """
@@ -238,7 +238,6 @@ def test_a_class_of_the_test_set_alone_is_no_gap(monkeypatch):
 
 
 BAD_LABELS = {
-    "float": ([0.0, 1.0, 2.0], "labels must be class indices, integers from 0, one per sample; got torch.float32 .3,."),
     "negative": ([-1, 1, 1], "label -1 of sample 0 is out of range for 2 classes"),
     "multi-hot": ([[1, 1, 0], [0, 0, 1]], "are not one-hot .row 0."),
 }
@@ -255,9 +254,7 @@ def test_labels_that_are_no_classes(monkeypatch, kind):
     ("label", "message"),
     [
         (None, "targets must be a tensor of class indices or probabilities; got None"),
-        (0.5, "targets must be a tensor of class indices, or an integer; got float"),
         ("cat", r"targets are texts \('cat', ...\): give class indices"),
-        (torch.tensor([0.2, 0.8]), "labels must be class indices.*got torch.float32"),
     ],
 )
 def test_items_with_labels_that_are_no_classes(label, message):
@@ -270,6 +267,23 @@ def test_items_with_labels_that_are_no_classes(label, message):
     if not isinstance(label, torch.Tensor | None):
         with pytest.raises(ValueError, match=r"labels must be class indices|targets are texts"):
             labels_of(Plain(targets=[label] * 3))
+
+
+@pytest.mark.parametrize(("label", "outputs"), [(0.5, 1), (torch.tensor(0.5), 1), (torch.tensor([0.2, 1.0]), 2)])
+def test_floating_point_targets_are_those_of_another_task(monkeypatch, label, outputs):
+    class Labelled(Plain):
+        def __getitem__(self, index: int):
+            return torch.zeros(1), label
+
+    data = described(monkeypatch, Labelled())
+    wanted = torch.as_tensor(label)
+    assert torch.equal(data.train_labels, torch.stack([wanted] * len(data.train_labels)))
+    assert (data.num_classes, outputs_of(data, "mse")) == (outputs, outputs)
+    with pytest.raises(DataError, match="ordinal needs class indices"):
+        outputs_of(data, "ordinal")
+    if outputs == 1:
+        with pytest.raises(DataError, match="has a number as target, no class: give --loss mse"):
+            outputs_of(data, "cross-entropy")
 
 
 def test_another_order_of_classes_in_the_test_set(monkeypatch):

@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Body(lambda s, f, z: z + s.aux_branch(f), aux_branch=Zero(8, 3)),
         r"depends on 'aux_branch.weight'",
     ),
-    "sigmoid": (lambda: Body(lambda _, __, z: z.sigmoid()), "is not the end of the network"),
+    "sigmoid": (lambda: Body(lambda _, __, z: z.sigmoid()), "returns the sigmoid of its head 'fc'"),
     "other shape": (lambda: Body(lambda _, __, z: z[:, :2]), r"returned \(8, 3\), but the network \(8, 2\)"),
     "no logits": (lambda: Body(lambda _, __, z: {"text": "none"}), "no logits are in the network's output"),
 }

@@ -147,10 +147,10 @@ def in_plain_loop(make: Make, model: nn.Module) -> Trace:
             pairs = list(pof.with_reference(loader()))
             for start in range(0, len(pairs), ACCUMULATION):
                 window = pairs[start : start + ACCUMULATION]
-                total = sum(len(batch["labels"]) for batch, _ in window)
-                for batch, reference in window:
-                    out = method({"x": batch["x"]}, batch["labels"], {"x": reference["x"]}, reference["labels"])
-                    (out.loss * len(batch["labels"]) / total).backward()
+                total = sum(len(targets) for (_, targets), _ in window)
+                for (inputs, targets), reference in window:
+                    out = method(inputs, targets, *reference)
+                    (out.loss * len(targets) / total).backward()
                 nn.utils.clip_grad_norm_(method.parameters(), CLIP)
                 optimizer.step()
                 method.after_step()
@@ -169,10 +169,10 @@ def in_accelerate(make: Make, model: nn.Module) -> Trace:
             pairs = list(pof.with_reference(data))
             for start in range(0, len(pairs), ACCUMULATION):
                 window = pairs[start : start + ACCUMULATION]
-                total = sum(len(batch["labels"]) for batch, _ in window)
-                for batch, reference in window:
-                    out = method({"x": batch["x"]}, batch["labels"], {"x": reference["x"]}, reference["labels"])
-                    accelerator.backward(out.loss * len(batch["labels"]) / total)
+                total = sum(len(targets) for (_, targets), _ in window)
+                for (inputs, targets), reference in window:
+                    out = method(inputs, targets, *reference)
+                    accelerator.backward(out.loss * len(targets) / total)
                 accelerator.clip_grad_norm_(method.parameters(), CLIP)
                 optimizer.step()
                 plain.after_step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -317,3 +318,17 @@ def test_logits_of_the_lines_own_features_have_the_graph_of_their_product() -> N
     weights = torch.randn_like(found)
     gradients = [torch.autograd.grad((z * weights).sum(), features, retain_graph=True)[0] for z in (found, product)]
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("search", [line_search, reach])
+def test_nan_is_no_radius(search: Any) -> None:
+    logits, response, targets = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    more = (0.1,) if search is reach else ()
+    for place in range(2):
+        given = [logits.clone(), response.clone()]
+        given[place][1, 1] = math.nan
+        with pytest.raises(ValueError, match="logits or response hold NaN"):
+            search(*given, targets, *more)
+    response[0, 0] = math.inf
+    with pytest.raises(ValueError, match="logits or response hold NaN"):
+        search(logits, response, targets, *more)

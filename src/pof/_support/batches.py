@@ -91,8 +91,9 @@ def _from_one_hot(targets: Tensor) -> Tensor:
     wrong = ((targets != 0) & (targets != 1)).any(dim=1) | (targets.sum(dim=1) != 1)
     if bool(wrong.any()):
         raise ValueError(
-            f"integer targets {tuple(targets.shape)} are not one-hot (row {int(wrong.nonzero()[0])}): for several"
-            " labels per sample give a loss of your own (loss=...), else class indices or probabilities"
+            f"integer targets {tuple(targets.shape)} are not one-hot (row {int(wrong.nonzero()[0])}): several"
+            " labels per sample are for loss='bce' (a Dataset gives them in floating point); else give class indices"
+            " or probabilities"
         )
     return targets.int().argmax(dim=1)
 
@@ -177,6 +178,13 @@ def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inpu
         return tensor[:count] if tensor.shape[:1] == (samples,) else tensor
 
     return cast("Inputs", _mapped(inputs, cut))
+
+
+def joined(values: Sequence[Any]) -> Any:
+    """One after the other: the targets of several mini-batches, tensors or mappings of them."""
+    if isinstance(values[0], Mapping):
+        return {key: joined([value[key] for value in values]) for key in values[0]}
+    return torch.cat(list(values)) if isinstance(values[0], Tensor) else [item for value in values for item in value]
 
 
 def to_device(value: T, device: torch.device | str) -> T:

@@ -13,7 +13,7 @@ from pof._support.modules import convolutions_channels_last
 from pof._support.preprocessing import Preprocessing
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import RunError, read_config, section_of
-from pof.data import Data, ImageData
+from pof.data import Data, ImageData, outputs_of
 from pof.data.registry import KNOWN
 from pof.models import PRETRAINED, build_model, replace_head
 from pof.models.build import square_side
@@ -55,9 +55,11 @@ def known_card(model: ModelOptions, loaded: Data) -> NetworkCard | None:
     return replace(_card(section_of(read_config(folder), folder, "model"), loaded, None), classes=classes)
 
 
-def card_of(model: ModelOptions, loaded: Data, head: str | None) -> NetworkCard:
-    """The card of a network that was trained on these data, by the qualified name of its head."""
-    return replace(_card(model, loaded, known_card(model, loaded)), head=head)
+def card_of(model: ModelOptions, loaded: Data, head: str | None, loss: str = "cross-entropy") -> NetworkCard:
+    """The card of a network that was trained on these data with a loss, by the qualified name of its head."""
+    outputs = outputs_of(loaded, loss)
+    others = None if outputs == loaded.num_classes else outputs
+    return replace(_card(model, loaded, known_card(model, loaded)), head=head, outputs=others)
 
 
 def _card(model: ModelOptions, loaded: Data, before: NetworkCard | None) -> NetworkCard:
@@ -99,8 +101,8 @@ def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
     return replace(data, **{name: value for name, value in wanted.items() if getattr(data, name) is None})
 
 
-def load_network(model: ModelOptions, loaded: Data) -> nn.Module:
-    """Build the network for a data set, with its weights; refused if it was trained on other classes or inputs."""
+def load_network(model: ModelOptions, loaded: Data, loss: str = "cross-entropy") -> nn.Module:
+    """Build the network for a data set and a loss, with its weights; refused if trained on other classes or inputs."""
     if model.source_classes is not None:
         whole_number("source_classes", model.source_classes, 2, MOST_CLASSES)
     own = model.is_factory and model.weights == PRETRAINED
@@ -108,24 +110,24 @@ def load_network(model: ModelOptions, loaded: Data) -> nn.Module:
     card = None if file is None else known_card(model, loaded)
     if card is not None:
         check_fits(card, model, loaded)
+    outputs = outputs_of(loaded, loss)
     if card is not None and file is not None and same_model(model.model, card.model):
         network = card.build()
         load_weights(network, file)
     else:
-        classes = model.source_classes or loaded.num_classes
         weights = PRETRAINED if model.weights == PRETRAINED and not own else file
         network = build_model(
             model.model,
-            num_classes=classes,
+            num_classes=model.source_classes or outputs,
             in_channels=loaded.in_channels,
             in_features=loaded.in_features,
             weights=weights,
             args=model.model_args,
             image_size=square_side(loaded.image_shape),
-            classes=loaded.classes if model.source_classes is None else (),
+            classes=loaded.classes if model.source_classes is None and outputs == loaded.num_classes else (),
         )
     if model.source_classes is not None:
-        replace_head(network, loaded.num_classes, model.head)
+        replace_head(network, outputs, model.head)
     return convolutions_channels_last(network)
 
 

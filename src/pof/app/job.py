@@ -21,7 +21,7 @@ from pof._support.random import seed_everything
 from pof.app.cards import as_trained, card_in, card_of
 from pof.app.cards import load_network as load_network
 from pof.app.inherit import check_split
-from pof.app.methods import Context, build_method, entry_of
+from pof.app.methods import Context, build_method, entry_of, named_function
 from pof.app.options import (
     DataOptions,
     ModelOptions,
@@ -51,9 +51,10 @@ from pof.head.search import find_head
 from pof.head.split import split as split_at_head
 from pof.methods import Method
 from pof.models import preprocessing_of
-from pof.training.evaluation import Metrics, evaluate
+from pof.training.evaluation import evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
+from pof.training.selection import Judged
 
 EVAL_BATCH = 500
 
@@ -64,9 +65,9 @@ class JobResult:
 
     folder: Path
     fit: FitResult
-    before: Metrics | None
+    before: Judged | None
     """On the test set, of the weights that came in; None for a network that started from scratch."""
-    after: Metrics | None
+    after: Judged | None
     """On the test set, of the network handed back; None if the run was interrupted."""
 
 
@@ -129,8 +130,8 @@ def _train(
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
-    network = load_network(model, loaded)
-    card = card_of(model, loaded, model.head or find_head(network))
+    network = load_network(model, loaded, training.loss)
+    card = card_of(model, loaded, model.head or find_head(network), training.loss)
     config |= {NETWORK: plain(vars(card)), COMMIT: commit()}
     if training.freeze_head:
         freeze_head(network, model)
@@ -161,8 +162,9 @@ def _train(
     if result.stopped == "interrupted":
         return JobResult(Path(run.out), result, None, None)
     test = evaluating("test")
-    before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
-    after = evaluate(network, test, head=model.head)
+    asked: Any = {"head": model.head, "loss": named_function(training.loss), "metric": named_function(training.metric)}
+    before = None if incoming is None else evaluate(incoming.to(device), test, **asked)
+    after = evaluate(network, test, **asked)
     if folder is not None:
         folder.finish(network, _figures(result, before, after), card.metadata())
     return JobResult(Path(run.out), result, before, after)
@@ -193,6 +195,7 @@ def _fit(
         precision=training.precision,
         device=device,
         log=log,
+        metric=named_function(training.metric),
     )
 
 
@@ -328,9 +331,8 @@ def _processes() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def _figures(result: FitResult, before: Metrics | None, after: Metrics) -> dict[str, Any]:
+def _figures(result: FitResult, before: Judged | None, after: Judged) -> dict[str, Any]:
     rows = {row["epoch"]: row for row in result.history}
-    last = result.history[-1]
     return {
         "best_epoch": result.best_epoch,
         "epochs": result.epochs,
@@ -338,12 +340,12 @@ def _figures(result: FitResult, before: Metrics | None, after: Metrics) -> dict[
         "stopped": result.stopped,
         "message": result.message,
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
-        "test_before": None if before is None else vars(before),
-        "test_after": vars(after),
+        "test_before": None if before is None else before.named(),
+        "test_after": after.named(),
         "validation_before": _named("val_", rows[0]),
         "validation_after": _named("val_", rows[result.best_epoch]),
-        "validation_last": _named("val_", last),
-        "train_last": _named("train_", last),
+        "validation_last": _named("val_", result.history[-1]),
+        "train_last": _named("train_", result.history[-1]),
     }
 
 

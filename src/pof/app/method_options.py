@@ -114,6 +114,7 @@ class MethodOptions:
         epochs: Number of passes over the training data.
         batch_size: Samples per mini-batch, over all processes.
         accumulation: Mini-batches per optimizer step.
+        loss: Loss: cross-entropy, bce (one logit, several labels), mse, ordinal, or package.module:callable.
         label_smoothing: Label smoothing of the cross-entropy.
         seed: Seed of everything random but the validation split.
         pof: Options of method pof.
@@ -127,6 +128,7 @@ class MethodOptions:
     epochs: int = 10
     batch_size: int = 128
     accumulation: int = 1
+    loss: str = "cross-entropy"
     label_smoothing: float = 0.0
     seed: int = 0
     pof: PoFOptions = field(default_factory=PoFOptions)

@@ -45,8 +45,9 @@ class Context:
 
     @property
     def loss(self) -> dict[str, Any]:
-        """The options of the cross-entropy."""
-        return {"label_smoothing": self.options.label_smoothing, "class_weights": self.class_weights}
+        """The loss and the options of the cross-entropy."""
+        options = {"label_smoothing": self.options.label_smoothing, "class_weights": self.class_weights}
+        return {**options, "loss": named_function(self.options.loss)}
 
 
 COSINE = Schedule("cosine")
@@ -73,6 +74,16 @@ class MethodEntry:
     """The average that the method's name stands for."""
     schedule: Schedule = COSINE
     """Of the learning rate, unless another is asked for."""
+
+
+def named_function(name: str | None) -> Any:
+    """A loss or metric as the command line names it: a word, or ``package.module:callable``, a class made first."""
+    from pof._support.factory import import_factory
+
+    if name is None or ":" not in name:
+        return name
+    found = import_factory(name)
+    return found() if isinstance(found, type) else found
 
 
 def _finetune(context: Context) -> "Method":

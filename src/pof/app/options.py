@@ -102,6 +102,8 @@ class TrainOptions(MethodOptions):
         momentum: Momentum of sgd.
         weight_decay: Weight decay of the optimizer.
         schedule: Schedule of the learning rate. The averages of swa take no cosine.
+        metric: What validation chooses by: error, rmse, mae, r2 or loss, as far as the loss has it, or
+            package.module:callable. It is the loss's first one if not given.
         clip_norm: Bound on the gradient norm. There is none if not given.
         steps_per_epoch: Mini-batches in an epoch of a stream (IterableDataset), which has no length.
         class_weights: Weights of the classes in the loss. With balanced it is the inverse of their frequency.
@@ -120,6 +122,7 @@ class TrainOptions(MethodOptions):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = field(default_factory=Schedule)
+    metric: str | None = None
     clip_norm: float | None = None
     steps_per_epoch: int | None = None
     class_weights: Literal["none", "balanced"] = "none"

@@ -10,6 +10,7 @@ from pof.data.loader import DatasetLoader, TensorLoader
 from pof.data.registry import load_data
 from pof.data.stratified import split_validation, stratified_fraction
 from pof.data.streaming import StreamData, StreamLoader
+from pof.data.tasks import outputs_of
 
 __all__ = [
     "Augmentation",
@@ -28,6 +29,7 @@ __all__ = [
     "horizontal_flip",
     "load_data",
     "normalise",
+    "outputs_of",
     "pad_crop",
     "split_validation",
     "stratified_fraction",

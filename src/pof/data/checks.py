@@ -18,13 +18,18 @@ def check_labels(labels: Tensor, *, num_classes: int, name: str) -> None:
     """Check that labels are class indices.
 
     Args:
-        labels: (N,) integers.
+        labels: (N,) integers, or floating-point targets (N,) or (N, C) of another task, which are finite.
         num_classes: number of classes C.
         name: what the labels belong to, for the message.
 
     Raises:
         DataError: if one lies outside [0, C); the first is named with its index.
     """
+    if labels.is_floating_point():
+        unknown = (~labels.isfinite()).nonzero()
+        if len(unknown):
+            raise DataError(f"{name}: the target of sample {int(unknown[0, 0])} is NaN or infinite")
+        return
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):
         index = int(wrong[0])
@@ -41,7 +46,7 @@ def check_splits(
     if not len(train_labels):
         raise DataError(f"{name} (train): no samples")
     check_labels(train_labels, num_classes=num_classes, name=f"{name} (train)")
-    if bool((train_labels == train_labels[0]).all()):
+    if not train_labels.is_floating_point() and bool((train_labels == train_labels[0]).all()):
         raise DataError(
             f"{name} (train): all {len(train_labels)} samples are of one class ({int(train_labels[0])}); "
             "a classifier needs at least two classes"

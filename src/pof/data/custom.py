@@ -42,7 +42,7 @@ def factory_data(name: str, data_root: Path | None) -> LazyData | StreamData:
         test_set=test,
         train_labels=train_labels,
         test_labels=test_labels,
-        classes=own or counted_classes(name, train_labels, test_labels),
+        classes=own or _outputs(train_labels) or counted_classes(name, train_labels, test_labels),
         image_shape=shape,
         mean=None,
         std=None,
@@ -83,6 +83,13 @@ def _names(dataset: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, Iterable) else ()
 
 
+def _outputs(targets: Tensor) -> tuple[str, ...]:
+    """Floating-point targets have no classes: a name for each output."""
+    if not targets.is_floating_point():
+        return ()
+    return tuple(str(number) for number in range(targets.shape[1] if targets.ndim == 2 else 1))
+
+
 def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     """Without names there are as many classes as the largest label says, and each of them has a sample."""
     found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
@@ -97,7 +104,11 @@ def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
 
 
 def labels_of(dataset: Dataset[Any]) -> Tensor:
-    """Labels of a map-style Dataset, (N,) int64: its ``targets`` or ``labels``; without them every item is read."""
+    """Labels of a map-style Dataset, (N,) int64; of other tasks floating point, (N,) or (N, C).
+
+    Returns:
+        Its ``targets`` or ``labels``; without these every item is read.
+    """
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
     if isinstance(dataset, TensorDataset):
@@ -114,16 +125,19 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
 
 
 def _label(target: Any) -> Tensor:
+    target = torch.tensor(target) if isinstance(target, float) else target
     if not isinstance(target, Tensor):
         raise DataError(f"targets must be a tensor of class indices, or an integer; got {type(target).__name__}")
     return target.squeeze()
 
 
 def _indices(labels: Any) -> Tensor:
-    """Class indices, (N,) int64, of labels as a Dataset may have them."""
+    """Class indices, (N,) int64, of labels as a Dataset may have them; floating-point targets as they are."""
     if isinstance(labels, list) and labels and isinstance(labels[0], Tensor):
         labels = torch.stack(labels)
     found: Tensor = torch.as_tensor(class_targets(labels))
+    if found.is_floating_point() and found.ndim in {1, 2}:
+        return found[:, 0] if found.shape[1:] == (1,) else found
     found = class_targets(found, found.shape[1] if found.ndim == 2 else None)
     if found.dtype != torch.int64 or found.ndim != 1:
         raise DataError(

@@ -93,11 +93,11 @@ class LazyData:
     test_set: Dataset[Any]
     """Items as they are evaluated."""
     train_labels: Tensor
-    """(N,) int64."""
+    """(N,) int64; of other tasks floating point, (N,) or (N, C)."""
     test_labels: Tensor
-    """(M,) int64."""
+    """(M,) int64, or as those."""
     classes: tuple[str, ...]
-    """Names of the C classes."""
+    """Names of the C classes, or of the outputs that floating-point targets are for."""
     image_shape: tuple[int, ...]
     """Shape of one input: (K, H, W), or (D,) of a feature vector."""
     mean: tuple[float, ...] | None
@@ -291,10 +291,10 @@ def summary(data: Data) -> dict[str, str]:
         Texts by what they describe: counts, classes, shapes, normalisation, where the files are.
     """
     names = ", ".join(data.classes[:10]) + (", ..." if data.num_classes > 10 else "")
-    counts, lines = class_counts(data), {"name": data.name}
+    counts, targets, lines = class_counts(data), _targets(data), {"name": data.name}
     for part in ("training", "validation", "test"):
         none = "a stream, without a length" if part == "training" else "none of their own"
-        lines[f"{part} samples"] = str(sum(counts[part])) if part in counts else none
+        lines[f"{part} samples"] = str(len(targets[part])) if part in targets else none
     lines["classes"] = f"{data.num_classes} ({names})"
     lines |= {f"{part} samples per class": _range(count) for part, count in counts.items()}
     lines |= {
@@ -315,16 +315,21 @@ def class_counts(data: Data) -> dict[str, list[int]]:
         data: the data set.
 
     Returns:
-        Counts in the order of the classes, by the part; parts that are not there, or a stream, are left out.
+        Counts in the order of the classes, by the part; parts that are not there, a stream, and floating-point targets
+        are left out.
     """
-    parts = {"validation": data.val_labels, "test": data.test_labels}
-    if not isinstance(data, StreamData):
-        parts = {"training": data.train_labels, **parts}
     return {
         part: torch.bincount(labels, minlength=data.num_classes).tolist()
-        for part, labels in parts.items()
-        if labels is not None
+        for part, labels in _targets(data).items()
+        if not labels.is_floating_point()
     }
+
+
+def _targets(data: Data) -> dict[str, Tensor]:
+    """The targets by the part, of those parts that are there."""
+    train = None if isinstance(data, StreamData) else data.train_labels
+    parts = {"training": train, "validation": data.val_labels, "test": data.test_labels}
+    return {part: labels for part, labels in parts.items() if labels is not None}
 
 
 def _range(counts: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ def split_validation(labels: Tensor, size: float, *, seed: int) -> tuple[Tensor,
     """Take a validation set out of a training set; at least one sample of each class stays for training.
 
     Args:
-        labels: (N,) class indices of the training set.
+        labels: (N,) class indices of the training set; floating-point targets are one class.
         size: share in (0, 1), or number of samples, a whole number >= 1.
         seed: of the choice.
 
@@ -60,6 +60,8 @@ def _count(size: float, available: int, name: str) -> int:
 
 def _choose(labels: Tensor, total: int, *, at_least: int, leave: int, seed: int) -> Tensor:
     """Ascending indices of ``total`` random samples; all classes at once, there may be many thousands."""
+    if labels.is_floating_point():  # no classes
+        labels = torch.zeros(len(labels), dtype=torch.int64)
     _, members, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     quotas = _quotas(counts, total, at_least=at_least, leave=leave)
     order = torch.randperm(len(labels), generator=seeded(seed))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.precision import at_least_float32
+
+End = Literal["softmax", "sigmoid"]
+"""What may follow the head of a network whose loss takes the head's own outputs."""
 
 
 def are_probabilities(output: Tensor) -> bool:
@@ -26,11 +31,39 @@ def logarithm(probabilities: Tensor) -> Tensor:
     return values.clamp_min(torch.finfo(values.dtype).tiny).log()
 
 
-def agree(output: Tensor, logits: Tensor, *, exact: bool) -> tuple[bool, float]:
+def tell_of_auxiliary(output: Any) -> None:
+    """Warn of auxiliary logits, which GoogLeNet and Inception v3 return in training: no method here trains on them."""
+    named = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
+    found = [name for name, value in named.items() if "aux" in str(name) and isinstance(value, Tensor)]
+    if found:
+        warnings.warn(
+            f"the auxiliary outputs of the network ({', '.join(found)}) are not trained: the loss is that of its logits"
+            " alone",
+            stacklevel=4,
+        )
+
+
+def within_unit(output: Tensor) -> bool:
+    """Tell outputs that a sigmoid may have made: there are some, and all lie in [0, 1]."""
+    return bool(output.numel()) and bool(((output >= 0) & (output <= 1)).all())
+
+
+def logit(probabilities: Tensor) -> Tensor:
+    """Turn the output of a sigmoid into logits; 0 and 1 become their nearest neighbours first."""
+    return torch.logit(at_least_float32(probabilities), eps=torch.finfo(torch.float32).eps)
+
+
+def is_sigmoid(output: Tensor, logits: Tensor) -> bool:
+    """Tell whether a network returns the sigmoid of the logits (N, C) of its head."""
+    wanted = torch.sigmoid(at_least_float32(logits))
+    return agree(output, wanted, end=None)[0] and not agree(output, logits, end=None)[0]
+
+
+def agree(output: Tensor, logits: Tensor, *, end: End | None) -> tuple[bool, float]:
     """Compare what a network returns with the logits (N, C) of its head.
 
-    Equal are logits that differ by a constant per sample, and the softmax of the logits, unless ``exact``; of one
-    logit (C = 1) only equal values are.
+    Equal values always agree; with the end ``"softmax"`` so do logits that differ by a constant per sample, and, of
+    more than one logit, their softmax; with ``"sigmoid"`` their sigmoid.
 
     Returns:
         Whether they agree, and the largest difference, inf where the shapes differ.
@@ -40,7 +73,9 @@ def agree(output: Tensor, logits: Tensor, *, exact: bool) -> tuple[bool, float]:
     if not logits.numel():
         return True, 0.0
     found, wanted = (at_least_float32(t.detach().reshape(logits.shape)) for t in (output, logits))
-    if not exact and logits.shape[1] > 1:
+    if end == "sigmoid" and is_sigmoid(output, logits):
+        wanted = torch.sigmoid(wanted)
+    if end == "softmax" and logits.shape[1] > 1:
         if are_probabilities(found):
             wanted = torch.softmax(wanted, dim=1)
         else:

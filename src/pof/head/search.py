@@ -25,7 +25,7 @@ _USUAL_NAMES = {
 _AUXILIARY = re.compile(r"(?:^|[._])(?:aux|distill|teacher|original_module|dist(?![a-z]))", re.IGNORECASE)
 # After the head these change no logit, or (softmax, dropout) must not reach the logits.
 _PASSIVE = (
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Softmax, nn.LogSoftmax, nn.Sequential),
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Sequential),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -49,7 +49,7 @@ def find_head(model: nn.Module) -> str:
     (``fc``, ``classifier``, ``head``, ``score``, ...); the last linear layer or 1x1 convolution in order of
     registration, if no other one could be meant.  Auxiliary and distillation heads are left out.  Wrappers
     (``DistributedDataParallel``, ``torch.compile``, a module around one network) are looked through.  Where more than
-    dropout, flattening or softmax follows in an ``nn.Sequential`` (SqueezeNet: ReLU and pooling), that
+    dropout, flattening, softmax or sigmoid follows in an ``nn.Sequential`` (SqueezeNet: ReLU and pooling), that
     ``nn.Sequential`` is the head; where a module of a usual name adds to its last layer (LoRA, IA3, a scale), that
     module is.
 

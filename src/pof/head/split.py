@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pof._support import distributed
 from pof._support.batches import Inputs, call, described_outputs, first_inputs, outputs_in
 from pof.head.listen import listening, trial, uncompiled
-from pof.head.output import agree, beside, tell_apart
+from pof.head.output import End, agree, beside, is_sigmoid, tell_apart, tell_of_auxiliary
 from pof.head.search import (
     computes_linearly,
     find_head,
@@ -32,7 +32,7 @@ _CHECKED, _TRIES = 8, 3
 _REMEDY = 'with head="name" name the module that returns the final logits, or wrap what follows it into one module'
 
 
-def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> SplitModel:
+def split(model: nn.Module, head: str | None = None, *, end: End | None = "softmax") -> SplitModel:
     """Split a classifier into extractor and head, without changing it.
 
     On the first mini-batch the head's logits are compared with the network's output.
@@ -41,8 +41,9 @@ def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> 
         model: any module.
         head: qualified name of the head, any module of ``model`` that has parameters and runs once in a forward;
             None asks :func:`find_head`.  The prefixes of DDP and ``torch.compile`` may be left out.
-        exact: whether the head must return the very values that the network does, as for a loss that is not the
-            cross-entropy; otherwise only what softmax sees counts, and a softmax may follow the head.
+        end: what may follow the head: ``"softmax"``, for the cross-entropy, which sees no more than softmax does;
+            ``"sigmoid"``, for a loss of independent labels; None: the head must return the very values that the
+            network does, as for any other loss.
 
     Returns:
         The network with access to its features.
@@ -51,7 +52,7 @@ def split(model: nn.Module, head: str | None = None, *, exact: bool = False) -> 
         HeadNotFoundError: if there is no module of that name with parameters, or none was found.
         ValueError: if the head shares parameters with the rest of the network.
     """
-    return SplitModel(model, find_head(model) if head is None else resolve(model, head), exact=exact)
+    return SplitModel(model, find_head(model) if head is None else resolve(model, head), end=end)
 
 
 class SplitModel(nn.Module):
@@ -66,19 +67,20 @@ class SplitModel(nn.Module):
         head_name: qualified name of the head in it.
         linear: whether the head is F W^T + b on features (N, D): an ``nn.Linear``, or a 1x1 convolution, which then
             must get a 1x1 map.
-        exact: as :func:`split`.
+        end: as :func:`split`.
     """
 
-    def __init__(self, model: nn.Module, head_name: str, *, exact: bool = False) -> None:
+    def __init__(self, model: nn.Module, head_name: str, *, end: End | None = "softmax") -> None:
         super().__init__()
         self.model = model
         self.head_name = head_name
-        self.exact = exact
+        self.end = end
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
         self._place: int | str = "logits"
         # Where a training step returned the head's own output in float32 or wider: the others then need not listen.
         self._heard_on: str | None = None
+        self._sigmoid = self._told = False
         inside = set(self._module.modules())
         owned = set(self._module.parameters())
         for name, module in model.named_modules():
@@ -180,7 +182,10 @@ class SplitModel(nn.Module):
             check = torch.compiler.disable(check)  # type: ignore[no-untyped-call]
         if self._unchecked:
             check(inputs)
-        features, logits, _ = listen(inputs)
+        features, logits, output = listen(inputs)
+        if self.training and not self._told and not torch.compiler.is_compiling():
+            self._told = True
+            tell_of_auxiliary(output)
         return self._cut(inputs, features, logits)
 
     @property
@@ -291,6 +296,11 @@ class SplitModel(nn.Module):
         self._check(inputs)
         return self._place
 
+    def ends_in_sigmoid(self, inputs: Inputs) -> bool:
+        """Whether the network returns the sigmoid of its head's logits; as :meth:`place`, with ``end="sigmoid"``."""
+        self._check(inputs)
+        return self._sigmoid
+
     def _check(self, inputs: Inputs) -> None:
         """Compare the head's logits with the network's output: once, or until they tell anything."""
         # In DDP and FSDP2 a forward with graph would announce a backward pass to the other processes.
@@ -300,11 +310,12 @@ class SplitModel(nn.Module):
             features, returned, output = self._listen(few)
             _, logits = self._cut(few, features, returned)
         found = outputs_in(output)
-        compared = {place: agree(tensor, logits, exact=self.exact) for place, tensor in found.items()}
+        compared = {place: agree(tensor, logits, end=self.end) for place, tensor in found.items()}
         places = [place for place, (same, _) in compared.items() if same]
         if not places:
             raise ValueError(self._disagreement(found, compared, logits))
         self._place = places[0]
+        self._sigmoid = is_sigmoid(found[self._place], logits)
         others = beside(found[self._place], returned)
         if others:
             name = next((name for name, p in self.model.named_parameters() if p in others), "a parameter")
@@ -321,6 +332,11 @@ class SplitModel(nn.Module):
         largest = min(difference for _, difference in compared.values())
         if len(found) > 1 or largest == float("inf"):
             return f"{shape}, but the network {described_outputs(found)}, none of which is the same; {_REMEDY}"
+        if any(is_sigmoid(tensor, z) for tensor in found.values()):
+            return (
+                f"the network returns the sigmoid of its head {self.head_name!r}, as for labels that do not exclude"
+                " each other: give loss='bce', or let the network return the logits"
+            )
         return (
             f"the head {self.head_name!r} is not the end of the network: their outputs differ by up to {largest:.3g}"
             f" (a temperature, a scale, a second branch or head?); {_REMEDY}"

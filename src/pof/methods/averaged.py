@@ -18,6 +18,7 @@ from pof._support.checks import whole_number
 from pof._support.modules import copied, put_buffers
 from pof.combine.statistics import estimate_statistics
 from pof.methods.base import Method, StepOutput, check_choice
+from pof.perturbation.loss import Loss
 
 Average = Literal["swa", "ema", "lawa"]
 
@@ -63,6 +64,10 @@ class Averaged(Method):
     def weight_of(self, targets: Tensor) -> Tensor:
         """As the inner method counts."""
         return self.method.weight_of(targets)
+
+    def judged_by(self) -> Loss | None:
+        """That of the inner method."""
+        return self.method.judged_by()
 
     def penalty_weight_of(self, targets: Tensor) -> Tensor | None:
         """As the inner method counts."""

@@ -20,7 +20,7 @@ from pof._support.batches import Inputs
 from pof._support.described import described, options_of
 from pof._support.modules import refuse_lazy
 from pof.head.split import SplitModel
-from pof.perturbation.loss import LossFunction, weight_of
+from pof.perturbation.loss import Loss, weight_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Method(nn.Module, ABC):
     """What to do when a run diverges."""
 
     network: SplitModel
-    loss: LossFunction
+    loss: Loss
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Method(nn.Module, ABC):
 
         Args:
             inputs: (N, ...), or a mapping passed to the model as keywords.
-            targets: (N,) class indices or, where the method allows it, (N, C) probabilities.
+            targets: (N,) class indices or, where the method allows it, (N, C) probabilities; what the loss takes.
             reference_inputs: another mini-batch, for the methods whose ``needs_reference`` is true; others ignore it.
             reference_targets: its targets.
 
@@ -111,6 +111,14 @@ class Method(nn.Module, ABC):
             Scalar of float64: N, or with class weights their sum; targets of -100, to be ignored, count 0.
         """
         return weight_of(getattr(self, "loss", None), targets)
+
+    def judged_by(self) -> Loss | None:
+        """The loss that validation computes.
+
+        Returns:
+            That of the training; None: the cross-entropy.
+        """
+        return getattr(self, "loss", None)
 
     def penalty_weight_of(self, targets: Tensor) -> Tensor | None:
         """What the penalty of a mini-batch counts in a mean over several.

@@ -17,7 +17,7 @@ from pof._support.batches import Inputs
 from pof._support.modules import layer_groups
 from pof._support.random import isolated
 from pof.methods.base import Method, StepOutput
-from pof.methods.loss import CrossEntropy, plain_step
+from pof.methods.loss import Loss, plain_step
 from pof.optim import PerturbingOptimizer, perturbation_shares, rho_for_level
 from pof.optim.rise import LevelKind
 
@@ -32,7 +32,7 @@ class Calibration:
     """The search of one method; its gradients are cleared afterwards, all else stays."""
 
     method: Method
-    loss: CrossEntropy
+    loss: Loss
     of_ascent: Callable[[Inputs, Tensor], tuple[Inputs, Tensor]]
     """The part of a mini-batch that gives the direction."""
     optimizer: PerturbingOptimizer

@@ -19,9 +19,8 @@ from pof._support import distributed
 from pof._support.batches import Inputs
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
-from pof.methods.loss import LossFunction, chosen_loss, features_and_logits, mean_loss
+from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.line import along_head_gradient
-from pof.perturbation.loss import level_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +46,13 @@ class HeadAscent(Method):
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         level: the loss that the ascent ends at, as a share of log C, the loss of guessing among C classes; in [0, 1).
             With soft or smoothed targets, whose loss is never below their entropy H, a share of the way from H to
-            log C.  0 is plain training with a frozen head, exactly.
+            log C.  Of another loss a share of its own loss of guessing: log 2 per label of ``"bce"`` and ``"ordinal"``,
+            the variance of the mini-batch's targets of ``"mse"``, the loss of outputs that are all 0 of a function.
+            0 is plain training with a frozen head, exactly.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
-        loss: a custom one, ``loss(logits, targets)`` -> scalar mean, for which the first radius found is taken.  None
-            is the cross-entropy.
+        loss: ``"bce"`` (one logit, several labels), ``"mse"`` (regression), ``"ordinal"`` (ordered classes), or a
+            function ``loss(outputs, targets)`` -> scalar mean or (N,); None is the cross-entropy.
 
     Raises:
         ValueError: if an option is out of range, or ``model`` is in ``DistributedDataParallel`` already with a head
@@ -68,13 +69,13 @@ class HeadAscent(Method):
         level: float = 0.15,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
-        loss: LossFunction | None = None,
+        loss: AskedLoss = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= level < 1.0:
             raise ValueError(f"level is a share of the loss of guessing and must be in [0, 1); got {level}")
         self.level, self.loss = level, chosen_loss(loss, label_smoothing, class_weights)
-        self.network = split(model, head, exact=loss is not None)
+        self.network = split(model, head, end=self.loss.end)
         self._freeze_head()
 
     def forward(
@@ -91,7 +92,7 @@ class HeadAscent(Method):
             seen, labels = distributed.gather_rows(features, targets)
             known = None if distributed.active() else plain
             line = along_head_gradient(self.network, seen, labels, self.loss, known)
-            norm, radius = line.norm, line.reach(level_of(self.loss, self.level, labels, plain)).radius
+            norm, radius = line.norm, line.reach(self.loss.level(self.level, labels, plain)).radius
             perturbed = line.logits(features, logits, -radius)
         else:
             perturbed, radius, norm = logits, logits.new_zeros(()), logits.new_zeros(())

@@ -10,29 +10,37 @@ from pof._support.batches import Inputs
 from pof.head.split import SplitModel
 from pof.methods.base import StepOutput
 from pof.perturbation.linear import respond
-from pof.perturbation.loss import CrossEntropy, LossFunction
+from pof.perturbation.loss import CrossEntropy, Loss, LossFunction
+from pof.perturbation.tasks import LOSSES, Custom
 
-__all__ = ["CrossEntropy", "LossFunction", "chosen_loss", "features_and_logits", "mean_loss", "plain_step"]
+__all__ = ["AskedLoss", "CrossEntropy", "Loss", "chosen_loss", "features_and_logits", "mean_loss", "plain_step"]
+
+AskedLoss = str | LossFunction | None
+"""``"cross-entropy"`` (None), ``"bce"``, ``"mse"``, ``"ordinal"``, or a function of outputs (N, C) and targets."""
 
 
-def chosen_loss(custom: LossFunction | None, label_smoothing: float, class_weights: Tensor | None) -> LossFunction:
-    """The cross-entropy with its options, or a custom loss, which has none of them."""
+def chosen_loss(asked: AskedLoss, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Loss:
+    """The cross-entropy with its options, or another loss, which has none of them."""
     usual = CrossEntropy(label_smoothing, class_weights)
-    if custom is None:
+    if asked is None or asked == "cross-entropy":
         return usual
-    if not callable(custom):
-        raise ValueError(f"loss must be a function of logits and targets, or None; got {custom!r}")
+    if not callable(asked) and asked not in LOSSES:
+        names = ", ".join(LOSSES)
+        raise ValueError(f"loss must be one of {names}, or a function of outputs and targets; got {asked!r}")
     if label_smoothing or class_weights is not None:
         raise ValueError("label_smoothing and class_weights belong to the cross-entropy: put them into your loss")
-    return custom
+    if isinstance(asked, str):
+        return LOSSES[asked]()
+    return asked if isinstance(asked, Loss) else Custom(asked)
 
 
-def mean_loss(loss: LossFunction, logits: Tensor, targets: Tensor) -> Tensor:
+def mean_loss(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
     """The loss of logits (N, C), also where this process has no sample in the mini-batch."""
     # It gets 0 with a graph of zeros, so that it takes part in what the others exchange.
     if distributed.active() and not logits.shape[0]:
         return logits.sum()
-    return loss(logits, targets)
+    found: Tensor = loss(logits, targets)
+    return found
 
 
 def features_and_logits(network: SplitModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -47,7 +55,7 @@ def features_and_logits(network: SplitModel, inputs: Inputs) -> tuple[Tensor, Te
     return features, respond(features, network.weight.float(), None if bias is None else bias.float())
 
 
-def plain_step(network: SplitModel, loss: LossFunction, inputs: Inputs, targets: Tensor) -> StepOutput:
+def plain_step(network: SplitModel, loss: Loss, inputs: Inputs, targets: Tensor) -> StepOutput:
     """The plain loss and the logits of a mini-batch."""
     logits = network.logits(inputs) if network.returns_logits else features_and_logits(network, inputs)[1]
     return StepOutput(mean_loss(loss, logits, targets), logits.detach())

@@ -27,7 +27,7 @@ from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_choice
-from pof.methods.loss import LossFunction, chosen_loss, features_and_logits, mean_loss
+from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.line import along_head_gradient
 
 Sampling = Literal["uniform", "fixed"]
@@ -72,8 +72,10 @@ class PoF(Method):
             fresh features, a quarter of them costs a quarter of the extra forward.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
-        loss: a custom one, ``loss(logits, targets)`` -> scalar mean, whose minimiser is a local one.  None is the
-            cross-entropy.
+        loss: ``"bce"`` (one logit, several labels), ``"mse"`` (regression), ``"ordinal"`` (ordered classes), or a
+            function ``loss(outputs, targets)`` -> scalar mean or (N,); None is the cross-entropy.
+            The line search of any other is numerical, and finds the first local minimum; each of the three
+            named ones is convex and has no other.
         seed: of the expansion and of the dropout in the reference pass; the global generators are left alone.
 
     Raises:
@@ -95,7 +97,7 @@ class PoF(Method):
         reference_size: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
-        loss: LossFunction | None = None,
+        loss: AskedLoss = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -107,7 +109,7 @@ class PoF(Method):
             whole_number("reference_size", reference_size, 1)
         whole_number("seed", seed, 0, MOST_SEED)
         self.loss = chosen_loss(loss, label_smoothing, class_weights)
-        self.network = split(model, head, exact=loss is not None)
+        self.network = split(model, head, end=self.loss.end)
         self._freeze_head()
         self.gamma, self.sampling, self.features, self.batch_norm = gamma, sampling, features, batch_norm
         self.reference_size, self.needs_reference = reference_size, features == "fresh"

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from pof._support.batches import Inputs
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
-from pof.methods.loss import CrossEntropy, features_and_logits, mean_loss
+from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.loss import weight_of
 from pof.regularizers import Regularizer
 
 
 class Regularized(Method):
-    """Training with the cross-entropy plus a penalty.
+    """Training with the loss plus a penalty.
 
     In a step of several mini-batches a penalty counts by samples.  With class weights :func:`pof.fit` does so too;
     Lightning and the Trainer, which know one weight per mini-batch, let it count as the loss.
@@ -29,6 +29,8 @@ class Regularized(Method):
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
+        loss: ``"bce"`` (one logit, several labels), ``"mse"`` (regression), ``"ordinal"`` (ordered classes), or a
+            function ``loss(outputs, targets)`` -> scalar mean or (N,); None is the cross-entropy.
 
     Raises:
         ValueError: if an option is out of range, or the regulariser was made for another model.
@@ -44,11 +46,12 @@ class Regularized(Method):
         *,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
+        loss: AskedLoss = None,
     ) -> None:
         super().__init__()
-        self.loss = CrossEntropy(label_smoothing, class_weights)
+        self.loss = chosen_loss(loss, label_smoothing, class_weights)
         regularizer.check_model(model)
-        self.network, self.regularizer = split(model, head), regularizer
+        self.network, self.regularizer = split(model, head, end=self.loss.end), regularizer
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(

@@ -27,7 +27,7 @@ from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.methods.calibration import Calibration
-from pof.methods.loss import CrossEntropy, plain_step
+from pof.methods.loss import AskedLoss, chosen_loss, plain_step
 from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer
 from pof.optim._equations import annealed
 from pof.optim.rise import LevelKind
@@ -55,6 +55,8 @@ class SharpnessAware(Method):
             of, in (0, 1]; a step then costs 1 + ascent_share plain ones.  Not for ``"msam"``, which has no such pass.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: (C,) of the cross-entropy, or None.
+        loss: ``"bce"`` (one logit, several labels), ``"mse"`` (regression), ``"ordinal"`` (ordered classes), or a
+            function ``loss(outputs, targets)`` -> scalar mean or (N,); None is the cross-entropy.
 
     Raises:
         ValueError: if an option is out of range.
@@ -76,6 +78,7 @@ class SharpnessAware(Method):
         ascent_share: float = 1.0,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
+        loss: AskedLoss = None,
     ) -> None:
         super().__init__()
         check_choice("kind", kind, get_args(Kind))
@@ -95,8 +98,8 @@ class SharpnessAware(Method):
                 "budget is a finite loss >= 0 for kind sam, and anneal a share in [0, 1]; got"
                 f" budget={budget}, anneal={anneal} for {kind}"
             )
-        self.loss: CrossEntropy = CrossEntropy(label_smoothing, class_weights)
-        self.network = split(model, head)
+        self.loss = chosen_loss(loss, label_smoothing, class_weights)
+        self.network = split(model, head, end=self.loss.end)
         self.kind, self.rho = kind, DEFAULT_RHO[kind] if rho is None else rho
         self.nesterov = kind != "msam"  # its authors: plain momentum
         self.budget, self.anneal, self.layers = budget, anneal, layers
@@ -155,7 +158,9 @@ class SharpnessAware(Method):
         :class:`~pof.HeadAscent`.  As in a step, the perturbed pass draws other dropout masks than the ascent.  A
         network whose loss is above that already is one that does not fit its data: the radius is then 0, the steps are
         plain ones, and a warning says so.  As a ``"rise"`` the level counts from each mini-batch's own loss, and such a
-        network gets a radius too.  A radius belongs to one size of the mini-batch.
+        network gets a radius too.  A radius belongs to one size of the mini-batch.  The loss of guessing is that of the
+        loss: log 2 per label of ``"bce"`` and ``"ordinal"``, the variance of the targets of ``"mse"``, that of outputs
+        which are all 0 of a function.
 
         Call it before :meth:`build_optimizer`, with a network that is trained already.  It costs about ten training
         steps, with dropout eighty, once; weights, running statistics, modes and random state (the loader's own

@@ -33,7 +33,7 @@ def build_model(
             ``-projection`` for 1x1-convolution shortcuts, as in ``resnet20x2-projection``; ``small-cnn`` or
             ``small-cnnx4``; ``timm:NAME``, ``torchvision:NAME``, or a name that one of the two knows; ``hf:FOLDER`` or
             a name on the Hugging Face hub; ``package.module:factory``.  docs/models.md has all of them.
-        num_classes: number of classes C.
+        num_classes: number of outputs C: mostly that of the classes.
         in_channels: channels of the images.
         in_features: width D of feature vectors (N, D), in the place of images: of factories only.
         weights: a file for :func:`pof.weights.load_weights`; ``"pretrained"``, the published weights of timm,
@@ -50,9 +50,9 @@ def build_model(
         ValueError: if the name is unknown (similar names are listed) or known to two sources, the model cannot be
             built with these numbers, or the weights do not fit.
     """
-    whole_number("num_classes", num_classes, 0, MOST_CLASSES)
-    if num_classes < 2:
-        raise ValueError(f"a classifier needs at least 2 classes; got num_classes={num_classes}")
+    if num_classes < 1:
+        raise ValueError(f"a network needs at least 1 output; got num_classes={num_classes}")
+    whole_number("num_classes", num_classes, 1, MOST_CLASSES)
     if classes and len(classes) != num_classes:
         raise ValueError(f"num_classes={num_classes}, but there are {len(classes)} names in classes: give one of each")
     if fixed := sorted({"num_classes", "in_channels"} & set(args or ())):

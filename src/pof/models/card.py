@@ -27,6 +27,7 @@ class NetworkCard:
         model_args: further arguments of the model.
         head: qualified name of the head; None: found by :func:`pof.find_head`.
         preprocessing: of images that come as files; None for inputs that come as tensors.
+        outputs: number of outputs, where it is not one for each class.
         source_classes: number of classes to build the model for, before it gets a new head for its C; None: C.
     """
 
@@ -36,21 +37,23 @@ class NetworkCard:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     preprocessing: Preprocessing | None = None
+    outputs: int | None = None
     source_classes: int | None = None
 
     def build(self) -> nn.Module:
         """Build the network, without its weights."""
+        outputs = self.outputs or len(self.classes)
         network = build_model(
             self.model,
-            num_classes=self.source_classes or len(self.classes),
+            num_classes=self.source_classes or outputs,
             in_channels=self.input_shape[0],
             in_features=self.input_shape[0] if len(self.input_shape) == 1 else None,
             args=self.model_args,
             image_size=square_side(self.input_shape),
-            classes=self.classes if self.source_classes is None else (),
+            classes=self.classes if self.source_classes is None and outputs == len(self.classes) else (),
         )
         if self.source_classes is not None:
-            replace_head(network, len(self.classes), self.head)
+            replace_head(network, outputs, self.head)
         return network
 
     def metadata(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -147,15 +147,15 @@ def line_search(
         class_weights: (C,) or None.
 
     Returns:
-        Radius, bounded and loss, scalar tensors on the device of ``logits``; nothing is read back from it.
+        Radius, bounded and loss, scalar tensors on the device of ``logits``; nothing is read back from it.  On an
+        accelerator the radius is NaN where an input is.
 
     Raises:
-        ValueError: if the shapes do not fit or a class index is out of range.
+        ValueError: if the shapes do not fit, a class index is out of range, or, on a CPU, an input is NaN.
     """
     logits, response = _check_ray(logits, response)
-    return minimum_along(
-        logits, response, encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
-    )
+    encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
+    return _open_nan(minimum_along(logits, response, encoded), logits, response)
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ def reach(
     """
     logits, response = _check_ray(logits, response)
     encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
-    return level_along(logits, response - encoded.expectation(response), encoded, level)
+    return _open_nan(level_along(logits, response - encoded.expectation(response), encoded, level), logits, response)
 
 
 @torch.no_grad()
@@ -283,8 +283,18 @@ def _check_ray(logits: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"logits and response must both be (N, C); got {tuple(logits.shape)} and {tuple(response.shape)}"
         )
+    if _on_processor(logits) and bool((logits.isnan() | ~response.isfinite()).any()):
+        raise ValueError("logits or response hold NaN (or the response infinity): check the network and its inputs")
     dtype = wide_dtype(logits, response)
     return logits.to(dtype), response.to(dtype)
+
+
+def _open_nan(found: LineSearch, logits: Tensor, response: Tensor) -> LineSearch:
+    """NaN as radius where an input is, on an accelerator, where nothing is read."""
+    if _on_processor(logits):
+        return found
+    usable = response.isfinite().all() & ~logits.isnan().any()
+    return replace(found, radius=torch.where(usable, found.radius, torch.nan))
 
 
 def _check_linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,11 +1,12 @@
-"""The cross-entropy and its options, said once: methods, perturbation and calibration all take this one."""
+"""What a loss is, and the cross-entropy with its options, said once for methods, perturbation and calibration."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,29 @@ from torch.nn import functional as F
 
 from pof._support.batches import class_targets, samples_of, tensors_of
 from pof._support.precision import without_autocast
+from pof.head.output import End
 from pof.perturbation.targets import IGNORED, Targets, check_targets, encode_targets
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""``loss(logits, targets)`` -> scalar: the mean over a mini-batch."""
+"""``loss(outputs, targets)`` -> scalar: the mean over a mini-batch."""
+
+
+class Loss(nn.Module, ABC):
+    """A mean over the samples of a mini-batch, that knows what guessing costs."""
+
+    end: ClassVar[End | None] = None
+    """What may follow the head in the network: the loss takes the head's own outputs then."""
+
+    @abstractmethod
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss, a scalar, of outputs (N, C) and their targets."""
+
+    @abstractmethod
+    def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
+        """The loss a share, in [0, 1], of the way from the least that it can be to that of guessing.
+
+        ``like``: (..., C), such as outputs for these or other samples.
+        """
 
 
 def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
@@ -25,15 +45,25 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     Returns:
         Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
     """
+    return _weight_of(*unwrapped(loss), targets)
+
+
+def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """The function inside of ``functools.partial`` and of a loss that holds one, and the keywords it is called with."""
     function: Any = loss
     options: dict[str, Any] = {}
-    while isinstance(function, partial):
-        function, options = function.func, function.keywords | options
-    return _weight_of(function, options, targets)
+    while True:
+        if isinstance(function, partial):
+            function, options = function.func, function.keywords | options
+        elif isinstance(function, Loss) and hasattr(function, "function"):
+            function = function.function
+        else:
+            return function, options
 
 
 def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:
-    entropy = isinstance(loss, CrossEntropy | nn.CrossEntropyLoss) or loss is F.cross_entropy
+    kinds = (CrossEntropy, nn.CrossEntropyLoss, nn.NLLLoss)
+    entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
     if isinstance(loss, CrossEntropy):
         targets = class_targets(targets, targets.shape[-1])
     if not entropy or targets.is_floating_point():
@@ -47,7 +77,7 @@ def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor
     return weight
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Loss):
     """The mean cross-entropy of a mini-batch, outside of autocast.
 
     A module, so that the class weights go where the method goes; they are no part of the state.
@@ -59,6 +89,8 @@ class CrossEntropy(nn.Module):
     Raises:
         ValueError: if an option is out of range.
     """
+
+    end = "softmax"
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | Sequence[float] | None = None) -> None:
         super().__init__()
@@ -135,13 +167,6 @@ class CrossEntropy(nn.Module):
         return encoded.mean(least + share * (guess - least))
 
 
-def level_of(loss: LossFunction, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
-    """As :meth:`CrossEntropy.level`; of a custom loss, whose least is not known, the share of log C."""
-    if isinstance(loss, CrossEntropy):
-        return loss.level(share, targets, like)
-    return share * math.log(like.shape[-1])
-
-
 def _checked(weights: Tensor | Sequence[float] | None) -> Tensor | None:
     """Class weights (C,) in floating point, refused where they cannot be."""
     if weights is None:
@@ -164,5 +189,5 @@ def _check_probabilities(targets: Tensor) -> None:
     if not bool(apart < 0.02):
         raise ValueError(
             f"rows of floating-point targets must sum to 1, as probabilities do; got a row that is {apart:.2g} off."
-            " For several labels per sample, or another loss, use pof.PoF(model, loss=...)"
+            " For several labels per sample give loss='bce', for other targets another loss"
         )

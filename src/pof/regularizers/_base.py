@@ -231,7 +231,8 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
     if targets.shape != features.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(
             f"targets must be class indices of shape ({features.shape[0]},), one per row of features; "
-            f"got {targets.dtype} of shape {tuple(targets.shape)} (mixed or soft targets have no single class)"
+            f"got {targets.dtype} of shape {tuple(targets.shape)} (mixed, soft and other targets have no single"
+            " class: FNP, RandReg with another prior, L2SP, BSS and DELTA need none)"
         )
     targets = torch.where(targets == IGNORED, 0, targets) if may_ignore(targets) else targets
     if targets.device.type == "cpu":

@@ -98,7 +98,7 @@ class RandReg(OnFeatures):
             raise ValueError(
                 f"prior {prior!r} needs no data: use RandReg({prior!r}); from_loader is for 'features' and 'class'"
             )
-        found = class_statistics(model, loader, num_classes=num_classes)
+        found = class_statistics(model, loader, num_classes=num_classes, by_class=prior == "class")
         mean, std = (found.mean, found.std) if prior == "class" else (found.marginal_mean, found.marginal_std)
         return cls(prior, mean=mean, std=std, strength=strength, seed=seed)
 

@@ -41,7 +41,9 @@ class ClassStatistics:
 
 
 @torch.no_grad()
-def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: int) -> ClassStatistics:
+def class_statistics(
+    model: nn.Module, loader: Iterable[Any], *, num_classes: int, by_class: bool = True
+) -> ClassStatistics:
     """Compute the statistics of ``model.features`` over ``loader``, in eval mode.
 
     Sums are kept in float64 on the CPU, relative to the first batch's mean, so that a large common offset
@@ -55,6 +57,8 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
         loader: batches as in :func:`pof._support.batches.unpack`, with class indices as targets; those of -100 are
             left out.
         num_classes: K.
+        by_class: whether the statistics of classes are wanted; if not, floating-point targets of other tasks count as
+            one class.
 
     Returns:
         The statistics, on the model's device, in the features' dtype (float32 at least).
@@ -64,7 +68,7 @@ def class_statistics(model: nn.Module, loader: Iterable[Any], *, num_classes: in
             finite, or a label is out of range.
     """
     with evaluating(model), preserved(loader):
-        batches = _features_and_targets(model, loader)
+        batches = _features_and_targets(model, loader, by_class)
         first = next(batches, None)
         if first is None:
             raise ValueError("no batch in the loader: feature statistics need at least one sample")
@@ -124,7 +128,9 @@ def _from_sums(sums: Tensor, count: Tensor, shift: Tensor, like: Tensor) -> Clas
     )
 
 
-def _features_and_targets(model: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _features_and_targets(
+    model: nn.Module, loader: Iterable[Any], by_class: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     # Features (N, D) float64 and targets (N,), both on the CPU, and an empty tensor of the result's kind.
     extract = cast(Callable[[Inputs], Tensor] | None, getattr(model, "features", None))
     if not callable(extract):
@@ -134,6 +140,8 @@ def _features_and_targets(model: nn.Module, loader: Iterable[Any]) -> Iterator[t
         inputs, targets = unpack(batch)
         features = extract(to_device(inputs, device))
         check_features(features)
+        if not by_class and targets.is_floating_point():
+            targets = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
         check_targets(targets, features, 2**31)
         counted = counted_of(targets)
         if counted is not None:

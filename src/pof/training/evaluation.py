@@ -1,25 +1,29 @@
-"""Figures of a classifier on a data set: error, negative log-likelihood, calibration error.
+"""Figures of a network on a data set: of a classifier error, negative log-likelihood, calibration error.
 
 Means are over samples, not over mini-batches, in float64.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, check_inputs, class_targets, to_device, unpack
+from pof._support.batches import call, check_inputs, class_targets, joined, to_device, unpack
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import check_values, evaluating
 from pof._support.precision import at_least_float32, autocast
 from pof.head.reading import Reading
+from pof.methods.loss import AskedLoss, CrossEntropy, Loss, chosen_loss
+from pof.perturbation.loss import weight_of
 from pof.perturbation.targets import IGNORED
+from pof.training.tasks import AskedMetric, TaskMetrics, task_metrics
 
 
 @dataclass(frozen=True)
@@ -37,28 +41,85 @@ class Metrics:
     num_classes: int
     """C; chance is an error of 1 - 1/C where the classes are balanced."""
 
+    def named(self) -> dict[str, Any]:
+        """All figures by name, for logs and files."""
+        return dict(vars(self))
 
+    def rank(self) -> tuple[float, float]:
+        """What is compared, smaller is better: errors, among equals the likelihood, where NaN loses."""
+        return self.error, self.nll if self.nll == self.nll else math.inf
+
+    @property
+    def metric(self) -> str:
+        """The figure that an epoch is chosen by."""
+        return "error"
+
+    @property
+    def value(self) -> float:
+        """Of that figure."""
+        return self.error
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Not of an error."""
+        return False
+
+    def worded(self, value: float) -> str:
+        """A value of that figure in words."""
+        return f"{100 * value:.2f} %"
+
+
+@overload
 def evaluate(
     model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
-) -> Metrics:
-    """Evaluate a classifier, in eval mode; the modes of its modules are put back.
+) -> Metrics: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss: AskedLoss = None,
+    metric: AskedMetric = None,
+    head: str | None = None,
+    precision: torch.dtype | None = None,
+) -> Metrics | TaskMetrics: ...
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss: AskedLoss = None,
+    metric: AskedMetric = None,
+    head: str | None = None,
+    precision: torch.dtype | None = None,
+) -> Metrics | TaskMetrics:
+    """Evaluate a network, in eval mode; the modes of its modules are put back.
 
     Args:
         model: any classifier; gives logits (N, C), also inside an object with ``.logits``, or probabilities (N, C),
             whose logarithm is then taken.  Of several tensors in a tuple or mapping, that of its head counts.
         loader: yields ``(inputs, targets)`` or dicts with ``labels``; targets are (N,) class indices,
-            -100 to be left out.
+            -100 to be left out, or what another loss takes.
+        loss: ``"bce"`` (one logit, several labels), ``"mse"``, ``"ordinal"``, or a function of outputs (N, C) and
+            targets; None is the cross-entropy.
+        metric: another figure: ``"loss"``, one of the loss's own (``"rmse"``, ``"mae"``, ``"r2"`` of ``"mse"``,
+            ``"error"`` of ``"bce"``, ``"mae"``, ``"error"`` of ``"ordinal"``), or a function of all outputs and
+            targets.
         head: qualified name of the head, for outputs with several tensors; found by :func:`pof.find_head` if None.
         precision: dtype of autocast, or None for none.
 
     Returns:
-        The figures over all samples.
+        The figures over all samples: :class:`Metrics` of a classifier, :class:`TaskMetrics` with another loss or
+        metric.
 
     Raises:
-        ValueError: if the loader is empty, an input is NaN, a label is out of range, targets are not class indices, or
-            it is not clear which tensor of the output is meant.
+        ValueError: if the loader is empty, an input is NaN, targets do not fit the loss, the network ends in a sigmoid
+            or softmax of another task, or it is not clear which tensor of the output is meant.
     """
-    found = measured(model, loader, head=head, precision=precision)
+    found = measured(model, loader, loss=chosen_loss(loss), metric=metric, head=head, precision=precision)
     if found.unusable:
         warnings.warn(
             f"the logits of {found.unusable} of {found.metrics.n} samples are not finite: these figures mean nothing",
@@ -71,16 +132,61 @@ def evaluate(
 class Measured:
     """Figures, and how many samples had logits that are no numbers."""
 
-    metrics: Metrics
+    metrics: Metrics | TaskMetrics
     unusable: int
 
 
-@torch.no_grad()
 def measured(
-    model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss: Loss | None = None,
+    metric: AskedMetric = None,
+    head: str | None = None,
+    precision: torch.dtype | None = None,
 ) -> Measured:
     """As :func:`evaluate`, without a warning."""
     check_values(model)
+    if metric is None and (loss is None or isinstance(loss, CrossEntropy)):
+        return _classified(model, loader, head, precision)
+    return _judged(model, loader, CrossEntropy() if loss is None else loss, metric, head, precision)
+
+
+@torch.no_grad()
+def _judged(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss: Loss,
+    metric: AskedMetric,
+    head: str | None,
+    precision: torch.dtype | None,
+) -> Measured:
+    """Figures of any loss: the mean over all samples, and what all outputs and targets tell together."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    loss, reading = loss.to(device), Reading(model, head, loss.end)
+    total, weight, all_outputs, all_targets = 0.0, 0.0, [], []
+    with evaluating(model):
+        for batch in loader:
+            inputs, targets = unpack(to_device(batch, device))
+            check_inputs(inputs)
+            with autocast(device, precision):
+                outputs = at_least_float32(reading(call(model, inputs), inputs))
+            outputs = outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
+            counts = float(weight_of(loss, targets))
+            total, weight = total + counts * float(loss(outputs, targets)) if counts else total, weight + counts
+            all_outputs.append(outputs.cpu())
+            all_targets.append(to_device(targets, "cpu"))
+    if not weight:
+        raise ValueError("nothing to evaluate: the loader gave no batch with a target that counts")
+    outputs, targets = torch.cat(all_outputs), joined(all_targets)
+    if isinstance(loss, CrossEntropy):
+        outputs, targets = counted(outputs, targets)
+    figures = task_metrics(loss, total / weight, outputs, targets, metric)
+    return Measured(figures, int((~outputs.isfinite()).any(dim=1).sum()))
+
+
+@torch.no_grad()
+def _classified(model: nn.Module, loader: Iterable[Any], head: str | None, precision: torch.dtype | None) -> Measured:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     losses, confidences, hits, unusable, ignored = [], [], [], 0, 0
     reading = Reading(model, head)
@@ -125,8 +231,7 @@ def counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         )
     if logits.shape[1] == 1:
         raise ValueError(
-            "the network returns one logit, as for a binary loss, and evaluate needs one per class: let it return"
-            " torch.cat([torch.zeros_like(z), z], dim=1), and train with the cross-entropy, which is then the same loss"
+            "the network returns one logit, as for a binary loss, and evaluate needs one per class: give loss='bce'"
         )
     part = targets != IGNORED
     logits, targets = logits[part], targets[part]

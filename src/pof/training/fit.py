@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
+from pof._support.described import described
 from pof._support.modules import check_values, modes_kept, refuse_lazy
 from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
 from pof.methods import Method
@@ -33,6 +34,7 @@ from pof.training.schedules import Schedule
 from pof.training.settings import Timetable, fingerprint, shared
 from pof.training.step import Stepper
 from pof.training.stream import micro_batches
+from pof.training.tasks import AskedMetric
 
 __all__ = ["DivergenceWarning", "FitResult", "default_optimizer", "find_device", "fit"]
 
@@ -60,6 +62,7 @@ def fit(
     precision: AskedPrecision = "fp32",
     device: str | torch.device | None = None,
     log: Log | None = None,
+    metric: AskedMetric = None,
 ) -> FitResult:
     """Train with a method.
 
@@ -82,6 +85,9 @@ def fit(
         precision: ``"fp32"``, autocast to ``"bf16"`` or ``"fp16"`` (scaled), or ``"auto"``: bf16 where hardware has it.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row per step, per epoch, and at the end.
+        metric: what validation chooses by, as :func:`pof.evaluate` takes it, with the method's loss; None: fewest
+            errors of a classifier (among equals the smaller NLL), else the first figure of the loss (among equals the
+            smaller loss).  Smaller is better, unless it has the attribute ``higher_is_better``.
 
     Returns:
         What happened; ``method.model`` holds the selected weights.
@@ -99,11 +105,12 @@ def fit(
         steps, rates = math.ceil(length / accumulation), schedule.settled(Schedule(method.schedule_kind))
         times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
         settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm) | shared(method, checkpoint_every)
+        settings |= {} if metric is None else {"metric": described(metric)}
         _agree(settings | {"resume": resume}, length, place, val_loader, checkpoint_dir)
         stepper = Stepper(method, made, found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        return Loop(method, stepper, batches, times, val_loader, folder, log or _silent).run(resume, interrupts)
+        return Loop(method, stepper, batches, times, val_loader, folder, log or _silent, metric).run(resume, interrupts)
 
 
 def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:

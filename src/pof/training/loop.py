@@ -18,16 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from pof._support import distributed
 from pof._support.agreement import agree
 from pof._support.batches import Inputs, call, outputs_in
+from pof._support.described import described
 from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
 from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
-from pof.training.evaluation import Metrics, measured
+from pof.training.evaluation import measured
 from pof.training.interrupt import Interrupts
-from pof.training.selection import Selection
+from pof.training.selection import Judged, Selection
 from pof.training.settings import Timetable, fingerprint
 from pof.training.step import Stepper, StepResult
 from pof.training.stream import Micro, Stream, one_pass, same_draws, warn_of_incomplete, windows
+from pof.training.tasks import AskedMetric
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -71,11 +73,13 @@ class Loop:
         val_loader: Iterable[Any] | None,
         folder: Path | None,
         log: Log,
+        metric: AskedMetric = None,
     ) -> None:
         self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
-        self.val_loader, self.folder, self.log = val_loader, folder, log
+        self.val_loader, self.folder, self.log, self.metric = val_loader, folder, log, metric
         self.frozen = frozen_norms(method.model)
         self.fingerprint = fingerprint(method, stepper.optimizer, times, stepper.autocast, stepper.clip_norm)
+        self.fingerprint |= {} if metric is None else {"metric": described(metric)}
         self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
@@ -232,9 +236,10 @@ class Loop:
         candidate = self.method.candidate()
         metrics = None
         if self.val_loader is not None:
-            head, precision = self.method.head_name, self.stepper.autocast
+            asked: dict[str, Any] = {"loss": self.method.judged_by(), "metric": self.metric}
+            asked |= {"head": self.method.head_name, "precision": self.stepper.autocast}
             with same_draws(self.val_loader, self.stepper.device) as validation:
-                found = measured(candidate, validation, head=head, precision=precision)
+                found = measured(candidate, validation, **asked)
             metrics = distributed.gather_objects(found.metrics)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
@@ -242,7 +247,7 @@ class Loop:
         row |= {f"train_{name}": total / weight if weight else 0.0 for name, total in self.sums.items()}
         row |= self.method.epoch_metrics()
         if metrics is not None:
-            row |= {f"val_{name}": value for name, value in vars(metrics).items()}
+            row |= {f"val_{name}": value for name, value in metrics.named().items()}
         row["seconds"] = round(time.perf_counter() - start, 3)
         self.sums.clear()
         self.history.append(row)
@@ -250,7 +255,7 @@ class Loop:
         if self.selection.collapsed(metrics):
             before = self.selection.incoming
             raise _Diverged(
-                f"validation collapsed: error {_percent(before)} before, {_percent(metrics)} after epoch {epoch}"
+                f"validation collapsed: error {_text(before)} before, {_text(metrics)} after epoch {epoch}"
                 f" (step {self.steps}); the network of epoch {self.selection.epoch} was put back."
                 f" Remedy: {self.method.remedy}"
             )
@@ -270,13 +275,14 @@ class Loop:
         if best is None:
             return f"{self.epoch} epochs; no validation data, so the last network is handed back unjudged"
         if self.selection.epoch == 0:
-            reached = min((row["val_error"] for row in self.history[1:]), default=math.nan)
+            values = [row[f"val_{best.metric}"] for row in self.history[1:]]
+            reached = (max if best.higher_is_better else min)(values, default=math.nan)
             return (
-                f"no epoch was better on validation than the incoming network ({_percent(incoming)} error; the best"
-                f" epoch had {100 * reached:.2f} %): the incoming network is handed back unchanged"
+                f"no epoch was better on validation than the incoming network ({best.metric} {_text(incoming)}; the"
+                f" best epoch had {best.worded(reached)}): the incoming network is handed back unchanged"
             )
-        errors = f"{_percent(incoming)} -> {_percent(best)}"
-        return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation error {errors}"
+        figures = f"{best.metric} {_text(incoming)} -> {_text(best)}"
+        return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation {figures}"
 
     def _save(self, within: dict[str, Any] | None) -> None:
         """Save at a step inside an epoch (``within``: the stream's state) or between epochs."""
@@ -325,5 +331,5 @@ def _read(results: list[StepResult]) -> tuple[list[list[float]], list[float]]:
     return distributed.weighted_mean(own, torch.stack(weights))
 
 
-def _percent(metrics: Metrics | None) -> str:
-    return "unknown" if metrics is None else f"{100 * metrics.error:.2f} %"
+def _text(metrics: Judged | None) -> str:
+    return "unknown" if metrics is None else metrics.worded(metrics.value)

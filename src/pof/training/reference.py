@@ -6,9 +6,11 @@ PoF takes direction and radius from a mini-batch B that is independent of the on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
+from pof._support.batches import unpack
 from pof.training.stream import set_epoch, with_next
 
 
@@ -19,7 +21,7 @@ class WithReference:
         self.loader = loader
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return with_next(iter(self.loader))
+        return with_next(map(_as_pair, iter(self.loader)))
 
     def __len__(self) -> int:
         """Count the mini-batches, where the loader has a length."""
@@ -29,6 +31,11 @@ class WithReference:
     def set_epoch(self, epoch: int) -> None:
         """Tell loader and samplers the epoch, from 0, as far as they have ``set_epoch``."""
         set_epoch(self.loader, epoch)
+
+
+def _as_pair(batch: Any) -> Any:
+    """Inputs and targets of a mapping or dataclass, so that a loop takes them apart as it does a tuple."""
+    return unpack(batch) if isinstance(batch, Mapping) or is_dataclass(batch) else batch
 
 
 def with_reference(loader: Iterable[Any]) -> WithReference:
@@ -43,7 +50,8 @@ def with_reference(loader: Iterable[Any]) -> WithReference:
         loader: yields batches of any kind; can be iterated anew for each epoch.
 
     Returns:
-        An iterable over ``(batch, reference)``, with the loader's length where it has one, and ``set_epoch``.
+        An iterable over ``(batch, reference)``, with the loader's length where it has one, and ``set_epoch``.  A
+        batch that is a mapping or a dataclass comes as ``(inputs, targets)``, its inputs a mapping.
 
     Raises:
         ValueError: if ``loader`` is an iterator: the second epoch would be empty.

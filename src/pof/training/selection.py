@@ -11,10 +11,15 @@ from torch import nn
 from pof._support.batches import to_device
 from pof._support.modules import contents, put_back
 from pof.training.evaluation import Metrics
+from pof.training.tasks import TaskMetrics
+
+Judged = Metrics | TaskMetrics
 
 
 class Selection:
     """Keeps the best network: fewest errors on validation, among equals the smaller negative log-likelihood.
+
+    With another loss or metric: the best value of the metric, among equals the smaller loss.
 
     Without validation every finite epoch replaces the one before.
     """
@@ -22,24 +27,24 @@ class Selection:
     def __init__(self) -> None:
         self.weights: dict[str, dict[str, Any]] = {}
         self.epoch = 0
-        self.metrics: Metrics | None = None
-        self.incoming: Metrics | None = None
+        self.metrics: Judged | None = None
+        self.incoming: Judged | None = None
 
-    def consider(self, epoch: int, network: nn.Module, metrics: Metrics | None) -> bool:
+    def consider(self, epoch: int, network: nn.Module, metrics: Judged | None) -> bool:
         """Keep ``network`` if it is the best so far, and tell; epoch 0 is the incoming network."""
         if epoch == 0:
             self.incoming = metrics
-        better = metrics is None or self.metrics is None or _rank(metrics) < _rank(self.metrics)
+        better = metrics is None or self.metrics is None or metrics.rank() < self.metrics.rank()
         if better:
             self.weights, self.epoch, self.metrics = contents(network), epoch, metrics
         return better
 
-    def collapsed(self, metrics: Metrics | None) -> bool:
+    def collapsed(self, metrics: Judged | None) -> bool:
         """Tell whether validation went more than half of the way from the incoming error to chance.
 
-        Never for a network that came in near chance, an error of 1 - 1/C.
+        Never for a network that came in near chance, an error of 1 - 1/C, nor with another loss or metric.
         """
-        if metrics is None or self.incoming is None:
+        if not isinstance(metrics, Metrics) or not isinstance(self.incoming, Metrics):
             return False
         chance = 1.0 - 1.0 / metrics.num_classes
         start = self.incoming.error
@@ -59,10 +64,11 @@ class Selection:
         """Take back a :meth:`state_dict`."""
         self.weights = to_device(state["weights"], device)
         self.epoch = state["epoch"]
-        self.metrics = None if state["metrics"] is None else Metrics(**state["metrics"])
-        self.incoming = None if state["incoming"] is None else Metrics(**state["incoming"])
+        self.metrics = _judged(state["metrics"])
+        self.incoming = _judged(state["incoming"])
 
 
-def _rank(metrics: Metrics) -> tuple[float, float]:
-    # A NaN likelihood must lose every comparison.
-    return metrics.error, metrics.nll if metrics.nll == metrics.nll else float("inf")
+def _judged(state: Mapping[str, Any] | None) -> Judged | None:
+    if state is None:
+        return None
+    return TaskMetrics(**state) if "metric" in state else Metrics(**state)

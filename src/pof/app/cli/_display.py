@@ -16,6 +16,7 @@ from rich.text import Text
 from pof.app.errors import shortened, visible
 from pof.training.evaluation import Metrics
 from pof.training.fit import DivergenceWarning
+from pof.training.selection import Judged
 
 
 class PlainConsole(Console):
@@ -80,18 +81,25 @@ def epoch_line(row: Mapping[str, Any]) -> str:
     if "val_error" in row:
         parts.append(f"val error {100 * row['val_error']:.2f} %")
     parts += [text.format(row[name]) for name, text in names.items() if name in row]
+    usual = {"val_error", "val_nll", "val_ece", "val_n", "val_num_classes"}
+    parts += [f"val {name[4:]} {row[name]:.4g}" for name in row if name.startswith("val_") and name not in usual]
     if "train_separable" in row:
         parts.append(f"separable {100 * row['train_separable']:.0f} %")
     return "  ".join([*parts, "best so far" if row["best"] and "val_error" in row else ""]).rstrip()
 
 
-def metrics_table(title: str, columns: Mapping[str, Metrics]) -> Table:
+def metrics_table(title: str, columns: Mapping[str, Judged]) -> Table:
     """Set figures side by side."""
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
-    values = list(columns.values())
+    values = [m for m in columns.values() if isinstance(m, Metrics)]
+    if len(values) < len(columns):
+        rows = [m.named() for m in columns.values()]
+        for name in rows[0]:
+            table.add_row(name, *(f"{row[name]:.6g}" for row in rows))
+        return table
     table.add_row("error", *(f"{100 * m.error:.2f} %" for m in values))
     table.add_row("NLL", *(f"{m.nll:.4f}" for m in values))
     table.add_row("ECE", *(f"{100 * m.ece:.2f} %" for m in values))

@@ -22,6 +22,11 @@ def check_training(training: TrainOptions, *, from_scratch: bool) -> None:
     if key in _found:
         return
     check_numbers(training)
+    if training.loss != "cross-entropy" or training.metric is not None:
+        raise ValueError(
+            f"experiments and improve compare classifiers by their errors, so the loss is cross-entropy; got loss"
+            f" {training.loss!r}, metric {training.metric!r}: use pof train and pof post-train for other tasks"
+        )
     schedule_of(training)
     torch.device(training.device or "cpu")
     with warnings.catch_warnings(), isolated(0, torch.device("cpu")):

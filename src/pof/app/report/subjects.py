@@ -75,6 +75,8 @@ def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
     path = Path(folder)
     config = read_config(path)
     model, data, training = options_of(config, path)
+    if training.loss != "cross-entropy":
+        raise RunError(f"{folder} was trained with the loss {training.loss!r}; reports and flatness are of classifiers")
     environment, result, rows = read_environment(path), read_result(path), read_rows(path)
     if not (path / "model.safetensors").exists():
         raise RunError(f"{folder} has no model.safetensors: has that run ended? Go on with it by --resume")

@@ -1,0 +1,240 @@
+"""The losses of other tasks than one class per sample: independent labels, numbers, ordered classes, and any other.
+
+Each is the mean over the samples of a mini-batch, and knows the loss of guessing, by which head ascent and SAM's
+radius from the data measure a rise.  Targets that would be broadcast against the outputs are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pof._support.batches import samples_of
+from pof._support.precision import without_autocast
+from pof.perturbation.loss import CrossEntropy, Loss, LossFunction, unwrapped, weight_of
+
+
+class BinaryCrossEntropy(Loss):
+    """The mean over samples and outputs of the cross-entropy of independent labels: one logit, or several labels."""
+
+    end = "sigmoid"
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            outputs: (N, C) logits.
+            targets: (N, C) in [0, 1], integers or floating point; also (N,) for one logit.
+
+        Returns:
+            Scalar; NaN on an accelerator, where values are not read, for targets out of range.
+
+        Raises:
+            ValueError: if the shapes do not fit, or on a CPU a target is out of range.
+        """
+        targets = as_outputs(outputs, targets, "bce")
+        with without_autocast(outputs.device):
+            loss = F.binary_cross_entropy_with_logits(outputs, targets)
+        return _in_range(loss, targets, (targets >= 0) & (targets <= 1), "bce needs targets in [0, 1]")
+
+    def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
+        """From the entropy of the targets, 0 of hard ones, to log 2, the loss of logits that are all 0."""
+        targets = as_outputs(like.new_empty(samples_of(targets), like.shape[-1]), targets, "bce")
+        least: Tensor = (torch.special.entr(targets) + torch.special.entr(1 - targets)).mean()
+        return least + share * (math.log(2) - least)
+
+
+class SquaredError(Loss):
+    """The mean over samples and outputs of the squared error: regression."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            outputs: (N, C).
+            targets: (N, C) in the same units; also (N,) for one output.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: if the shapes do not fit, or on a CPU a target is NaN or infinite.
+        """
+        targets = as_outputs(outputs, targets, "mse")
+        with without_autocast(outputs.device):
+            loss = F.mse_loss(outputs, targets)
+        return _in_range(loss, targets, targets.isfinite(), "mse needs finite targets")
+
+    def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
+        """From 0 to the variance of the mini-batch's targets, the loss of their mean: a share is 1 - R^2."""
+        targets = as_outputs(like.new_empty(samples_of(targets), like.shape[-1]), targets, "mse")
+        return share * targets.var(dim=0, correction=0).mean()
+
+
+class Ordinal(Loss):
+    """Ordered classes by K binary questions "is the class above k?" (Niu et al., CVPR 2016; Cao et al., 2020).
+
+    mean_n sum_{k < K} BCE(z_nk, [y_n > k]), for K + 1 classes; the class predicted is the number of positive logits.
+    With one weight vector shared by all logits of the head it is the loss of CORAL (arXiv 1901.07884, Eq. 4 with equal
+    importance); an ordinary head learns K of them.
+    """
+
+    end = "sigmoid"
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            outputs: (N, K) logits.
+            targets: (N,) class indices from 0 to K.
+
+        Returns:
+            Scalar; NaN on an accelerator, where values are not read, for targets out of range.
+
+        Raises:
+            ValueError: if the shapes do not fit, or on a CPU a target is out of range.
+        """
+        classes = outputs.shape[1]
+        if targets.shape != outputs.shape[:1] or targets.is_floating_point():
+            raise ValueError(
+                f"ordinal needs class indices ({len(outputs)},), integers from 0 to {classes} for {classes} outputs;"
+                f" got {tuple(targets.shape)} of {targets.dtype}"
+            )
+        above = (targets.unsqueeze(1) > torch.arange(classes, device=targets.device)).to(outputs.dtype)
+        with without_autocast(outputs.device):
+            loss = classes * F.binary_cross_entropy_with_logits(outputs, above)
+        valid = (targets >= 0) & (targets <= classes)
+        return _in_range(loss, targets, valid, f"ordinal with {classes} outputs needs classes from 0 to {classes}")
+
+    def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
+        """From 0 to K log 2, the loss of logits that are all 0."""
+        return share * math.log(2) * like.shape[-1]
+
+
+class Custom(Loss):
+    """A loss of the user's own, ``function(outputs, targets)``: the scalar mean, or one value per sample.
+
+    Args:
+        function: takes the network's outputs (N, C) and whatever the targets are.
+
+    Raises:
+        ValueError: if it is a loss of torch that sums.
+    """
+
+    def __init__(self, function: LossFunction) -> None:
+        super().__init__()
+        inner, options = unwrapped(function)
+        if getattr(inner, "reduction", options.get("reduction")) == "sum":
+            raise ValueError("the loss sums over the mini-batch (reduction='sum'): a loss is a mean, reduction='mean'")
+        self.function = function
+        self._checked = self._guessed = False
+
+    def settings(self) -> Any:
+        """What a resumed run must find unchanged: the function alone."""
+        from pof._support.described import described
+
+        return described(self.function)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            outputs: (N, C).
+            targets: whatever the function takes.
+
+        Returns:
+            Scalar; of values (N,) their mean, of a cross-entropy with ``reduction="none"`` as its weights say.
+
+        Raises:
+            ValueError: if the function returns something else, or would broadcast targets (N,) against outputs (N, 1).
+        """
+        loss = self.function(outputs, targets)
+        samples = samples_of(targets)
+        if not isinstance(loss, Tensor) or (loss.ndim and loss.shape != (samples,)):
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"a loss is a scalar, the mean over the mini-batch, or one value per sample ({samples},); the one given"
+                f" returned {got}"
+            )
+        if not self._checked:
+            self._refuse_broadcast(outputs, targets)
+            self._checked = True
+        return loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
+
+    def _refuse_broadcast(self, outputs: Tensor, targets: Any) -> None:
+        """Outputs (N, 1) minus targets (N,) is (N, N), whose mean is another loss, and no error in torch."""
+        if outputs.shape[1:] != (1,) or not isinstance(targets, Tensor) or targets.ndim != 1 or len(targets) < 2:
+            return
+        wanted = targets.to(outputs.dtype)
+        signs = 1 - 2 * (torch.arange(len(targets), device=outputs.device) % 2)
+        # Where all outputs are on one side of their targets, the mean of an absolute error is the same.
+        around = wanted.mean() + (1 + wanted.std(correction=0)) * signs
+        for each in (outputs.detach()[:, 0], around):
+            try:
+                flat, whole = (self.function(z, targets).detach().mean() for z in (each, each.unsqueeze(1)))
+            except Exception:  # it wants (N, 1), and knows how to take targets (N,)
+                return
+            if bool((flat - whole).isfinite()) and not torch.allclose(flat, whole, rtol=1e-4):
+                raise ValueError(
+                    f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}: give"
+                    " targets (N, 1), or let the loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
+                )
+
+    def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
+        """From 0 to the loss of outputs that are all 0, which for the cross-entropy is log C.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: if that is not above 0: there is no scale then.
+        """
+        guess: Tensor = self(like.new_zeros(samples_of(targets), like.shape[-1]), targets)
+        if not self._guessed and not bool(guess > 0):
+            raise ValueError(
+                f"the loss of outputs that are all 0 is {float(guess):.3g}, so a share of it is no level: this needs a"
+                " loss that is least at 0 and larger where the network only guesses; use a method without a level, such"
+                " as pof.PoF, or pof.SharpnessAware with a radius rho of its own"
+            )
+        self._guessed = True
+        return share * guess
+
+
+LOSSES: dict[str, Callable[[], Loss]] = {
+    "cross-entropy": CrossEntropy,
+    "bce": BinaryCrossEntropy,
+    "mse": SquaredError,
+    "ordinal": Ordinal,
+}
+"""By the names that ``loss=`` takes."""
+
+
+def as_outputs(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
+    """Targets in the shape (N, C) and dtype of the outputs; (N,) for one output only, so that nothing is broadcast."""
+    if targets.ndim == 1 and outputs.shape[1] == 1:
+        targets = targets.unsqueeze(1)
+    if targets.shape != outputs.shape:
+        hint = "; one class out of several is a case for 'cross-entropy'" if name == "bce" and targets.ndim == 1 else ""
+        raise ValueError(
+            f"{name} needs a target for each output, {tuple(outputs.shape)}; got {tuple(targets.shape)} of"
+            f" {targets.dtype}{hint}"
+        )
+    return targets.to(outputs.dtype)
+
+
+def _in_range(loss: Tensor, targets: Tensor, valid: Tensor, what: str) -> Tensor:
+    """The loss, refused or (where values are not read) NaN if a target is not valid."""
+    valid_all = valid.all()
+    if targets.device.type != "cpu":
+        return torch.where(valid_all, loss, torch.nan)
+    if not bool(valid_all):
+        raise ValueError(f"{what}; got {targets[~valid][0].item():g}")
+    return loss
+
+
+__all__ = ["LOSSES", "BinaryCrossEntropy", "Custom", "Ordinal", "SquaredError", "as_outputs"]
