@@ -40,7 +40,7 @@ TIMM = (
     "timm:resnet50",  # bicubic, 0.95
     "timm:vit_base_patch16_224",  # bicubic, 0.9, mean 0.5
     "timm:inception_v3",  # 299 px
-    "timm:vit_base_patch16_siglip_224.v2_webli",  # squash
+    "timm:vit_medium_patch16_gap_384.sw_in12k_ft_in1k",  # squash
     "timm:tf_efficientnet_lite1",
     "timm:test_vit.r160_in1k",
 )

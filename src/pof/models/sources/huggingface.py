@@ -166,8 +166,9 @@ def _position_options(model: nn.Module, config: Any, image_size: int | None) -> 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress bars and reports of Transformers: what is wrong is an error here."""
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
+    logging: Any = their_logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

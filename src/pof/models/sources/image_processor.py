@@ -26,8 +26,9 @@ def read_processor(name: str) -> Preprocessing | None:
     """
     from transformers import AutoImageProcessor
 
+    reader: Any = AutoImageProcessor
     try:
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        processor = reader.from_pretrained(name, trust_remote_code=False)
     except OSError:
         return None
     except Exception as error:

@@ -33,9 +33,10 @@ def _config(request: Request) -> Mapping[str, Any]:
 
     if request.name.startswith(ELSEWHERE):
         with torch.device("meta"):
-            found: Mapping[str, Any] = timm.create_model(request.name).pretrained_cfg
+            made: Any = timm.create_model(request.name)
+        found: Mapping[str, Any] = made.pretrained_cfg
     else:
-        registered = get_pretrained_cfg(request.name)
+        registered: Any = get_pretrained_cfg(request.name)
         found = {} if registered is None else registered.to_dict()
     return {**found, **(request.args.get("pretrained_cfg_overlay") or {})}
 
@@ -43,7 +44,7 @@ def _config(request: Request) -> Mapping[str, Any]:
 def _build(request: Request) -> nn.Module:
     import timm
 
-    size: dict[str, int] = {}
+    size: dict[str, Any] = {}
     remedy = ""
     try:
         config = _config(request)
@@ -70,10 +71,11 @@ def _build(request: Request) -> nn.Module:
 
 
 def _preprocessing(request: Request) -> Preprocessing:
-    from timm.data import resolve_data_config
+    from timm.data import config
 
+    resolve: Any = config.resolve_data_config
     size = side_of(request.args.get("img_size"))
-    found = resolve_data_config({"img_size": size}, pretrained_cfg=dict(_config(request)))
+    found = resolve({"img_size": size}, pretrained_cfg=dict(_config(request)))
     *_, height, width = found["input_size"]
     if height != width or found["crop_mode"] not in {"center", "squash"}:
         raise ValueError(

@@ -48,15 +48,16 @@ def is_zero_shot(config: Any) -> bool:
 
 def build(request: Request, config: Any, origin: str | None) -> ZeroShotClassifier:
     """Make the classifier: without names of classes, or without weights, its head is a new one."""
-    from transformers import AutoModelForZeroShotImageClassification as Both
+    from transformers import AutoModelForZeroShotImageClassification
 
+    kind: Any = AutoModelForZeroShotImageClassification
     if request.in_channels != 3:
         raise ValueError(f"hf:{request.name} takes images of 3 channels, not of {request.in_channels}")
     try:
         both: Any = (
-            Both.from_config(config)
+            kind.from_config(config)
             if origin is None
-            else Both.from_pretrained(origin, config=config, trust_remote_code=False)
+            else kind.from_pretrained(origin, config=config, trust_remote_code=False)
         )
     except Exception as error:  # the hub and damaged files raise many kinds
         raise ValueError(f"hf:{request.name} cannot be built: {' '.join(str(error).split())[:300]}") from error
@@ -101,7 +102,8 @@ def _text_embeddings(both: Any, origin: str, request: Request) -> Tensor:
             f"hf:{origin}: its tokenizer does not tell the classes apart: {', '.join(request.classes[:5])}"
         )
     stacked = torch.stack(rows)
-    return stacked / stacked.norm(dim=-1, keepdim=True)
+    normalised: Tensor = stacked / stacked.norm(dim=-1, keepdim=True)
+    return normalised
 
 
 def _templates(request: Request) -> list[str]:
