@@ -6,7 +6,7 @@ Means are over samples, not over mini-batches, in float64.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +75,83 @@ class Measured:
     unusable: int
 
 
-@torch.no_grad()
 def measured(
     model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
 ) -> Measured:
     """As :func:`evaluate`, without a warning."""
+    return figures_of(judged(model, loader, head=head, precision=precision))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a classifier says of each of n samples, in their order, those with the label -100 left out."""
+
+    index: Tensor
+    """(n,) number of the sample in the loader."""
+    target: Tensor
+    """(n,) class index."""
+    predicted: Tensor
+    """(n,) class index."""
+    confidence: Tensor
+    """(n,) float64, probability of the predicted class; NaN where the logits are no numbers."""
+    loss: Tensor
+    """(n,) float64, negative log-likelihood, in nats."""
+    unusable: int
+    """Number of samples whose logits are not finite."""
+    num_classes: int
+    """C."""
+
+    @property
+    def wrong(self) -> Tensor:
+        """(n,) bool, whether the prediction is wrong; the largest of NaN is a class by chance, and wrong."""
+        return (self.predicted != self.target) | self.confidence.isnan()
+
+
+@torch.no_grad()
+def judged(
+    model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
+) -> Judged:
+    """Judge each sample; arguments and errors as in :func:`evaluate`."""
+    parts: list[tuple[Tensor, ...]] = []
+    unusable, given = 0, 0
+    for logits, targets in outputs(model, loader, head=head, precision=precision):
+        logits, counting = counted(logits, targets)
+        rows = (targets != IGNORED if targets.ndim == 1 else torch.ones(len(targets))).nonzero()[:, 0] + given
+        given, targets = given + len(targets), counting
+        unusable += int((~logits.isfinite()).any(dim=1).sum())
+        losses = F.cross_entropy(logits, targets, reduction="none").double()
+        confidence, predicted = torch.softmax(logits, dim=1).max(dim=1)
+        parts.append((rows.to(targets.device), targets, predicted, confidence.double(), losses))
+    if not parts:
+        raise ValueError("nothing to evaluate: the loader gave no batch")
+    if not sum(len(part[0]) for part in parts):
+        raise ValueError(f"nothing to evaluate: all {given} samples have the label {IGNORED}, which is to be ignored")
+    index, target, predicted, confidence, loss = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Judged(index, target, predicted, confidence, loss, unusable, int(logits.shape[1]))
+
+
+def figures_of(found: Judged) -> Measured:
+    """Figures over all samples."""
+    metrics = Metrics(
+        error=float(found.wrong.double().mean()),
+        nll=float(found.loss.mean()),
+        ece=float(expected_calibration_error(found.confidence, ~found.wrong)),
+        n=len(found.target),
+        num_classes=found.num_classes,
+    )
+    return Measured(metrics, found.unusable)
+
+
+@torch.no_grad()
+def outputs(
+    model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a classifier in eval mode: logits, at least float32, and targets of each mini-batch, on the model's device.
+
+    Arguments and errors as in :func:`evaluate`.
+    """
     check_values(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    losses, confidences, hits, unusable, ignored = [], [], [], 0, 0
     reading = Reading(model, head)
     with evaluating(model):
         for batch in loader:
@@ -90,28 +159,7 @@ def measured(
             check_inputs(inputs)
             with autocast(device, precision):
                 logits = at_least_float32(reading(call(model, inputs), inputs))
-            given = len(targets)
-            logits, targets = counted(logits, targets)
-            ignored += given - len(targets)
-            unusable += int((~logits.isfinite()).any(dim=1).sum())
-            losses.append(F.cross_entropy(logits, targets, reduction="none").double())
-            confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
-            confidences.append(confidence.double())
-            # The largest of NaN is a class by chance.
-            hits.append((prediction == targets) & ~confidence.isnan())
-    if not losses:
-        raise ValueError("nothing to evaluate: the loader gave no batch")
-    correct = torch.cat(hits)
-    if not correct.numel():
-        raise ValueError(f"nothing to evaluate: all {ignored} samples have the label {IGNORED}, which is to be ignored")
-    metrics = Metrics(
-        error=float((~correct).double().mean()),
-        nll=float(torch.cat(losses).mean()),
-        ece=float(expected_calibration_error(torch.cat(confidences), correct)),
-        n=int(correct.numel()),
-        num_classes=int(logits.shape[1]),
-    )
-    return Measured(metrics, unusable)
+            yield logits, targets
 
 
 def counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
