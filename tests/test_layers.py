@@ -30,10 +30,14 @@ ORDER = (
         "app.options",
         "app.run_files",
         "app.run_folder",
+        "app.cards",
+        "app.inherit",
         "app.job",
         "app.assess",
         "app.predict",
         "app.export",
+        "app.runs",
+        "app.known",
         "app.report",
         "app.experiment",
         "app.improve",
@@ -105,9 +109,9 @@ def test_the_root_holds_the_door_and_the_weights() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "weights.py"}
 
 
-def test_of_the_application_the_door_knows_improve_alone() -> None:
+def test_of_the_application_the_door_knows_improve_and_runs_alone() -> None:
     found = {target for target in imported("pof") if target.startswith("pof.app")}
-    assert found == {"pof.app.improve.deliver", "pof.app.improve.result"}
+    assert found == {"pof.app.improve.deliver", "pof.app.improve.result", "pof.app.runs"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - {"pof"}))

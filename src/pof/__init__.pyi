@@ -7,6 +7,8 @@ from pof import optim as optim
 from pof import regularizers as regularizers
 from pof.app.improve.deliver import improve as improve
 from pof.app.improve.result import ImproveResult as ImproveResult
+from pof.app.runs import LoadedRun as LoadedRun
+from pof.app.runs import load_run as load_run
 from pof.combine import estimate_statistics as estimate_statistics
 from pof.combine import interpolate as interpolate
 from pof.combine import soup as soup

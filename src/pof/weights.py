@@ -34,6 +34,8 @@ WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 OF_A_LOSS = re.compile(r"(?:criterion|loss|loss_fn|loss_function)\.(?:weight|pos_weight)")
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
+OF_A_RUN = "model.safetensors"
+"""The network in the folder of a run, which may be given in the place of the file."""
 NAMED_IN_ERRORS = 5
 MAX_EXPANSION = 100
 
@@ -76,7 +78,7 @@ def load_model(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, str]
 
     Args:
         model: a module of the same architecture; left untouched if the file does not fit.
-        path: a safetensors file.
+        path: a safetensors file, or the folder of a run.
 
     Returns:
         The metadata of the file; empty if it has none.
@@ -123,7 +125,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: the module; left untouched if the file does not fit.
-        path: a file that :func:`read_weights` can read.
+        path: a file that :func:`read_weights` can read, or the folder of a run.
 
     Raises:
         WeightsError: if the file cannot be read, or keys are missing, unexpected or misshapen (the first few
@@ -159,10 +161,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
+    if (file / OF_A_RUN).is_file():
+        file /= OF_A_RUN
     if not file.exists():
         raise FileNotFoundError(errno.ENOENT, "no such weights file", str(path))
     if file.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder, not a weights file", str(path))
+        raise IsADirectoryError(errno.EISDIR, f"a folder without {OF_A_RUN}, not a weights file", str(path))
     if file.stat().st_size == 0:
         raise WeightsError(f"{path}: the file is empty; copy or download it again")
     return file

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from pof._support.preprocessing import Preprocessing
 from pof._support.random import isolated
 from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, samples_of
 from pof.data import DataError, eval_loader, load_data, summary, train_loader, walk
 from pof.data.folder import SPLITS
+from pof.data.images import Prepare
 
 DTD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dtd10"
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -258,6 +260,18 @@ def test_images_are_resized_cropped_and_normalised(tmp_path):
     torch.testing.assert_close(shifted[:, 1], (images[:, 1] - 0.456) / 0.224)
 
 
+def test_what_is_given_takes_the_place_of_the_networks_own(tmp_path):
+    write_images(tmp_path, {"red": 5, "green": 5})
+    own = Preprocessing(12, (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, squash=True)
+    data = load_data("folder", data_root=tmp_path, preprocessing=own)
+    assert data.test_set.transform == Prepare(own, augment=False)
+    assert (data.image_shape, data.mean) == ((3, 12, 12), own.mean)
+    given = {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "box", "crop": 1.0}
+    changed = load_data("folder", data_root=tmp_path, preprocessing=own, image_size=10, **given)
+    wanted = Preprocessing(10, (0.1,) * 3, (0.2,) * 3, "box", 1.0, squash=True)
+    assert changed.train_set.transform == Prepare(wanted, augment=True)
+
+
 def test_training_images_are_augmented_alike_for_any_workers(tmp_path):
     write_images(tmp_path, {"red": 6, "green": 6})
     data = load_data("folder", data_root=tmp_path, image_size=8)
@@ -389,9 +403,11 @@ def test_missing_folder_and_options(tmp_path):
         load_data("folder")
     with pytest.raises(DataError, match="augment=cutout does not apply to the data set 'folder'"):
         load_data("folder", data_root=tmp_path, augment="cutout")
-    for size in (0, 10**9):
-        with pytest.raises(DataError, match=f"image_size is a number of pixels from 1 to 8192; got {size}"):
+    for size, said in ((0, "a whole number >= 1"), (10**9, "at most 8192")):
+        with pytest.raises(DataError, match=f"image_size must be {said}; got {size}"):
             load_data("folder", data_root=tmp_path, image_size=size)
+    with pytest.raises(DataError, match=r"crop is a share of the image in \(0, 1\]; got 2"):
+        load_data("folder", data_root=tmp_path, crop=2)
 
 
 @pytest.mark.skipif(not DTD.exists(), reason="../shared/data/dtd10 is not there")

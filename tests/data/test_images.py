@@ -15,6 +15,7 @@ from PIL import Image, features
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
+from pof._support.preprocessing import Preprocessing
 from pof._support.random import isolated
 from pof.data import DataError, folder, images
 from pof.data.images import Prepare, decode, is_image, opened
@@ -137,21 +138,24 @@ def test_without_a_smaller_decoding_all_is_as_torchvision_has_it(tmp_path, size,
     for augment, theirs in ((True, training), (False, evaluation)):
         for seed in range(4):
             with isolated(seed), opened(file) as image:
-                found = Prepare(128, MEAN, STD, augment)(image)
+                found = Prepare(Preprocessing(128, MEAN, STD), augment)(image)
             with isolated(seed):
                 wanted = theirs(default_loader(str(file)))
             assert torch.equal(found, wanted)
             assert found.is_contiguous()
 
 
-@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "box", "nearest"])
 @pytest.mark.parametrize(
     ("orientation", "size", "most"), [(1, (1000, 801), 8), (6, (1000, 804), 4), (3, (1000, 801), 1)]
 )
-def test_a_jpeg_decoded_smaller_is_nearly_the_same(tmp_path, monkeypatch, augment, orientation, size, most):
+def test_a_jpeg_decoded_smaller_for_training_is_nearly_the_same(
+    tmp_path, monkeypatch, interpolation, orientation, size, most
+):
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
     file, scales, decoding = tmp_path / "x.jpg", [], images.decode
+    how = Preprocessing(44, (0.0,) * 3, (1.0,) * 3, interpolation)
     photograph(*size).save(file, quality=90, exif=exif)
 
     def watched(*arguments):
@@ -165,10 +169,34 @@ def test_a_jpeg_decoded_smaller_is_nearly_the_same(tmp_path, monkeypatch, augmen
         for spare in (images.SPARE, float("inf")):
             with monkeypatch.context() as patch, isolated(seed), opened(file) as image:
                 patch.setattr(images, "SPARE", spare)
-                made.append(Prepare(44, (0.0,) * 3, (1.0,) * 3, augment)(image))
+                made.append(Prepare(how, augment=True)(image))
         assert float((made[0] - made[1]).abs().mean()) < 1.5 / 255
-    assert max(scales[::2]) == most
+    assert max(scales[::2]) == (most if interpolation in images.SMOOTH else 1)
     assert set(scales[1::2]) == {1}
+
+
+@pytest.mark.parametrize("size", [(1000, 801), (640, 1280)])
+def test_evaluation_decodes_in_full(tmp_path, size):
+    photograph(*size).save(tmp_path / "x.jpg", quality=90)
+    for interpolation in ("bilinear", "bicubic"):
+        how = Preprocessing(44, (0.0,) * 3, (1.0,) * 3, interpolation)
+        wanted = v2.Compose([v2.Resize(50, v2.InterpolationMode(interpolation)), v2.CenterCrop(44), v2.PILToTensor()])
+        with opened(tmp_path / "x.jpg") as image:
+            found = Prepare(how, augment=False)(image)
+        assert torch.equal((found * 255).round().byte(), wanted(default_loader(str(tmp_path / "x.jpg"))))
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_what_is_resized_and_cropped(tmp_path, squash):
+    photograph(300, 200).save(tmp_path / "x.png")
+    how = Preprocessing(90, (0.0,) * 3, (1.0,) * 3, "lanczos", 0.9, squash)
+    assert how.resized(300, 200) == ((100, 100) if squash else (150, 100))
+    resized = Image.open(tmp_path / "x.png").resize(how.resized(300, 200), Image.Resampling.LANCZOS)
+    left = 5 if squash else 30
+    wanted = numpy.asarray(resized.crop((left, 5, left + 90, 95)))
+    with opened(tmp_path / "x.png") as image:
+        found = Prepare(how, augment=False)(image)
+    assert numpy.array_equal((found * 255).round().byte().permute(1, 2, 0).numpy(), wanted)
 
 
 def test_sizes_are_looked_at_before_memory_is_taken(tmp_path, monkeypatch):
@@ -204,7 +232,7 @@ def test_sizes_are_looked_at_before_memory_is_taken(tmp_path, monkeypatch):
             pytest.raises(DataError, match=rf"^\S+{name}: {message}.*remove it$") as caught,
             opened(tmp_path / name) as image,
         ):
-            Prepare(224, MEAN, STD, augment=False)(image)
+            Prepare(Preprocessing(224, MEAN, STD), augment=False)(image)
         assert tracemalloc.get_traced_memory()[1] < 2**24, name
         tracemalloc.stop()
         assert len(str(caught.value)) < 500
@@ -230,14 +258,14 @@ def test_damaged_files_are_read_or_named(tmp_path, kind):
     exif[images.ORIENTATION] = 6
     buffer, draw, path = io.BytesIO(), random.Random(0), tmp_path / "x.png"
     photograph(24, 16).save(buffer, kind, **({"exif": exif} if kind in ("PNG", "JPEG") else {}))
-    refused = 0
+    refused, prepare = 0, Prepare(Preprocessing(8, MEAN, STD), augment=False)
     for _ in range(60):
         content = bytearray(buffer.getvalue())
         for _ in range(draw.choice([1, 3, 30])):
             content[draw.randrange(draw.choice([64, len(content)])) % len(content)] = draw.randrange(256)
         path.write_bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
         try:
-            assert folder.ImageFiles([(str(path), 0)], Prepare(8, MEAN, STD, augment=False))[0][0].shape == (3, 8, 8)
+            assert folder.ImageFiles([(str(path), 0)], prepare)[0][0].shape == (3, 8, 8)
         except DataError as error:
             refused += 1
             assert str(error).startswith(f"{path}: ")

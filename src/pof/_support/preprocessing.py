@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,7 +22,7 @@ class Preprocessing:
         std: per channel, in the same units.
         interpolation: of the resizing.
         crop: share of the resized image's shorter side that the central crop keeps, in (0, 1].
-        squash: resize both sides to ``size`` without keeping their ratio, and crop nothing.
+        squash: resize both sides to the same length, whatever their ratio.
 
     Raises:
         ValueError: if a value is out of range.
@@ -45,3 +46,11 @@ class Preprocessing:
             raise ValueError(f"crop is a share of the image in (0, 1]; got {self.crop}")
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image is resized to before the central crop of ``size``."""
+        side = math.floor(self.size / self.crop + 1e-6)  # as timm rounds; a quotient of whole numbers comes back
+        if self.squash:
+            return side, side
+        short = min(width, height)
+        return side * width // short, side * height // short

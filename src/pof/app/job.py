@@ -15,9 +15,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pof._support.agreement import agree
-from pof._support.checks import MOST_CLASSES, whole_number
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
+from pof.app.cards import as_trained, build, card_in, card_of
+from pof.app.inherit import check_split
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import (
     DataOptions,
@@ -29,8 +30,8 @@ from pof.app.options import (
     plain,
     schedule_of,
 )
-from pof.app.run_files import RunError, read_config
-from pof.app.run_folder import CONTENT, Run, content_of
+from pof.app.run_files import read_config
+from pof.app.run_folder import COMMIT, CONTENT, NETWORK, Run, commit, content_of
 from pof.data import (
     Data,
     DatasetLoader,
@@ -42,9 +43,9 @@ from pof.data import (
     train_loader,
 )
 from pof.data.description import DataSplit
+from pof.head.search import find_head
 from pof.head.split import split as split_at_head
 from pof.methods import Method
-from pof.models import PRETRAINED, build_model, replace_head
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
@@ -104,6 +105,8 @@ def _train(
     precision = find_precision(training.precision, device)
     rate, schedule = find_learning_rate(model, training), schedule_of(training)
     training = replace(training, lr=rate, precision=precision, schedule=schedule)
+    check_split(model, data)
+    data = as_trained(data, card_in(model.weights))
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
@@ -113,6 +116,8 @@ def _train(
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
     network = load_network(model, loaded)
+    card = card_of(model, loaded, model.head or find_head(network))
+    config |= {NETWORK: plain(vars(card)), COMMIT: commit()}
     if training.freeze_head:
         freeze_head(network, model)
     incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
@@ -138,7 +143,7 @@ def _train(
     before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
     after = evaluate(network, test, head=model.head)
     if folder is not None:
-        folder.finish(network, _figures(result, before, after))
+        folder.finish(network, _figures(result, before, after), card.metadata())
     return JobResult(Path(run.out), result, before, after)
 
 
@@ -201,9 +206,10 @@ def drops_last(samples: int, batch_size: int) -> bool:
     return 0 < batch_size < samples and 0 < samples % batch_size < batch_size / 4
 
 
-def load(options: DataOptions) -> Data:
-    """Load the data set that the options name."""
+def load(options: DataOptions, weights: str | None = None) -> Data:
+    """Load the data set that the options name, with the preprocessing of the network in ``weights`` if it is known."""
     check_data(options)
+    options = as_trained(options, card_in(weights))
     return load_data(
         options.data,
         data_root=options.data_root,
@@ -211,6 +217,8 @@ def load(options: DataOptions) -> Data:
         mean=options.mean,
         std=options.std,
         image_size=options.image_size,
+        interpolation=options.interpolation,
+        crop=options.crop,
     )
 
 
@@ -236,18 +244,7 @@ def split(loaded: Data, options: DataOptions) -> Splits:
 
 def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     """Build the network for a data set, with its weights."""
-    weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
-    if weights is not None and Path(weights).is_dir():
-        weights = str(Path(weights) / "model.safetensors")
-        if not Path(weights).exists():
-            raise RunError(f"{options.weights} has no model.safetensors: has that run ended?")
-    if options.source_classes is not None:
-        whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
-    classes = options.source_classes or loaded.num_classes
-    network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
-    if options.source_classes is not None:
-        replace_head(network, loaded.num_classes, options.head)
-    return convolutions_channels_last(network)
+    return convolutions_channels_last(build(options, loaded))
 
 
 def convolutions_channels_last(network: nn.Module) -> nn.Module:

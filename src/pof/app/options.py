@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
+from pof._support.preprocessing import Interpolation
 from pof.app.method_options import MethodOptions
 from pof.app.methods import average_of, entry_of
 from pof.training.schedules import Schedule
@@ -58,9 +59,11 @@ class DataOptions:
         train_size: train on a stratified part of this many samples; all if not given.
         fraction: the same as a share of the training samples, in (0, 1).
         augment: of the training images: default (usual for the data set), cutout (and a square cut out) or none.
-        mean: of the normalisation, per channel; the data set's if not given.
-        std: of the normalisation, per channel; the data set's if not given.
-        image_size: side of the images of a folder, in pixels.
+        mean: of the normalisation, per channel; if not given the data set's, of image files the network's.
+        std: of the normalisation, per channel; if not given the data set's, of image files the network's.
+        image_size: side of the inputs made of image files, in pixels; the network's if not given.
+        interpolation: of image files where they are resized; the network's if not given.
+        crop: share of a resized image file that is kept in evaluation, in (0, 1]; the network's if not given.
         workers: processes that load image folders and factories' data.
     """
 
@@ -74,6 +77,8 @@ class DataOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: int | None = None
+    interpolation: Interpolation | None = None
+    crop: float | None = None
     workers: int = 2
 
 

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +247,8 @@ class _Preparation:
     def __call__(self, image: Any) -> Tensor:
         how = self.how
         if len(how.mean) == 3:
-            return Prepare(how.size, how.mean, how.std, augment=False)(image)
-        colours = Prepare(how.size, (0.0,) * 3, (1.0,) * 3, augment=False)(image)
+            return Prepare(how, augment=False)(image)
+        colours = Prepare(replace(how, mean=(0.0,) * 3, std=(1.0,) * 3), augment=False)(image)
         grey = torch.einsum("k,khw->hw", torch.tensor(LUMINANCE), colours)[None]
         return (grey - how.mean[0]) / how.std[0]
 

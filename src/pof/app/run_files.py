@@ -72,21 +72,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def section_of(config: Mapping[str, Any], folder: Path, name: str) -> Any:
+    """The options of a section of a run's config.yaml, by their types."""
+    kind, values = SECTIONS[name], config.get(name)
+    if values is None:
+        raise RunError(f"{folder}/config.yaml is no run's: it has no settings under {name!r}")
+    unknown = [key for key in values if key not in kind.__dataclass_fields__]
+    if unknown:
+        raise RunError(f"{folder}/config.yaml is of another version of pof: it has {name}.{unknown[0]}")
+    try:
+        return read_section(kind, values, name)
+    except ValueError as error:
+        raise _damaged(Path(folder) / "config.yaml", shortened(str(error))) from error
+
+
 def options_of(config: Mapping[str, Any], folder: Path) -> tuple[ModelOptions, DataOptions, TrainOptions]:
     """The options of a run as its config.yaml has them, by their types."""
-    found = []
-    for name, kind in SECTIONS.items():
-        values = config.get(name)
-        if values is None:
-            raise RunError(f"{folder}/config.yaml is no run's: it has no settings under {name!r}")
-        unknown = [key for key in values if key not in kind.__dataclass_fields__]
-        if unknown:
-            raise RunError(f"{folder}/config.yaml is of another version of pof: it has {name}.{unknown[0]}")
-        try:
-            found.append(read_section(kind, values, name))
-        except ValueError as error:
-            raise _damaged(Path(folder) / "config.yaml", shortened(str(error))) from error
-    model, data, training = found
+    model, data, training = (section_of(config, folder, name) for name in SECTIONS)
     return model, data, training
 
 

@@ -35,7 +35,8 @@ FILES = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "mod
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
 
 
-CONTENT = "weights_sha256"
+CONTENT, NETWORK, COMMIT = "weights_sha256", "network", "commit"
+"""Sections of config.yaml beside the options: the incoming weights, the card of the network, the package's commit."""
 
 
 def environment() -> dict[str, Any]:
@@ -48,7 +49,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "commit": _commit(),
+        "commit": commit(),
         "command": sys.argv,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -123,7 +124,7 @@ class Run:
         config, surroundings = self.folder / "config.yaml", self.folder / "environment.json"
         # The configuration first: it makes the folder a run, should a kill come between the two.
         if not config.exists():
-            _write_yaml(config, self._config)
+            write_yaml(config, self._config)
         if not surroundings.exists():
             precision = self._config.get("training", {}).get("precision")
             write_json(surroundings, {**environment(), "precision": precision})
@@ -148,9 +149,9 @@ class Run:
         with replacing(self._metrics) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
-    def finish(self, model: nn.Module, figures: Mapping[str, Any]) -> None:
+    def finish(self, model: nn.Module, figures: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
         """Write the delivered network and the run's final figures."""
-        save_model(model, self.folder / "model.safetensors")
+        save_model(model, self.folder / "model.safetensors", metadata=metadata)
         write_json(self.folder / "result.json", figures)
 
     def close(self) -> None:
@@ -183,8 +184,9 @@ def check_replaceable(path: Path, mark: str) -> None:
 
 
 def _known(saved: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved settings, with the content of the weights where an older version did not write it down."""
-    return {**{key: config[key] for key in (CONTENT,) if key in config}, **saved}
+    """The saved settings, with what an older version did not write down, and whatever commit goes on with them."""
+    own = {key: config[key] for key in (CONTENT, NETWORK, COMMIT) if key in config}
+    return {**own, **saved, **{key: own[key] for key in (COMMIT,) if key in own}}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -193,7 +195,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_yaml(path: Path, values: dict[str, Any]) -> None:
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Write values as YAML, atomically."""
     import yaml
 
     with replacing(path) as partial:
@@ -231,7 +234,7 @@ def _processor() -> str:
 
 
 @cache
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the package's own checkout, with a mark if it is changed; None for an installed wheel.
 
     Asked once: what is imported stays what it was when the checkout moves on.

@@ -3,7 +3,8 @@
 Folders for training, validation and testing are known by their usual names (``SPLITS``), in any case.  Validation
 data of its own are validation data, never the test set: without a test folder a fifth of the training images, always
 the same and stratified, is the test set.
-Training images: random resized crop and flip; evaluation: resize to 8/7 of the size, centre crop.
+Training images: random resized crop and flip; evaluation: as the network's preprocessing says, by default a resize to
+8/7 of 224 pixels and the central crop.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pof._support.preprocessing import Preprocessing
 from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD
 from pof.data.checks import DataError, check_statistics
 from pof.data.description import DataSplit, LazyData
@@ -27,7 +29,7 @@ from pof.data.images import Prepare, is_image, opened
 from pof.data.stratified import split_validation
 from pof.data.walk import Walk, listed
 
-IMAGE_SIZE, MAX_IMAGE_SIZE = 224, 8192
+IMAGENET = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
 SPLITS: dict[DataSplit, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),
@@ -58,25 +60,21 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 def folder_data(
     root: Path,
     *,
-    image_size: int = IMAGE_SIZE,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    preprocessing: Preprocessing = IMAGENET,
     augment: Literal["default", "none"] = "default",
 ) -> LazyData:
     """Describe an image folder by the names of its files; ``augment="none"`` treats training images like the others."""
-    if not 1 <= image_size <= MAX_IMAGE_SIZE:
-        raise DataError(f"image_size is a number of pixels from 1 to {MAX_IMAGE_SIZE}; got {image_size}")
     if not os.path.isdir(root):
         raise DataError(f"no such folder: {root}")
     if root.resolve() == Path(root.resolve().anchor):
         raise DataError(f"{root}: the root of the file system; give the folder that holds the class folders")
-    check_statistics(mean, std, channels=3)
+    check_statistics(preprocessing.mean, preprocessing.std, channels=3)
     torchvision_datasets()  # Pillow comes with it
     classes, train, validation, test = _samples(root)
-    plain = Prepare(image_size, mean, std, augment=False)
+    plain = Prepare(preprocessing, augment=False)
     return LazyData(
         name=root.resolve().name,
-        train_set=ImageFiles(train, Prepare(image_size, mean, std, augment=augment == "default")),
+        train_set=ImageFiles(train, Prepare(preprocessing, augment=augment == "default")),
         plain_train_set=ImageFiles(train, plain),
         test_set=ImageFiles(test, plain),
         train_labels=_labels(train),
@@ -84,9 +82,9 @@ def folder_data(
         val_set=None if validation is None else ImageFiles(validation, plain),
         val_labels=None if validation is None else _labels(validation),
         classes=tuple(classes),
-        image_shape=(3, image_size, image_size),
-        mean=mean,
-        std=std,
+        image_shape=(3, preprocessing.size, preprocessing.size),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         source=str(root),
     )
 

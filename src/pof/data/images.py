@@ -1,8 +1,8 @@
 """Image files: only regular ones of known formats are opened, and sizes are looked at before memory is taken.
 
 What 8-bit RGB cannot hold is scaled by its range (16 bits) or refused (floats, whose range no file says); EXIF's
-orientation is applied.  A JPEG is decoded at a half, a quarter or an eighth of its size where it is made smaller
-anyway: the decoder drops the finest frequencies in the place of a filter, in a part of the time and memory.
+orientation is applied.  For training a JPEG is decoded at a half, a quarter or an eighth of its size where it is made
+smaller anyway: the decoder drops the finest frequencies in the place of a filter, in a part of the time and memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pof._support.preprocessing import Interpolation, Preprocessing
 from pof.data.checks import DataError
 
 # Pillow knows more; some of them start other programs (EPS: Ghostscript).
@@ -27,6 +28,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
 ORIENTATION = 0x0112  # the EXIF tag
 # A JPEG is decoded at no less than this times the size that it is brought to, so that a filter still does the rest.
 SPARE = 2.0
+# The filters, by Pillow's numbers, that leave as little to see of that.
+SMOOTH: dict[str, int] = {"bilinear": 2, "bicubic": 3}
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -124,17 +127,10 @@ def _eight_bits(image: Any) -> Any:
 
 
 @cache
-def _torchvision(size: int) -> tuple[Any, Any, Any]:
-    from torchvision.transforms import v2
+def _torchvision(size: int, interpolation: Interpolation) -> tuple[Any, Any, Any, Any]:
+    from torchvision.transforms import InterpolationMode, v2
 
-    return v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.functional
-
-
-def _resized(pixels: Any, size: tuple[int, int], box: tuple[int, int, int, int], scale: int) -> Any:
-    """A part of an image that is ``scale`` times smaller than the coordinates of the box say."""
-    from PIL.Image import Resampling
-
-    return pixels.resize(size, Resampling.BILINEAR, box=tuple(edge / scale for edge in box))
+    return v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.functional, InterpolationMode(interpolation)
 
 
 @cache
@@ -146,41 +142,37 @@ def _column(values: tuple[float, ...]) -> Tensor:
 class Prepare:
     """Makes a tensor (3, size, size) of an opened image; the draws of the augmentation are torchvision's."""
 
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    how: Preprocessing
     augment: bool
 
     def __call__(self, image: Any) -> Tensor:
         """Crop, resize and normalise."""
-        square = self._augmented(image) if self.augment else self._centred(image)
-        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(self.size, self.size, 3)
+        square, size = self._augmented(image) if self.augment else self._centred(image), self.how.size
+        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3)
         # As v2.ToDtype(scale=True) and v2.Normalize compute it, in a third of their time.
         scaled = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
-        return scaled.sub_(_column(self.mean)).div_(_column(self.std))
+        return scaled.sub_(_column(self.how.mean)).div_(_column(self.how.std))
 
     def _augmented(self, image: Any) -> Any:
-        crop, flip, functional = _torchvision(self.size)
+        size = [self.how.size] * 2
+        crop, flip, functional, mode = _torchvision(self.how.size, self.how.interpolation)
         width, height = upright_size(image)
         top, left, down, across = crop.make_params([torch.empty(0, height, width)]).values()
-        pixels, scale = decode(image, min(down, across) / (SPARE * self.size))
+        smaller = min(down, across) / (SPARE * self.how.size) if self.how.interpolation in SMOOTH else 1.0
+        pixels, scale = decode(image, smaller)
         if scale == 1:
-            return flip(functional.resized_crop(pixels, top, left, down, across, [self.size, self.size]))
-        return flip(_resized(pixels, (self.size, self.size), (left, top, left + across, top + down), scale))
+            return flip(functional.resized_crop(pixels, top, left, down, across, size, mode))
+        box = tuple(edge / scale for edge in (left, top, left + across, top + down))
+        return flip(pixels.resize(size, SMOOTH[self.how.interpolation], box=box))
 
     def _centred(self, image: Any) -> Any:
-        functional = _torchvision(self.size)[-1]
-        side = round(self.size * 8 / 7)
-        short, long = sorted(image.size)
-        if side * side * long / short > max_pixels():
+        functional, mode = _torchvision(self.how.size, self.how.interpolation)[2:]
+        across, down = self.how.resized(*upright_size(image))
+        if across * down > max_pixels():
             raise DataError(
-                f"too narrow: {image.width} x {image.height} pixels with the shorter side resized to {side} would be"
-                f" {side * side * long // short:,}"
+                f"too narrow: {image.width} x {image.height} pixels with the shorter side resized to"
+                f" {min(across, down)} would be {across * down:,}"
             )
-        width, height = upright_size(image)
-        pixels, scale = decode(image, short / (SPARE * side))
-        if scale == 1:
-            resized = functional.resize(pixels, [side])
-        else:
-            resized = _resized(pixels, (side * width // short, side * height // short), (0, 0, width, height), scale)
-        return functional.center_crop(resized, [self.size])
+        # Decoded in full: a network is evaluated on what it was trained with, to the last bit.
+        resized = functional.resize(decode(image)[0], [down, across], mode)
+        return functional.center_crop(resized, [self.how.size])

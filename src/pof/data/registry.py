@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pof._support.preprocessing import Interpolation, Preprocessing
 from pof.data.augment import Augmentation
-from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD, cifar, digits, svhn
+from pof.data.builtin import cifar, digits, svhn
 from pof.data.checks import DataError
 from pof.data.custom import factory_data
 from pof.data.description import Data, ImageData
 from pof.data.fashion import fashion_mnist
-from pof.data.folder import IMAGE_SIZE, folder_data
+from pof.data.folder import IMAGENET, folder_data
 
 KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": digits,
@@ -38,6 +39,9 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
+    interpolation: Interpolation | None = None,
+    crop: float | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Data:
     """Load a data set.
 
@@ -49,9 +53,14 @@ def load_data(
             they are not there.
         augment: ``"default"``: what is usual for the data set; ``"cutout"``: that and a square of 16 pixels cut
             out (images in memory only); ``"none"``.
-        mean: per channel, in units of the full intensity; None: the data set's (for CIFAR ImageNet's).
-        std: per channel, in the same units; None: the data set's.
-        image_size: side of the images of a folder in pixels, by default 224.
+        mean: per channel, in units of the full intensity; None: of image files the network's, else the data set's (for
+            CIFAR ImageNet's).
+        std: per channel, in the same units; None: as for the mean.
+        image_size: side of the inputs made of image files, in pixels; None: the network's.
+        interpolation: of image files where they are resized; None: the network's.
+        crop: share of a resized image file's shorter side that is kept in evaluation; None: the network's.
+        preprocessing: the network's own (:func:`pof.models.preprocessing_of`), for image files; None: 224 pixels of a
+            bilinear resize to 256, with the mean and deviation of ImageNet.
 
     Returns:
         The data set: :class:`ImageData` if its images are in memory, otherwise :class:`LazyData`.
@@ -62,8 +71,10 @@ def load_data(
     if augment not in get_args(Augment):
         raise DataError(f"augment is one of {', '.join(get_args(Augment))}; got {augment!r}")
     root = None if data_root is None else Path(data_root)
+    given = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation, "crop": crop}
+    of_files = {"image_size": image_size, "interpolation": interpolation, "crop": crop}
     if name in KNOWN:
-        _refuse(name, {"image_size": image_size})
+        _refuse(name, of_files)
         data = KNOWN[name](root)
         return replace(
             data,
@@ -79,13 +90,11 @@ def load_data(
         return folder_data(
             folder,
             augment="none" if augment == "none" else "default",
-            image_size=IMAGE_SIZE if image_size is None else image_size,
-            mean=IMAGENET_MEAN if mean is None else tuple(mean),
-            std=IMAGENET_STD if std is None else tuple(std),
+            preprocessing=_changed(preprocessing or IMAGENET, given),
         )
     if ":" in name:
         changed = None if augment == "default" else augment
-        _refuse(name, {"augment": changed, "image_size": image_size, "mean": mean, "std": std})
+        _refuse(name, {"augment": changed, **of_files, "mean": mean, "std": std})
         return factory_data(name, root)
     known = f"{', '.join(KNOWN)}, image folders, and package.module:factory"
     raise DataError(f"unknown data set {name!r}, and no such folder: {folder}; known are {known}")
@@ -95,6 +104,14 @@ def _refuse(name: str, options: dict[str, Any]) -> None:
     for key, value in options.items():
         if value is not None:
             raise DataError(f"{key}={value} does not apply to the data set {name!r}; leave it out")
+
+
+def _changed(own: Preprocessing, given: dict[str, Any]) -> Preprocessing:
+    """The preprocessing with what the user gave in the place of the network's own."""
+    try:
+        return replace(own, **{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _chosen(usual: Augmentation | None, augment: Augment) -> Augmentation | None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pof._support.preprocessing import Preprocessing
-from pof.models import build_model
+from pof.models import build_model, replace_head
 
 KEY = "pof"
 
@@ -26,6 +26,7 @@ class NetworkCard:
         model_args: further arguments of the model.
         head: qualified name of the head; None: found by :func:`pof.find_head`.
         preprocessing: of images that come as files; None for inputs that come as tensors.
+        source_classes: number of classes to build the model for, before it gets a new head for its C; None: C.
     """
 
     model: str
@@ -34,10 +35,15 @@ class NetworkCard:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     preprocessing: Preprocessing | None = None
+    source_classes: int | None = None
 
     def build(self) -> nn.Module:
         """Build the network, without its weights."""
-        return build_model(self.model, num_classes=len(self.classes), in_channels=self.input_shape[0])
+        classes = self.source_classes or len(self.classes)
+        network = build_model(self.model, num_classes=classes, in_channels=self.input_shape[0])
+        if self.source_classes is not None:
+            replace_head(network, len(self.classes), self.head)
+        return network
 
     def metadata(self) -> dict[str, str]:
         """The card as the header of a safetensors file holds it."""

@@ -53,7 +53,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     if file is not None:
         check_replaceable(file, MARK)
     device = find_device(options.device)
-    loaded = load(data)
+    loaded = load(data, model.weights)
     network = load_network(model, loaded).to(device)
     found, path_of = _judged(network, model.head, loaded, data, options, device)
     asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}

@@ -135,7 +135,7 @@ def _rate(known: Mapping[str, Sequence[float]], method: str) -> float | None:
 def _probe(stage: Stage, threads: int, *, timed: bool) -> tuple[int, float | None]:
     """Count the training samples of a stage, and time a few steps of plain training on a network made for that."""
     device = find_device(stage.training.device)
-    loaded = job.load(stage.data)
+    loaded = job.load(stage.data, stage.model.weights)
     indices = job.split(loaded, stage.data).train
     if not timed:
         return len(indices), None

@@ -60,6 +60,7 @@ def improve(
     training: TrainOptions | None = None,
     device: str | torch.device | None = None,
     log: Log | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> ImproveResult:
     """Find out what makes a trained network better, and hand back that or nothing.
 
@@ -78,6 +79,7 @@ def improve(
         training: optimizer, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row for the plan, for each step (of one process), and for each run at each rung.
+        metadata: strings for the header of the network's file.
 
     Returns:
         The network, the judgement, and the table of all that was tried.
@@ -103,7 +105,11 @@ def improve(
         incoming = figures(logits[chooses], targets[chooses])
         rows = _rows(runs, pool := _pool(race, runs), incoming)
         spent += sum(run.passes for run in runs)
-        return _deliver(race, pool, incoming, logits, confirms, rows, spent, None if out is None else folder)
+        result = _deliver(race, pool, incoming, logits, confirms, rows, spent)
+        if out is not None:
+            save_model(result.model, folder / "model.safetensors", metadata=metadata)
+            write_json(folder / "result.json", as_json(result))
+        return result
 
 
 def _candidates(
@@ -202,9 +208,8 @@ def _deliver(
     confirms: torch.Tensor,
     rows: list[Row],
     spent: float,
-    folder: Path | None,
 ) -> ImproveResult:
-    """Confirm the best network, and write down what is handed back."""
+    """Confirm the best network."""
     targets = race.targets[confirms]
     before = metrics_of(logits[confirms], targets)
     after, confirmation, improved = before, None, False
@@ -219,7 +224,7 @@ def _deliver(
     chosen = best.row.name if best is not None and improved else "incoming"
     message = message_of(found, confirmation, improved)
     table = tuple(noted(row, chosen, found) for row in rows)
-    result = ImproveResult(
+    return ImproveResult(
         best.network if best is not None and improved else race.incoming,
         chosen,
         improved,
@@ -233,10 +238,6 @@ def _deliver(
         table,
         race.incoming if single is None else single.network,
     )
-    if folder is not None:
-        save_model(result.model, folder / "model.safetensors")
-        write_json(folder / "result.json", as_json(result))
-    return result
 
 
 def _finite_logits(

@@ -11,13 +11,16 @@ from typing import Any
 from pof._support.checks import whole_number
 from pof._support.random import seed_everything
 from pof.app import job
+from pof.app.cards import as_trained, card_in, card_of
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
-from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions
+from pof.app.inherit import check_split
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
 from pof.app.run_files import read_config
-from pof.app.run_folder import write_json
+from pof.app.run_folder import COMMIT, NETWORK, commit, write_json, write_yaml
 from pof.data import Data, eval_loader
+from pof.head.search import find_head
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
@@ -31,9 +34,12 @@ def improve_network(
     if model.weights is None:
         raise ValueError("improve needs a trained network: give --weights FILE (or the folder of a run)")
     device = find_device(options.device)
+    check_split(model, data)
+    data = as_trained(data, card_in(model.weights))
     loaded = job.load(data)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded).to(device)
+    card = card_of(model, loaded, model.head or find_head(network))
     training = _as_trained(model.weights, options, len(splits.train))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
@@ -60,10 +66,13 @@ def improve_network(
         training=training,
         device=device,
         log=show,
+        metadata=card.metadata(),
     )
     test = evaluating(loaded, "test")
     figures = evaluate(network, test), evaluate(result.model, test)
     folder = Path(options.out)
+    config = {"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)}
+    write_yaml(folder / "config.yaml", plain({**config, COMMIT: commit()}))
     write_json(folder / "test.json", {"before": vars(figures[0]), "after": vars(figures[1])})
     write_page(result, folder / "report.html")
     return result, figures

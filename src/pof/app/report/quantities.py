@@ -79,7 +79,7 @@ def _network(network: RunFigures) -> dict[str, Any]:
     return {
         "name": subject.name,
         "model": subject.model.model,
-        "weights": str(subject.file or subject.model.weights),
+        "weights": str(subject.model.weights),
         "data": subject.data.data,
         "figures": {row.key: row.of(network) for rows in GROUPS.values() for row in rows},
         "trace_standard_error": network.trace.standard_error,

@@ -15,10 +15,10 @@ from torch import nn
 from pof.app import job
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import RunError, options_of, read_config, read_environment, read_result, read_rows
+from pof.app.runs import check_trusted
 from pof.data import Data
 from pof.models import PRETRAINED
 from pof.training.evaluation import Metrics
-from pof.weights import load_weights
 
 BEFORE = "before"
 
@@ -57,8 +57,6 @@ class Subject:
     model: ModelOptions
     """How to build it; ``weights`` are loaded by that."""
     data: DataOptions
-    file: Path | None = None
-    """Weights to load after it is built; None where ``model`` names them."""
     test: Metrics | None = None
     """As result.json has it."""
     validation_error: float | None = None
@@ -69,10 +67,7 @@ class Subject:
 
     def network(self, loaded: Data) -> nn.Module:
         """Build the network with its weights."""
-        network = job.load_network(self.model, loaded)
-        if self.file is not None:
-            load_weights(network, self.file)
-        return network
+        return job.load_network(self.model, loaded)
 
 
 def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
@@ -83,13 +78,7 @@ def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
     environment, result, rows = read_environment(path), read_result(path), read_rows(path)
     if not (path / "model.safetensors").exists():
         raise RunError(f"{folder} has no model.safetensors: has that run ended? Go on with it by --resume")
-    named = [model.model] if model.is_factory else []
-    named += [data.data] if ":" in data.data else []
-    if named and not trust_factories:
-        raise RunError(
-            f"{folder}/config.yaml names the factory {named[0]!r}, whose code would run: give --trust_factories if you"
-            " trust it"
-        )
+    check_trusted(path, model, data, trust_factories)
     return Record(path, config, model, data, training, environment, rows, result)
 
 
@@ -98,9 +87,8 @@ def subject_of_run(record: Record, name: str) -> Subject:
     return Subject(
         name=name,
         detail=f"{record.training.method}, {record.result['epochs']} epochs",
-        model=replace(record.model, weights=None),
+        model=replace(record.model, weights=str(record.folder), source_classes=None),
         data=record.data,
-        file=record.folder / "model.safetensors",
         test=Metrics(**record.result["test_after"]),
         validation_error=record.validation_error(record.result["best_epoch"]),
         record=record,

@@ -1,0 +1,179 @@
+"""The card of a network: written where it is trained, and compared with what the network is given later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pof._support.checks import MOST_CLASSES, whole_number
+from pof._support.preprocessing import Preprocessing
+from pof.app.options import DataOptions, ModelOptions
+from pof.app.run_files import RunError, read_config, section_of
+from pof.data import Data, ImageData
+from pof.data.registry import KNOWN
+from pof.models import PRETRAINED, build_model, replace_head
+from pof.models.card import NetworkCard
+from pof.weights import load_weights, read_metadata
+
+OF_FILES = ("image_size", "interpolation", "crop")
+"""Options of data that are image files, beside ``mean`` and ``std``."""
+COMPARED = ("mean", "std")
+"""Parts of the preprocessing that must be those of the training; the size is part of the inputs' shape."""
+
+
+def weights_file(weights: str | Path) -> Path:
+    """The file of weights: of a run folder its network."""
+    path = Path(weights)
+    if not path.is_dir():
+        return path
+    if not (path / "model.safetensors").exists():
+        raise RunError(f"{weights} has no model.safetensors: has that run ended?")
+    return path / "model.safetensors"
+
+
+def card_in(weights: str | Path | None) -> NetworkCard | None:
+    """The card in the header of weights; None where there is none: foreign weights, and those of older versions."""
+    if weights is None or weights == PRETRAINED:
+        return None
+    try:
+        return NetworkCard.read(read_metadata(weights_file(weights)))
+    except FileNotFoundError:
+        return None  # said where it is read
+
+
+def known_card(model: ModelOptions, loaded: Data) -> NetworkCard | None:
+    """The card in the header of weights, or what the config.yaml of a run folder without one says of the network."""
+    found = card_in(model.weights)
+    folder = Path(model.weights or "")
+    if found is not None or model.weights is None or not (folder / "config.yaml").exists():
+        return found
+    classes = loaded.classes if model.source_classes is None else tuple(map(str, range(model.source_classes)))
+    return replace(_card(section_of(read_config(folder), folder, "model"), loaded, None), classes=classes)
+
+
+def card_of(model: ModelOptions, loaded: Data, head: str | None) -> NetworkCard:
+    """The card of a network that was trained on these data, by the qualified name of its head."""
+    return replace(_card(model, loaded, known_card(model, loaded)), head=head)
+
+
+def _card(model: ModelOptions, loaded: Data, before: NetworkCard | None) -> NetworkCard:
+    """``before`` is that of the incoming network, which says how to build it."""
+    return NetworkCard(
+        model=model.model if before is None else before.model,
+        classes=loaded.classes,
+        input_shape=loaded.image_shape,
+        model_args={} if before is None else before.model_args,
+        head=model.head or (None if before is None else before.head),
+        preprocessing=preprocessing_of(loaded),
+        source_classes=model.source_classes if before is None else _source(before, model),
+    )
+
+
+def _source(before: NetworkCard, model: ModelOptions) -> int | None:
+    """Classes to build the network for, before it gets the head that it has now."""
+    return model.source_classes if before.source_classes is None else before.source_classes
+
+
+def preprocessing_of(loaded: Data) -> Preprocessing | None:
+    """How image files become inputs like these; None if the data do not say, or are no square images."""
+    shape = loaded.image_shape
+    if loaded.mean is None or loaded.std is None or len(shape) != 3 or shape[1] != shape[2]:
+        return None
+    plain = Preprocessing(shape[1], loaded.mean, loaded.std)
+    return replace(plain, crop=1.0) if isinstance(loaded, ImageData) else plain
+
+
+def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
+    """The options of data with the preprocessing of the network, where they say nothing else."""
+    of_factory = ":" in data.data
+    if card is None or card.preprocessing is None or of_factory:
+        return data
+    own = card.preprocessing
+    known = {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop}
+    known = {} if data.data in KNOWN else {name: known[name] for name in OF_FILES if hasattr(data, name)}
+    wanted: dict[str, Any] = {**known, "mean": own.mean, "std": own.std}
+    return replace(data, **{name: value for name, value in wanted.items() if getattr(data, name) is None})
+
+
+def build(model: ModelOptions, loaded: Data) -> nn.Module:
+    """Build the network for a data set, with its weights; refused if it was trained on other classes or inputs."""
+    if model.source_classes is not None:
+        whole_number("source_classes", model.source_classes, 2, MOST_CLASSES)
+    own = model.is_factory and model.weights == PRETRAINED
+    file = None if own or model.weights in {None, PRETRAINED} else weights_file(str(model.weights))
+    card = None if file is None else known_card(model, loaded)
+    if card is not None:
+        check_fits(card, model, loaded)
+    if card is not None and file is not None and same_model(model.model, card.model):
+        network = card.build()
+        load_weights(network, file)
+    else:
+        classes = model.source_classes or loaded.num_classes
+        weights = PRETRAINED if model.weights == PRETRAINED and not own else file
+        network = build_model(model.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+    if model.source_classes is not None:
+        replace_head(network, loaded.num_classes, model.head)
+    return network
+
+
+def same_model(name: str, other: str) -> bool:
+    """Whether two names are of one network."""
+    return name.removeprefix("timm:") == other.removeprefix("timm:")
+
+
+def check_fits(card: NetworkCard, model: ModelOptions, loaded: Data) -> None:
+    """Refuse another model, and data of other classes or inputs than the network was trained with.
+
+    A new head (``source_classes``) may have other classes, and is trained on whatever inputs are asked for.  A file in
+    the place of a run folder may be read into another model that its weights fit.
+    """
+    where = str(model.weights)
+    if Path(where).is_dir() and not same_model(model.model, card.model):
+        raise ValueError(f"--model {model.model}: the network in {where} is {card.model}: leave out --model")
+    if model.source_classes is None:
+        _check_classes(card, loaded, where)
+        _check_inputs(card, loaded, where)
+    elif model.source_classes != len(card.classes):
+        raise ValueError(
+            f"--source_classes {model.source_classes}: the network in {where} has {len(card.classes)} classes: leave"
+            " out --source_classes"
+        )
+
+
+def _check_classes(card: NetworkCard, loaded: Data, where: str) -> None:
+    own, given = card.classes, loaded.classes
+    if own == given:
+        return
+    if len(own) != len(given):
+        what = f"the classes: the network in {where} has {len(own)}, and {loaded.name} has {len(given)}"
+    elif set(own) != set(given):
+        what = f"the classes: {min(set(own) - set(given))!r} of the network in {where} is not in {loaded.name}"
+    else:
+        number = next(n for n, pair in enumerate(zip(own, given, strict=True)) if pair[0] != pair[1])
+        pair = f"{own[number]!r} in {where} and {given[number]!r} in {loaded.name}"
+        what = f"the order of the classes: class {number} is {pair}"
+    raise ValueError(
+        f"{what}: give data with the classes of the network, or train a new head (pof fine-tune --weights {where})"
+    )
+
+
+def _check_inputs(card: NetworkCard, loaded: Data, where: str) -> None:
+    own, given = card.preprocessing, preprocessing_of(loaded)
+    if loaded.image_shape != card.input_shape:
+        was, now = (" x ".join(map(str, shape)) for shape in (card.input_shape, loaded.image_shape))
+        raise ValueError(
+            f"--image_size: the network in {where} was trained on inputs of {was}, and {loaded.name} gives {now}: leave"
+            " out --image_size, or give data of that shape"
+        )
+    for name in COMPARED if own is not None and given is not None else ():
+        if (before := getattr(own, name)) != (now := getattr(given, name)):
+            raise ValueError(
+                f"--{name} {_text(now)}: the network in {where} was trained with {_text(before)}: leave it out"
+            )
+
+
+def _text(value: Any) -> str:
+    return ",".join(f"{number:.6g}" for number in value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,98 @@
+"""What a run folder that is given as ``--weights`` says of its network and data, and what may be said against it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from pof.app.cards import card_in
+from pof.app.options import DataOptions, ModelOptions
+from pof.app.run_files import RunError, read_config, section_of
+from pof.data.registry import KNOWN
+
+
+def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) -> tuple[ModelOptions, DataOptions]:
+    """Complete the options by what the run or file named by ``weights`` says, but for those that are ``given``.
+
+    Of other data than the run's nothing is taken over but the network's preprocessing, where they are loaded.
+    """
+    run = _run_of(model.weights)
+    card = card_in(model.weights)
+    if card is not None:
+        classes = len(card.classes) if model.source_classes is not None else None
+        model = _completed(model, given, model=card.model, head=card.head, source_classes=classes)
+    if run is not None:
+        folder, own, before = run
+        model = _completed(model, given, model=own.model, head=own.head)
+        if "data" not in given or same_data(data, before):
+            data = _completed(data, given, **_values(before, given, folder))
+    for name, value in (("model", model.model), ("data", data.data)):
+        if not value:
+            raise ValueError(f"give --{name}, or as --weights the folder of a run, which says it itself")
+        if ":" in value and not value.startswith("timm:") and name not in given:
+            raise RunError(
+                f"{model.weights} names the factory {value!r}, whose code would run: give --{name} {value} if you trust"
+                " it"
+            )
+    return model, data
+
+
+def _completed(options: Any, given: Collection[str], **values: Any) -> Any:
+    return replace(options, **{name: value for name, value in values.items() if name not in given})
+
+
+def _values(before: DataOptions, given: Collection[str], folder: Path) -> dict[str, Any]:
+    """The run's options of data; of the two that say how much is trained on, none if one of them is given."""
+    values = {field.name: getattr(before, field.name) for field in fields(before)}
+    if {"train_size", "fraction"} & set(given):
+        values |= {"train_size": None, "fraction": None}
+    for name in ("data", "data_root"):
+        values[name] = located(values[name], folder)
+    return values
+
+
+def located(text: str | None, folder: Path) -> str | None:
+    """A path in a run's config.yaml: relative to where the run was started from, one of the folders around it."""
+    if text is None or text in KNOWN or ":" in text or Path(text).exists():
+        return text
+    found = (base / text for base in folder.resolve().parents)
+    return next((str(path) for path in found if path.exists()), text)
+
+
+def same_data(data: DataOptions, other: DataOptions) -> bool:
+    """Whether two options name one data set."""
+
+    def place(options: DataOptions) -> tuple[Path, Path | None]:
+        return Path(options.data).resolve(), None if options.data_root is None else Path(options.data_root).resolve()
+
+    return place(data) == place(other)
+
+
+def check_split(model: ModelOptions, data: DataOptions) -> None:
+    """Refuse to hold out samples that the network of a run folder was trained on."""
+    run = _run_of(model.weights)
+    if run is None or not data.validation:
+        return
+    folder, _, before = run
+    before = replace(before, data=located(before.data, folder) or "", data_root=located(before.data_root, folder))
+    if not same_data(data, before):
+        return
+    for name in ("validation", "split_seed"):
+        if (now := getattr(data, name)) != (was := getattr(before, name)):
+            raise ValueError(
+                f"--{name} {now}: {folder} was trained with {name} {was}, so its network has seen samples that would be"
+                f" held out now: leave out --{name}"
+            )
+
+
+def _run_of(weights: str | None) -> tuple[Path, ModelOptions, DataOptions] | None:
+    """The folder of a run, and its options for network and data; None for anything else."""
+    folder = Path(weights or "")
+    if not weights or not (folder / "config.yaml").is_file():
+        return None
+    config = read_config(folder)
+    if "model" not in config or "data" not in config:
+        return None
+    return folder, section_of(config, folder, "model"), section_of(config, folder, "data")
