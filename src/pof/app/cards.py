@@ -18,10 +18,8 @@ from pof.models import PRETRAINED, build_model, replace_head
 from pof.models.card import NetworkCard
 from pof.weights import load_weights, read_metadata
 
-OF_FILES = ("image_size", "interpolation", "crop")
-"""Options of data that are image files, beside ``mean`` and ``std``."""
 COMPARED = ("mean", "std")
-"""Parts of the preprocessing that must be those of the training; the size is part of the inputs' shape."""
+"""Parts of the preprocessing of images in memory; the size is part of the inputs' shape."""
 
 
 def weights_file(weights: str | Path) -> Path:
@@ -79,11 +77,11 @@ def _source(before: NetworkCard, model: ModelOptions) -> int | None:
 
 def preprocessing_of(loaded: Data) -> Preprocessing | None:
     """How image files become inputs like these; None if the data do not say, or are no square images."""
-    shape = loaded.image_shape
-    if loaded.mean is None or loaded.std is None or len(shape) != 3 or shape[1] != shape[2]:
-        return None
-    plain = Preprocessing(shape[1], loaded.mean, loaded.std)
-    return replace(plain, crop=1.0) if isinstance(loaded, ImageData) else plain
+    if isinstance(loaded, ImageData):
+        square = loaded.image_shape[1] == loaded.image_shape[2]
+        return Preprocessing(loaded.image_shape[1], loaded.mean, loaded.std, crop=1.0) if square else None
+    how = getattr(getattr(loaded.test_set, "transform", None), "how", None)
+    return how if isinstance(how, Preprocessing) else None
 
 
 def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
@@ -93,12 +91,12 @@ def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
         return data
     own = card.preprocessing
     known = {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop}
-    known = {} if data.data in KNOWN else {name: known[name] for name in OF_FILES if hasattr(data, name)}
+    known = {} if data.data in KNOWN else known
     wanted: dict[str, Any] = {**known, "mean": own.mean, "std": own.std}
     return replace(data, **{name: value for name, value in wanted.items() if getattr(data, name) is None})
 
 
-def build(model: ModelOptions, loaded: Data) -> nn.Module:
+def load_network(model: ModelOptions, loaded: Data) -> nn.Module:
     """Build the network for a data set, with its weights; refused if it was trained on other classes or inputs."""
     if model.source_classes is not None:
         whole_number("source_classes", model.source_classes, 2, MOST_CLASSES)
@@ -116,6 +114,17 @@ def build(model: ModelOptions, loaded: Data) -> nn.Module:
         network = build_model(model.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
     if model.source_classes is not None:
         replace_head(network, loaded.num_classes, model.head)
+    return convolutions_channels_last(network)
+
+
+def convolutions_channels_last(network: nn.Module) -> nn.Module:
+    """Change the order of convolutions' weights in memory, in place: they are faster, in bf16 on a CPU by two times.
+
+    Other tensors of four dimensions stay as they are: somebody may ``view`` them.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
     return network
 
 
@@ -168,7 +177,8 @@ def _check_inputs(card: NetworkCard, loaded: Data, where: str) -> None:
             f"--image_size: the network in {where} was trained on inputs of {was}, and {loaded.name} gives {now}: leave"
             " out --image_size, or give data of that shape"
         )
-    for name in COMPARED if own is not None and given is not None else ():
+    names = COMPARED if isinstance(loaded, ImageData) else (*COMPARED, "interpolation", "crop", "squash")
+    for name in names if own is not None and given is not None else ():
         if (before := getattr(own, name)) != (now := getattr(given, name)):
             raise ValueError(
                 f"--{name} {_text(now)}: the network in {where} was trained with {_text(before)}: leave it out"

@@ -15,9 +15,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pof._support.agreement import agree
+from pof._support.distributed import gather_objects
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
-from pof.app.cards import as_trained, build, card_in, card_of
+from pof.app.cards import as_trained, card_in, card_of
+from pof.app.cards import load_network as load_network
 from pof.app.inherit import check_split
 from pof.app.methods import Context, build_method, entry_of
 from pof.app.options import (
@@ -111,7 +113,7 @@ def _train(
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
     agree({**_of_all(config), "resume": run.resume})
-    loaded = load(data)
+    loaded = load(data, model.weights)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
@@ -121,7 +123,7 @@ def _train(
     if training.freeze_head:
         freeze_head(network, model)
     incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
-    folder = Run(run.out, config, resume=run.resume) if rank == 0 else None
+    folder = Run(run.out, config, resume=run.resume, overwrite=run.overwrite) if rank == 0 else None
     if folder is not None:
         stack.callback(folder.close)
 
@@ -136,6 +138,9 @@ def _train(
         own = (loaded.num_classes, statistics, first_epoch, not model.is_trained)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
+    if folder is not None:
+        folder.make_room()
+    gather_objects(None)  # no process looks for a state before that
     result = _fit(method, batches, validation, training, run, device, both)
     if result.stopped == "interrupted":
         return JobResult(Path(run.out), result, None, None)
@@ -209,7 +214,8 @@ def drops_last(samples: int, batch_size: int) -> bool:
 def load(options: DataOptions, weights: str | None = None) -> Data:
     """Load the data set that the options name, with the preprocessing of the network in ``weights`` if it is known."""
     check_data(options)
-    options = as_trained(options, card_in(weights))
+    card = card_in(weights)
+    options = as_trained(options, card)
     return load_data(
         options.data,
         data_root=options.data_root,
@@ -219,6 +225,7 @@ def load(options: DataOptions, weights: str | None = None) -> Data:
         image_size=options.image_size,
         interpolation=options.interpolation,
         crop=options.crop,
+        preprocessing=None if card is None else card.preprocessing,
     )
 
 
@@ -240,22 +247,6 @@ def split(loaded: Data, options: DataOptions) -> Splits:
         if size is not None:
             indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed, name=name)]
     return Splits(indices, validation, held_in)
-
-
-def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
-    """Build the network for a data set, with its weights."""
-    return convolutions_channels_last(build(options, loaded))
-
-
-def convolutions_channels_last(network: nn.Module) -> nn.Module:
-    """Change the order of convolutions' weights in memory, in place: they are faster, in bf16 on a CPU by two times.
-
-    Other tensors of four dimensions stay as they are: somebody may ``view`` them.
-    """
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.to(memory_format=torch.channels_last)
-    return network
 
 
 def freeze_head(network: nn.Module, options: ModelOptions) -> None:

@@ -12,11 +12,11 @@ class PoFOptions:
     """PoF.
 
     Args:
-        gamma: expansion of the radius.
-        sampling: uniform draws it from U(0, gamma), fixed takes gamma.
-        features: of the reference mini-batch: fresh (exact) or previous (no extra forward).
-        batch_norm: statistics in the reference pass: batch, running or update.
-        reference_size: samples of the reference mini-batch that are used, per process; all if not given.
+        gamma: Expansion of the radius.
+        sampling: With uniform the factor is drawn from U(0, gamma), with fixed it is gamma.
+        features: Features of the reference mini-batch: fresh (exact) or previous (no extra forward).
+        batch_norm: Statistics of batch norms in the reference pass: batch, running or update.
+        reference_size: Samples of the reference mini-batch that are used, per process. All are used if not given.
     """
 
     gamma: float = 2.0
@@ -31,7 +31,7 @@ class AscentOptions:
     """Head ascent.
 
     Args:
-        level: loss that the ascent ends at, as a share of that of guessing.
+        level: Loss that the ascent ends at, as a share of that of guessing.
     """
 
     level: float = 0.15
@@ -42,17 +42,18 @@ class SAMOptions:
     """The SAM family.
 
     Args:
-        rho: radius of the perturbation; auto: from the training data; budget: in every step from a loss budget
-            (LE-SAM); the method's usual one if not given.
-        budget: of rho budget: rise of the linearised loss, in nats.
-        rho_max: of rho budget: largest radius.
-        anneal: of rho budget: share of the run, at its end, over which the budget falls to 0.
-        level: of rho auto: loss at the perturbed weights, as a share of that of guessing.
-        level_kind: of rho auto: level, or rise, which counts from the loss of the network as it is.
-        every: of rho auto: epochs after which the radius is taken anew; never if not given. Each time costs about ten
+        rho: Radius of the perturbation. With auto it comes from the training data, with budget in every step from a
+            loss budget (LE-SAM). It is the method's usual one if not given.
+        budget: Rise of the linearised loss for rho budget, in nats.
+        rho_max: Largest radius of rho budget.
+        anneal: Share of the run, at its end, over which the budget of rho budget falls to 0.
+        level: Loss at the perturbed weights for rho auto, as a share of that of guessing.
+        level_kind: What the level of rho auto counts from: level counts from 0, rise from the loss of the network as it
+            is.
+        every: Epochs after which the radius of rho auto is taken anew; never if not given. Each time costs about ten
             steps, which equal compute does not count.
-        last_epochs: of late-sam: epochs with perturbation, at the end.
-        ascent_share: share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
+        last_epochs: Epochs with perturbation, at the end, of late-sam.
+        ascent_share: Share of each mini-batch that gives the direction of the ascent, in (0, 1]; not of msam.
     """
 
     rho: float | Literal["auto", "budget"] | None = None
@@ -71,10 +72,10 @@ class AverageOptions:
     """Averages of the iterates, for any method.
 
     Args:
-        kind: none, or what to deliver instead of the last network: swa, ema or lawa.
-        decay: of ema.
-        start: of swa: share of the run before it begins.
-        window: of lawa: epochs averaged.
+        kind: What to deliver instead of the last network: none, swa, ema or lawa.
+        decay: Decay of ema.
+        start: Share of the run before swa begins.
+        window: Epochs that lawa averages.
     """
 
     kind: Literal["none", "swa", "ema", "lawa"] = "none"
@@ -88,11 +89,11 @@ class RegularizerOptions:
     """The regularisers of fine-tuning.
 
     Args:
-        strength: weight of the penalty; the regulariser's usual one if not given.
-        prior: of randreg: uniform, normal, features or class.
-        alpha: of adarand: share of the old value in the moving average.
-        lr: of adarand: learning rate of the reference means.
-        k: of bss: singular values that are penalised.
+        strength: Weight of the penalty. It is the regulariser's usual one if not given.
+        prior: Prior of randreg: uniform, normal, features or class.
+        alpha: Share of the old value in the moving average of adarand.
+        lr: Learning rate of the reference means of adarand.
+        k: Number of singular values that bss penalises.
     """
 
     strength: float | None = None
@@ -107,17 +108,17 @@ class MethodOptions:
     """What a method is built from, beside the network.
 
     Args:
-        method: what a training step is.
-        epochs: passes over the training data.
-        batch_size: samples per mini-batch, over all processes.
-        accumulation: mini-batches per optimizer step.
-        label_smoothing: of the cross-entropy.
-        seed: of everything random but the validation split.
-        pof: options of method pof.
-        ascent: options of head-ascent.
-        sam: options of sam, asam, sam-on, msam, late-sam and rewarm.
-        average: average of the iterates, for any method.
-        regularizer: options of fnp, randreg, adarand, l2sp, bss and delta.
+        method: Method: what a training step is.
+        epochs: Number of passes over the training data.
+        batch_size: Samples per mini-batch, over all processes.
+        accumulation: Mini-batches per optimizer step.
+        label_smoothing: Label smoothing of the cross-entropy.
+        seed: Seed of everything random but the validation split.
+        pof: Options of method pof.
+        ascent: Options of head-ascent.
+        sam: Options of sam, asam, sam-on, msam, late-sam and rewarm.
+        average: Average of the iterates, for any method.
+        regularizer: Options of fnp, randreg, adarand, l2sp, bss and delta.
     """
 
     method: str

@@ -216,6 +216,26 @@ GROUPS = tuple(f.name for f in fields(MethodOptions) if f.name != "average" and 
 """The groups of options that belong to some methods only."""
 
 
+SOME: dict[str, tuple[str, ...]] = {
+    "regularizer.prior": ("randreg",),
+    **dict.fromkeys(("regularizer.alpha", "regularizer.lr"), ("adarand",)),
+    "regularizer.k": ("bss",),
+    "sam.last_epochs": ("late-sam",),
+    "average.decay": ("ema",),
+    "average.start": ("swa",),
+    "average.window": ("lawa",),
+}
+"""Options that only some methods of their group have, or only some averages."""
+
+
+def users_of(option: str) -> tuple[str, ...]:
+    """The methods, and kinds of averages, that an option such as ``sam.rho`` is of; none if it is of every method."""
+    group = option.partition(".")[0]
+    return SOME.get(option) or tuple(
+        name for name, entry in METHODS.items() if group in GROUPS and entry.group == group
+    )
+
+
 def entry_of(name: str) -> MethodEntry:
     """Look up a method; a ValueError lists the names."""
     if name not in METHODS:

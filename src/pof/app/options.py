@@ -18,11 +18,12 @@ class ModelOptions:
     """Which network.
 
     Args:
-        model: resnet20, wrn-28-10, small-cnn and relatives, a timm name, or package.module:factory.
-        weights: checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, or pretrained (timm's published
-            weights; of a factory: those that it brings itself).
-        head: qualified name of the head; found by itself if not given.
-        source_classes: classes that the weights were trained for; if given, the head is replaced by a new one.
+        model: Name of the network: resnet20, wrn-28-10, small-cnn and relatives, a timm name, or
+            package.module:factory. A run folder as weights says it itself.
+        weights: Checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, or pretrained, which stands for
+            timm's published weights and for those that a factory brings itself.
+        head: Qualified name of the head. It is found by itself if not given.
+        source_classes: Number of classes that the weights were trained for. If given, they get a new head.
     """
 
     model: str
@@ -51,20 +52,24 @@ class DataOptions:
     """Which data.
 
     Args:
-        data: digits, fashion-mnist, cifar10, cifar100, svhn, an image folder, or package.module:factory.
-        data_root: where the files of a built-in data set are.
-        validation: share of the training set held out for the selection, unless the data set has validation data of its
+        data: Data set: digits, fashion-mnist, cifar10, cifar100, svhn, an image folder, or package.module:factory. A
+            run folder as weights says it itself.
+        data_root: Folder with the files of a built-in data set.
+        validation: Share of the training set held out for the selection, unless the data set has validation data of its
             own; 0 for none.
-        split_seed: of the validation split; keep it over all stages of a network's training.
-        train_size: train on a stratified part of this many samples; all if not given.
-        fraction: the same as a share of the training samples, in (0, 1).
-        augment: of the training images: default (usual for the data set), cutout (and a square cut out) or none.
-        mean: of the normalisation, per channel; if not given the data set's, of image files the network's.
-        std: of the normalisation, per channel; if not given the data set's, of image files the network's.
-        image_size: side of the inputs made of image files, in pixels; the network's if not given.
-        interpolation: of image files where they are resized; the network's if not given.
-        crop: share of a resized image file that is kept in evaluation, in (0, 1]; the network's if not given.
-        workers: processes that load image folders and factories' data.
+        split_seed: Seed of the validation split. Keep it over all stages of a network's training.
+        train_size: Train on a stratified part of this many samples. All are used if not given.
+        fraction: The same as a share of the training samples, in (0, 1).
+        augment: Augmentation of the training images: default (usual for the data set), cutout (and a square cut out) or
+            none.
+        mean: Mean of the normalisation, per channel, such as 0.5,0.5,0.5. If not given it is the data set's, of image
+            files the network's.
+        std: Standard deviation of the normalisation, per channel. If not given it is the data set's, of image files the
+            network's.
+        image_size: Side of the inputs made of image files, in pixels. It is the network's if not given.
+        interpolation: Interpolation where image files are resized. It is the network's if not given.
+        crop: Share of a resized image file that is kept in evaluation, in (0, 1]. It is the network's if not given.
+        workers: Number of processes that load image folders and factories' data.
     """
 
     data: str
@@ -87,16 +92,17 @@ class TrainOptions(MethodOptions):
     """How to train.
 
     Args:
-        lr: peak learning rate; auto: from that of the run whose folder --weights names.
-        optimizer: sgd (Nesterov; of msam plain momentum) or adamw.
-        momentum: of sgd.
-        weight_decay: of the optimizer.
-        schedule: of the learning rate; swa takes no cosine.
-        clip_norm: bound on the gradient norm; none if not given.
-        freeze_head: train the feature extractor only; pof and head-ascent always do.
-        precision: fp32, bf16 or fp16; auto: bf16 where the hardware computes in it, else fp32.
-        device: cpu, cuda, ...; found by itself if not given.
-        checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
+        lr: Peak learning rate. With auto it follows from that of the run whose folder --weights names.
+        optimizer: Optimizer: sgd (with Nesterov momentum; of msam plain momentum) or adamw.
+        momentum: Momentum of sgd.
+        weight_decay: Weight decay of the optimizer.
+        schedule: Schedule of the learning rate. The averages of swa take no cosine.
+        clip_norm: Bound on the gradient norm. There is none if not given.
+        freeze_head: Train the feature extractor only, as pof and head-ascent always do.
+        precision: Number format of the forward pass: fp32, bf16 or fp16. With auto it is bf16 where the hardware
+            computes in it, else fp32.
+        device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
+        checkpoint_every: Optimizer steps between checkpoints, beside the one after each epoch.
     """
 
     lr: float | Literal["auto"] = 1e-3
@@ -122,12 +128,17 @@ class RunOptions:
     """Where the run goes.
 
     Args:
-        out: folder of the run.
-        resume: go on with the run that is in ``out``.
+        out: Folder of the run.
+        resume: Go on with the run that is in the folder.
+        overwrite: Remove the run that is in the folder, once this one is ready to start. A folder that holds anything
+            else is refused.
+        dry_run: Print what would be trained and what it costs, and write nothing.
     """
 
     out: str
     resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
 
 
 @dataclass
@@ -135,23 +146,27 @@ class ImproveOptions:
     """How to look for a better network.
 
     Args:
-        out: folder of the search.
-        resume: go on with the search that is in ``out``.
-        jobs: processes that train side by side; set OMP_NUM_THREADS to a share of the cores.
-        budget: passes over the training data (forward and backward) that may be spent in all.
-        candidates: what to try, by name; by default as many of the usual ones as the budget pays.
-        batch_size: samples per mini-batch; that of the network's own run if it has a folder, else 128.
-        lr: centre of the rates that are tried; without it the largest stable ones are searched for.
-        optimizer: sgd or adamw; its run's if it has a folder, else sgd.
-        weight_decay: of the optimizer.
-        precision: auto, fp32, bf16 or fp16.
-        device: cpu, cuda, ...; found by itself if not given.
-        seed: of everything random.
-        validation_data: image folder with validation data; without it they are held out of the training data.
+        out: Folder of the search.
+        resume: Go on with the search that is in the folder.
+        overwrite: Remove the search that is in the folder, and start anew. A folder with anything else is refused.
+        dry_run: Print what would be tried and what it costs, and write nothing.
+        jobs: Number of processes that train side by side. Set OMP_NUM_THREADS to a share of the cores.
+        budget: Passes over the training data (forward and backward) that may be spent in all.
+        candidates: Names of what to try. By default it is as many of the usual ones as the budget pays.
+        batch_size: Samples per mini-batch. By default it is that of the network's own run if it has a folder, else 128.
+        lr: Centre of the rates that are tried. Without it the largest stable ones are searched for.
+        optimizer: Optimizer: sgd or adamw. By default it is that of the network's own run if it has a folder, else sgd.
+        weight_decay: Weight decay of the optimizer.
+        precision: Number format of the forward pass: auto, fp32, bf16 or fp16.
+        device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
+        seed: Seed of everything random.
+        validation_data: Image folder with validation data. Without it they are held out of the training data.
     """
 
     out: str
     resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
     jobs: int = 1
     budget: float = 20.0
     candidates: list[str] = field(default_factory=list)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -25,13 +26,16 @@ from torch import nn
 
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
 from pof.app.run_files import RunError, read_config, read_rows
-from pof.training.checkpoint import check_same, has_state
+from pof.training.checkpoint import check_same, has_state, load_state
 from pof.weights import save_model
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FILES = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "model.safetensors")
+MARKS = ("config.yaml", "improve.json")
+OF_A_RUN = {*FILES, "state", "tensorboard", "report.html", "flatness.json"}
+"""What a run and the commands about it write into its folder: all that is removed where it is overwritten."""
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
 
 
@@ -60,10 +64,13 @@ class Run:
 
     Nothing is written before the first figures: a run whose options, data or network turn out to be bad before its
     first step leaves nothing behind.  From then on, or from the start of a resume, no other process writes to the
-    folder, until :meth:`close`.
+    folder, until :meth:`close`.  A run that died before its first step, and with ``overwrite`` any run, makes room for
+    this one (:meth:`make_room`).
     """
 
-    def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.state = self.folder / "state"
         self._config = dict(config)
@@ -71,15 +78,31 @@ class Run:
         self._start: Mapping[str, Any] | None = None
         self._board: SummaryWriter | None = None
         self._release: Callable[[], None] | None = None
+        self._replaced = False
+        if overwrite and resume:
+            raise RunError("give --resume or --overwrite, not both: one goes on with the run, the other removes it")
         if (self.folder / "config.yaml").exists():
+            if overwrite or has_no_step(self.folder):
+                self._replaced = True
+                check_removable(self.folder, self._config.get("model", {}).get("weights"))
+                self._release = lock(self.folder)
+                return
             if not resume:
-                raise RunError(f"{self.folder} holds a run already: give another --out, or go on with --resume true")
+                raise RunError(
+                    f"{self.folder} holds a run already: give another --out, go on with --resume, or remove that run"
+                    " with --overwrite"
+                )
             check_same(_known(read_config(self.folder), self._config), self._config, self.folder)
             if (self.folder / "result.json").exists() and not has_state(self.state):
                 raise RunError(f"{self.folder} is finished, and holds no state to go on from: give another --out")
             self._release = lock(self.folder)
         elif self.folder.exists() and not _is_empty(self.folder):
             raise RunError(f"{self.folder} exists and holds no run: give --out a new or empty folder")
+
+    def make_room(self) -> None:
+        """Remove the run that this one takes the place of; nothing where there is none."""
+        if self._replaced:
+            clear(self.folder)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row of ``pof.fit``'s log to metrics.jsonl and TensorBoard.
@@ -171,6 +194,37 @@ def content_of(weights: str | None) -> str | None:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def has_no_step(folder: Path) -> bool:
+    """Tell a run that died before its first step: it has no network, and nothing is lost with it."""
+    if (folder / "result.json").exists() or (folder / "model.safetensors").exists():
+        return False
+    if any(row["event"] == "step" for row in read_rows(folder)):
+        return False
+    state = load_state(folder / "state")
+    return state is None or state["steps"] == 0
+
+
+def check_removable(folder: Path, weights: str | None, known: Collection[str] = OF_A_RUN) -> None:
+    """Refuse to remove what a command wrote if there is anything else beside it, or the network to start from."""
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in known and not _is_passing(entry))
+    if others:
+        raise RunError(
+            f"{folder} holds other files too ({', '.join(others[:5])}), and nothing is removed: move them away, or give"
+            " another --out"
+        )
+    if weights is not None and folder.resolve() in {Path(weights).resolve(), Path(weights).resolve().parent}:
+        raise RunError(f"{folder} holds the weights to start from, and nothing is removed: give another --out")
+
+
+def clear(folder: Path, known: Collection[str] = OF_A_RUN) -> None:
+    """Remove what a command wrote from its folder, which stays; last the file that says what the folder is."""
+    for path in (folder / name for name in sorted(known, key=lambda name: (name in MARKS, name))):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def check_replaceable(path: Path, mark: str) -> None:
     """Refuse to write over what a command has not written: files of a run, links, and any file without its mark."""
     if path.name in FILES:
@@ -217,7 +271,12 @@ def _without_tracebacks() -> None:
 
 def _is_empty(path: Path) -> bool:
     """Tell a folder with nothing in it, but for what a kill left of a file that was being written."""
-    return path.is_dir() and all(entry.name == LOCK or entry.name.endswith(PARTIAL) for entry in path.iterdir())
+    return path.is_dir() and all(map(_is_passing, path.iterdir()))
+
+
+def _is_passing(entry: Path) -> bool:
+    """Tell the file of a lock, and what a kill left of one that was being written."""
+    return entry.name == LOCK or entry.name.endswith(PARTIAL)
 
 
 def _version(name: str) -> str | None:

@@ -67,7 +67,7 @@ class NetworkCard:
         try:
             values = json.loads(metadata[KEY])
             prepared = values.pop("preprocessing")
-            shapes = {name: tuple(values.pop(name)) for name in ("classes", "input_shape")}
+            shapes: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("classes", "input_shape")}
             return cls(**values, **shapes, preprocessing=None if prepared is None else Preprocessing(**prepared))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"the header of the weights holds no description of a network: {error}") from error

@@ -10,8 +10,8 @@ class DemoOptions:
     """The demonstration.
 
     Args:
-        out: folder; a number is added if it is there already.
-        resume: go on with the demonstration that is in ``out``.
+        out: Folder of the demonstration. A number is added if it is there already.
+        resume: Go on with the demonstration that is in the folder.
     """
 
     out: str = "runs/demo"

@@ -22,12 +22,13 @@ class EvaluateOptions:
     """How to evaluate.
 
     Args:
-        split: test, validation (the data set's own, or what --validation and --split_seed hold out) or train.
-        batch_size: samples per forward.
-        device: cpu, cuda, ...; found by itself if not given.
-        per_class: print the figures of each class, and the confusion matrix.
-        worst: print this many samples with the largest losses.
-        json: file for all of that, per_class in any case; - prints it in the place of the tables.
+        split: Part of the data to evaluate on: test, train, or validation, which is the data set's own or what
+            --validation and --split_seed hold out of its training set.
+        batch_size: Samples per forward pass.
+        device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
+        per_class: Print the figures of each class and the confusion matrix.
+        worst: Number of samples with the largest losses to print.
+        json: File for all of these figures, those of each class in any case. With - they are printed as JSON.
     """
 
     split: Literal["test", "validation", "train"] = "test"
@@ -55,7 +56,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     device = find_device(options.device)
     loaded = load(data, model.weights)
     network = load_network(model, loaded).to(device)
-    found, path_of = _judged(network, model.head, loaded, data, options, device)
+    found, path_of = _judged(network, model, loaded, data, options, device)
     asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}
     values = assessment(found, loaded.classes, largest=options.worst, path_of=path_of, asked=asked)
     if options.json == "-":
@@ -69,13 +70,14 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
 
 def _judged(
     network: "nn.Module",
-    head: str | None,
+    model: ModelOptions,
     loaded: "Data",
     data: DataOptions,
     options: EvaluateOptions,
     device: "torch.device",
 ) -> tuple["Judged", Callable[[int], str | None]]:
     """What the network says of the samples, numbered as in the data set, and their files by these numbers."""
+    from pof.app.inherit import check_split
     from pof.app.job import split
     from pof.data import eval_loader
     from pof.data.description import path_of
@@ -83,13 +85,14 @@ def _judged(
 
     part, indices = options.split, None
     if part == "validation":
+        check_split(model, data)
         held = split(loaded, data)
         if held.validation is None:
             raise ValueError("no validation samples: give --validation, the share of the training set held out")
         part, indices = held.held_in, held.validation
     size = options.batch_size
     loader = eval_loader(loaded, part, batch_size=size, indices=indices, workers=data.workers, device=device)
-    found = judged(network, loader, head=head)
+    found = judged(network, loader, head=model.head)
     if indices is not None:
         found = replace(found, index=indices[found.index.cpu()])
     return found, partial(path_of, loaded, part)

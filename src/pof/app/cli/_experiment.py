@@ -23,16 +23,17 @@ class ExperimentOptions:
     """An experiment.
 
     Args:
-        recipe: YAML file.
-        out: folder of the experiment; the same command goes on with what is there.
-        set: overrides of the recipe, such as train.lr=0.01.
-        jobs: worker processes; by default as many as there are cores for their threads, one with an accelerator.
-        threads: of torch, per worker.
-        shard: i/n: only the i-th (from 0) of n parts of the seeds and settings.
-        measure: what the tables compare: error, nll, ece (test set); val_error, val_nll; the same of the last epoch
+        recipe: YAML file of the experiment.
+        out: Folder of the experiment. The same command goes on with what is there.
+        set: Overrides of the recipe, such as train.lr=0.01.
+        jobs: Number of worker processes. By default it is as many as there are cores for their threads, and one with an
+            accelerator.
+        threads: Threads of torch, per worker.
+        shard: Part of the work as i/n: only the i-th (from 0) of n parts of the seeds and settings.
+        measure: What the tables compare: error, nll, ece (test set); val_error, val_nll; the same of the last epoch
             (val_error_last, val_nll_last: to choose by, as nothing was selected by them).
-        dry_run: only print what there is to do, and about how long it takes.
-        probe: for that, read the data, and time a few steps if no finished run tells.
+        dry_run: Only print what there is to do, and about how long it takes.
+        probe: Read the data for a dry run, and time a few steps if no finished run tells.
     """
 
     recipe: str | None

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 def improve(model: ModelOptions, data: DataOptions, options: ImproveOptions) -> int:
     """Find out what makes a network better, and print it."""
     from pof.app.cli._progress import SearchProgress
-    from pof.app.improve.job import improve_network
+    from pof.app.improve.job import as_trained_before, improve_network
 
+    if options.dry_run:
+        from pof.app.cli._plan import show_search
+
+        show_search(model, data, options, as_trained_before(model, options))
+        return 0
     with SearchProgress() as progress:
         result, test = improve_network(model, data, options, progress)
     show(result, test, Path(options.out))

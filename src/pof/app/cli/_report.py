@@ -23,8 +23,8 @@ class FlatnessOptions:
     """Which networks.
 
     Args:
-        runs: run folders, or checkpoint files together with --model and --data.
-        out: JSON file for the figures, or a folder that gets flatness.json; only printed if not given.
+        runs: Run folders, or checkpoint files together with --data (and --model where they do not say it).
+        out: JSON file for the figures, or a folder that gets flatness.json. They are only printed if not given.
     """
 
     runs: list[str]
@@ -36,8 +36,8 @@ class ReportOptions:
     """What the report is about.
 
     Args:
-        runs: run folders; the networks they started from come with them.
-        out: HTML file, or a folder that gets report.html; the last run's folder if not given.
+        runs: Run folders. The networks they started from come with them.
+        out: HTML file, or a folder that gets report.html. By default it is the last run's folder.
     """
 
     runs: list[str]
@@ -49,10 +49,10 @@ class MeasureOptions:
     """How much is measured.
 
     Args:
-        batches: mini-batches of each kind that are measured on, at most.
-        batch_size: samples per mini-batch; that of the first run's training if not given.
-        device: cpu, cuda, ...; found by itself if not given.
-        trust_factories: import the models and data that a run folder names as package.module:factory: their code runs.
+        batches: Number of mini-batches of each kind that are measured on, at most.
+        batch_size: Samples per mini-batch. By default it is that of the first run's training.
+        device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
+        trust_factories: Import the models and data that a run folder names as package.module:factory. Their code runs.
     """
 
     batches: int = 20
@@ -66,8 +66,8 @@ class CheckpointOptions:
     """The network of a checkpoint file; of a run folder it is known.
 
     Args:
-        model: as in pof train.
-        head: qualified name of the head; found by itself if not given.
+        model: Name of a checkpoint file's network, as in pof train. A run folder says it itself.
+        head: Qualified name of its head. It is found by itself if not given.
     """
 
     model: str | None = None
@@ -79,9 +79,9 @@ class CheckpointData(DataOptions):
     """The data for a checkpoint file; of a run folder they are known.
 
     Args:
-        data: as in pof train.
-        validation: share of the training set that its training held out; 0 if that is not known, and then there are
-            no figures that need it.
+        data: Data set for a checkpoint file, as in pof train. A run folder says it itself.
+        validation: Share of the training set that its training held out. It is 0 if that is not known, and then there
+            are no figures that need it.
     """
 
     data: str = ""

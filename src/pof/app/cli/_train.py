@@ -11,6 +11,11 @@ from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
 
 def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
     """Train a network, from scratch or from weights."""
+    if run.dry_run:
+        from pof.app.cli._plan import show_run
+
+        show_run(model, data, training, run)
+        return 0
     with Display() as display:
         result = job.train(model, data, training, run, display)
     if result.fit.stopped == "interrupted":

@@ -65,7 +65,7 @@ def forecast(plan: Plan, out: Path, *, probe: bool) -> list[Forecast]:
             samples[key] = None
             rate = None
             if probe:
-                samples[key], rate = _probe(stage, plan.threads, timed=key not in known)
+                samples[key], rate = time_pass(stage, plan.threads, timed=key not in known)
             if rate is not None:
                 known[key] = {"": [rate]}
         total = float(passes(stage.training))
@@ -132,7 +132,7 @@ def _rate(known: Mapping[str, Sequence[float]], method: str) -> float | None:
     return statistics.fmean(rates) if rates else None
 
 
-def _probe(stage: Stage, threads: int, *, timed: bool) -> tuple[int, float | None]:
+def time_pass(stage: Stage, threads: int | None, *, timed: bool) -> tuple[int, float | None]:
     """Count the training samples of a stage, and time a few steps of plain training on a network made for that."""
     device = find_device(stage.training.device)
     loaded = job.load(stage.data, stage.model.weights)
@@ -166,9 +166,9 @@ def _synchronise(device: torch.device) -> None:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def _threads(number: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:

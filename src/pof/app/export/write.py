@@ -92,7 +92,7 @@ def export(
         ImportError: if a library is missing.
     """
     target = Path(path)
-    _check_target(target, format)
+    check_target(target, format)
     subject = Logits(network, card)
     with _staged(target) as folder, torch.no_grad():
         made = folder / target.name
@@ -132,7 +132,8 @@ def _bare(network: nn.Module) -> nn.Module:
             return network
 
 
-def _check_target(target: Path, format: str) -> None:
+def check_target(target: Path, format: str) -> None:
+    """Refuse a format that is none, and a file or folder that cannot be written, or is there."""
     if format not in WRITERS:
         raise ExportError(f"format is one of {', '.join(WRITERS)}; got {format!r}")
     if not target.parent.is_dir():

@@ -263,13 +263,17 @@ def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStac
     folder.mkdir(parents=True, exist_ok=True)
     stack.callback(lock(folder))
     question = folder / "improve.json"
-    if not question.exists():
-        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise RunError(f"{folder} holds other files: give --out a new or empty folder")
+    others = any(not entry.name.startswith(".") and entry != question for entry in folder.iterdir())
+    if not others:  # or a search that died before its first judgement
         write_json(question, wanted)
         return
+    if not question.exists():
+        raise RunError(f"{folder} holds other files: give --out a new or empty folder")
     if not resume:
-        raise RunError(f"{folder} holds a search already: give another folder, or go on with resume")
+        raise RunError(
+            f"{folder} holds a search already: give another folder, or go on with resume, or remove that search with"
+            " --overwrite"
+        )
     before = json.loads(question.read_text(encoding="utf-8"))
     changed = next((name for name in wanted if wanted[name] != before.get(name)), None)
     if changed is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pof._support.checks import whole_number
+from pof._support.files import lock
 from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.cards import as_trained, card_in, card_of
@@ -17,33 +18,38 @@ from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.inherit import check_split
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
-from pof.app.run_files import read_config
-from pof.app.run_folder import COMMIT, NETWORK, commit, write_json, write_yaml
+from pof.app.run_files import RunError, read_config
+from pof.app.run_folder import COMMIT, NETWORK, check_removable, clear, commit, write_json, write_yaml
 from pof.data import Data, eval_loader
 from pof.head.search import find_head
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
 BATCH = 128
+OF_A_SEARCH = {
+    *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
+    "report.html",
+}
+"""All that a search writes into its folder."""
 
 
 def improve_network(
     model: ModelOptions, data: DataOptions, options: ImproveOptions, show: Callable[[Mapping[str, Any]], None]
 ) -> tuple[ImproveResult, tuple[Metrics, Metrics]]:
     """Search, write network, table and page, and judge the networks before and after on the test set, once."""
-    if model.weights is None:
-        raise ValueError("improve needs a trained network: give --weights FILE (or the folder of a run)")
+    as_trained_before(model, options)
     device = find_device(options.device)
     check_split(model, data)
     data = as_trained(data, card_in(model.weights))
-    loaded = job.load(data)
+    loaded = job.load(data, model.weights)
     splits = job.split(loaded, data)
     network = job.load_network(model, loaded).to(device)
     card = card_of(model, loaded, model.head or find_head(network))
-    training = _as_trained(model.weights, options, len(splits.train))
+    training = as_trained_before(model, options)
+    training = replace(training, batch_size=min(training.batch_size, len(splits.train)))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
-        own = job.load(replace(data, data=options.validation_data, data_root=None))
+        own = job.load(replace(data, data=options.validation_data, data_root=None), model.weights)
         _check_same_kind(own, loaded, options.validation_data, data.data)
         validation = evaluating(own, "train")
     elif splits.validation is None:
@@ -51,6 +57,8 @@ def improve_network(
     else:
         validation = evaluating(loaded, splits.held_in, indices=splits.validation)
     seed_everything(options.seed)
+    if options.overwrite:
+        _remove_search(Path(options.out), model.weights, options.resume)
     result = improve(
         network,
         job.training_batches(loaded, splits, data, training, device),
@@ -78,6 +86,17 @@ def improve_network(
     return result, figures
 
 
+def _remove_search(folder: Path, weights: str | None, resume: bool) -> None:
+    """Make room for a search; a folder that holds none is left to be refused."""
+    if resume:
+        raise RunError("give --resume or --overwrite, not both: one goes on with the search, the other removes it")
+    if (folder / "improve.json").is_file():
+        check_removable(folder, weights, OF_A_SEARCH)
+        release = lock(folder)
+        clear(folder, OF_A_SEARCH)
+        release()
+
+
 def _check_same_kind(own: Data, loaded: Data, name: str, of: str) -> None:
     """Refuse validation data of other inputs or classes than the training data."""
     if (own.in_channels, own.classes) != (loaded.in_channels, loaded.classes):
@@ -87,16 +106,18 @@ def _check_same_kind(own: Data, loaded: Data, name: str, of: str) -> None:
         )
 
 
-def _as_trained(weights: str, options: ImproveOptions, samples: int) -> TrainOptions:
+def as_trained_before(model: ModelOptions, options: ImproveOptions) -> TrainOptions:
     """Optimizer and batch size: given, or those of the network's own run."""
+    if model.weights is None:
+        raise ValueError("improve needs a trained network: give --weights FILE (or the folder of a run)")
     trained: dict[str, Any] = {}
-    if Path(weights).is_dir():
-        trained = read_config(Path(weights)).get("training", {})
+    if (Path(model.weights) / "config.yaml").exists():
+        trained = read_config(Path(model.weights)).get("training", {})
     size = trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size
     whole_number("batch_size", size, 1)
     return TrainOptions(
         "finetune",
-        batch_size=min(size, samples),
+        batch_size=size,
         optimizer=options.optimizer or trained.get("optimizer", "sgd"),
         weight_decay=options.weight_decay,
         precision=options.precision,

@@ -1,0 +1,221 @@
+"""From the words of a command line to typed options; no torch is imported here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from importlib import metadata
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from pof.app.documents import DocumentError, read_yaml, text_of
+from pof.app.methods import GROUPS, METHODS, entry_of, users_of
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+REPEATED = {"runs", "set", "candidates", "images"}
+"""Options that take several values, without brackets."""
+POSITIONAL = {"runs": "*", "recipe": "?"}
+"""Options that may be given without their flag, and how many values they then take."""
+FOUND = {"model", "data"}
+"""What a run folder says itself: asked for where there is none."""
+NUMBERS = tuple[float, ...] | None
+CONFIG = "YAML file with any of these options, or the config.yaml of a run."
+FULL = "--help-all"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: groups of options, given to the function in this order."""
+
+    help: str
+    groups: tuple[type[Any], ...]
+    run: str
+    """``module:function`` in this package."""
+    defaults: tuple[tuple[str, Any], ...] = ()
+    shown: tuple[str, ...] = ()
+    """The options that ``--help`` shows; all if there are none."""
+    positional: tuple[str, ...] = ()
+    """Options that may be given without their flag too."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A command line that was read."""
+
+    command: Command
+    options: list[Any]
+    """Of the command's groups, in their order."""
+    given: frozenset[str]
+    """Names of the options that were given, by flags or in a file; nested ones with dots."""
+
+
+def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
+    """Read a command line; a ValueError says what does not fit."""
+    try:
+        from jsonargparse import ArgumentError
+    except ImportError as error:
+        raise ImportError("the command line needs more than the library: pip install 'pof[app]'") from error
+    words = ["--help" if word == FULL else word for word in _with_configs(arguments)]
+    parser = make_parser(commands, {word for word in words if word in commands}, full=FULL in arguments)
+    try:
+        parsed = parser.parse_args(words)
+        own = parser.parse_args(words, defaults=False)
+    except ArgumentError as error:
+        # The parser calls a flag "train.lr" where the user wrote --lr.
+        raise ValueError(re.sub(rf"\b({'|'.join(commands)})\.(?=\w)", "--", str(error))) from error
+    name = parsed.command
+    made, command = parser.instantiate(parsed)[name], commands[name]
+    given = frozenset(key.removeprefix(f"{name}.").removesuffix("_") for key, value in own.items() if value is not None)
+    _check_method(made, given)
+    return Parsed(command, [_group(group, made, command) for group in command.groups], given)
+
+
+def make_parser(commands: Mapping[str, Command], wanted: Collection[str], *, full: bool) -> ArgumentParser:
+    """Make the parser, with the options of the ``wanted`` commands: those of all take longer than anything else here.
+
+    Args:
+        commands: by name.
+        wanted: names of those whose options are read.
+        full: whether a help text shows all options.
+    """
+    from jsonargparse import ArgumentParser
+
+    version = metadata.version("pof")
+    parser = ArgumentParser(
+        prog="pof", description="Post-training of feature extractors.", version=version, exit_on_error=False
+    )
+    parsers = parser.add_subcommands(dest="command")
+    for name, command in commands.items():
+        hides = bool(command.shown) and not full
+        more = f"The other options, and those of the methods, are shown by: pof {name} {FULL}" if hides else None
+        sub = ArgumentParser(exit_on_error=False, description=command.help, epilog=more)
+        if name in wanted:
+            _add_options(sub, command)
+            if hides:
+                _hide(sub, {"help", "config", *command.shown})
+        parsers.add_subcommand(name, sub, help=command.help)
+    return parser
+
+
+def _hide(parser: ArgumentParser, shown: Collection[str]) -> None:
+    from argparse import SUPPRESS
+
+    for action in parser._actions:
+        if action.dest.removesuffix("_") not in shown:
+            action.help = SUPPRESS
+
+
+def _with_configs(arguments: Sequence[str]) -> list[str]:
+    """The words, where a file of options is the config.yaml of a run with what is in it; errors say which file."""
+    words = list(arguments)
+    for number, (flag, value) in enumerate(pairwise(arguments), 1):
+        if flag == "--config":
+            words[number] = _config(value)
+    return [f"--config={_config(w.removeprefix('--config='))}" if w.startswith("--config=") else w for w in words]
+
+
+def _config(file: str) -> str:
+    try:
+        values = read_yaml(text_of(file), file)
+    except DocumentError:
+        raise
+    except Exception:  # the parser reads it again, and says it
+        return file
+    return _of_run(values) if isinstance(values, dict) and isinstance(values.get("training"), dict) else file
+
+
+def _of_run(config: Mapping[str, Any]) -> str:
+    """What the config.yaml of a run says, as options of its command: without groups of other methods."""
+    import yaml
+
+    training = dict(config["training"])
+    own = entry_of(str(training.get("method"))).group
+    others = [group for group in GROUPS if group != own]
+    options = {**config.get("model", {}), **config.get("data", {}), **training}
+    return yaml.safe_dump({name: value for name, value in options.items() if name not in others})
+
+
+def _check_method(made: Namespace, given: Collection[str]) -> None:
+    """Refuse options of other methods than the chosen one, which would do nothing."""
+    method = made.get("method")
+    if method not in METHODS:
+        return  # said where it is looked up
+    for name in sorted(given):
+        if (users := users_of(name)) and method not in users:
+            kind = "average.kind" if name.startswith("average.") else "method"
+            if kind == "method" or made.average.kind not in users:
+                raise ValueError(
+                    f"--{name} is an option of {', '.join(users)}, and --method is {method}: leave it out, or choose"
+                    " one of them"
+                )
+
+
+class _Numbers:
+    """Numbers with commas between them, as the type of an option."""
+
+    __name__ = "numbers"
+
+    def __call__(self, value: str | Sequence[float]) -> tuple[float, ...]:
+        parts = value.strip("[]()").split(",") if isinstance(value, str) else value
+        return tuple(float(part) for part in parts)
+
+    def __repr__(self) -> str:
+        return "numbers with commas between them"
+
+
+def _add_options(parser: ArgumentParser, command: Command) -> None:
+    parser.add_argument("--config", action="config", help=CONFIG)
+    for group in command.groups:
+        names = {*REPEATED, *POSITIONAL, *command.positional, *FOUND, "method"}
+        by_hand = [f for f in fields(group) if f.type in {bool, NUMBERS} or f.name in names]
+        parser.add_class_arguments(group, None, skip={f.name for f in by_hand})
+        helps = dict(_help(group))
+        for option in by_hand:
+            _add(parser, option, helps[option.name], command)
+    parser.set_defaults(dict(command.defaults))
+
+
+def _add(parser: ArgumentParser, option: Field[Any], text: str, command: Command) -> None:
+    """Add an option that is more, or less, than its type says."""
+    name, values = option.name, {**POSITIONAL, **dict.fromkeys(command.positional, "?")}
+    if option.type is bool:
+        flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        parser.add_argument(*flags, type=bool, nargs="?", const=True, default=option.default, help=text)
+    elif option.type == NUMBERS:
+        parser.add_argument(f"--{name}", type=_Numbers(), default=None, help=text)
+    elif name == "method":
+        parser.add_argument("--method", type=str, help=f"{text} One of {', '.join(METHODS)}.")
+    elif name in REPEATED:
+        parser.add_argument(f"--{name}", nargs="+", action="extend", type=str, default=[], help=text)
+    elif name not in POSITIONAL:
+        default = None if option.default is MISSING else option.default
+        parser.add_argument(f"--{name}", type=option.type, default=default, help=text)
+    if name in values:
+        both = name in REPEATED or name in command.positional
+        metavar: dict[str, Any] = {"metavar": "RUN"} if name in {"runs", "weights"} else {}
+        parser.add_argument(f"{name}_" if both else name, nargs=values[name], help=text, **metavar)
+
+
+def _group(group: type[Any], made: Any, command: Command) -> Any:
+    values = {f.name: made[f.name] for f in fields(group) if f.name in made}
+    for name in REPEATED & values.keys():
+        values[name] = [*(made.get(f"{name}_") or ()), *(values[name] or ())]
+    values |= {name: values[name] or "" for name in FOUND & values.keys()}
+    for name in set(command.positional) & values.keys():
+        if (alone := made.get(f"{name}_")) is not None:
+            if values[name] is not None:
+                raise ValueError(f"{alone} and --{name} {values[name]}: give one of them")
+            values[name] = alone
+    return group(**values)
+
+
+def _help(group: type[Any]) -> Iterator[tuple[str, str]]:
+    """Names of options and what their classes' docstrings say of them."""
+    from docstring_parser import parse
+
+    for kind in reversed(group.__mro__):
+        for parameter in parse(kind.__doc__ or "").params:
+            yield parameter.arg_name, " ".join((parameter.description or "").split())

@@ -1,0 +1,110 @@
+"""``--dry_run``: what a run or a search would do, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pof._support.precision import find_precision
+from pof.app import job
+from pof.app.budget import passes
+from pof.app.cards import as_trained, card_in
+from pof.app.cli._display import console
+from pof.app.experiment.estimate import time_pass
+from pof.app.experiment.plan import Stage
+from pof.app.improve.candidates import families
+from pof.app.improve.halving import most_candidates
+from pof.app.inherit import check_split
+from pof.app.methods import average_of
+from pof.app.options import (
+    DataOptions,
+    ImproveOptions,
+    ModelOptions,
+    RunOptions,
+    TrainOptions,
+    check_numbers,
+    schedule_of,
+)
+from pof.app.run_folder import Run
+from pof.training.fit import find_device
+
+
+def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> None:
+    """Print what would be trained, and about how long it takes; the checks are those of the run itself."""
+    check_numbers(training)
+    if not run.resume:
+        Run(run.out, {}, overwrite=run.overwrite).close()
+    rate = job.find_learning_rate(model, training)
+    precision = find_precision(training.precision, find_device(training.device))
+    schedule = schedule_of(training)
+    training = replace(training, lr=rate, schedule=schedule, precision=precision)
+    about, samples, seconds = _about(model, data, training)
+    steps = -(-samples // training.batch_size) // training.accumulation
+    units = float(passes(training))
+    average = average_of(training)
+    _show(
+        {
+            **about,
+            "method": training.method + ("" if average in {"none", training.method} else f", delivered by {average}"),
+            "steps": f"about {steps * training.epochs} ({training.epochs} epochs of {steps})",
+            "learning rate": f"{rate:g}, {schedule.kind}, {training.optimizer}, {precision}",
+            "cost": f"{units:.4g} forward-backward passes over the training data",
+            "time": f"about {_duration(units * seconds)} on this machine, without validation",
+            "folder": run.out,
+        }
+    )
+
+
+def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions, training: TrainOptions) -> None:
+    """Print what a search would try, and about how long it takes."""
+    about, samples, seconds = _about(model, data, training)
+    steps = max(1, -(-samples // training.batch_size))
+    names = options.candidates or list(families(None))[: most_candidates(options.budget, steps)]
+    _show(
+        {
+            **about,
+            "candidates": ", ".join(names),
+            "cost": f"{options.budget:g} forward-backward passes over the training data, at most",
+            "time": f"about {_duration(options.budget * seconds)} on this machine in one process, without validation",
+            "folder": options.out,
+        }
+    )
+
+
+def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tuple[dict[str, str], int, float]:
+    """Network and data in words, the number of training samples, and seconds of a pass over them."""
+    check_split(model, data)
+    data = as_trained(data, card_in(model.weights))
+    loaded = job.load(data, model.weights)
+    splits = job.split(loaded, data)
+    network = job.load_network(model, loaded)
+    samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)
+    assert seconds is not None
+    held = 0 if splits.validation is None else len(splits.validation)
+    inputs = " x ".join(map(str, loaded.image_shape))
+    return (
+        {
+            "network": f"{model.model}, {sum(p.numel() for p in network.parameters()):,} parameters",
+            "weights": str(model.weights or "none: from scratch"),
+            "data": f"{data.data}: {loaded.num_classes} classes, inputs of {inputs}",
+            "samples": f"{samples} for training, {held} for validation, {len(loaded.test_labels)} for the test at the end",
+        },
+        samples,
+        seconds,
+    )
+
+
+def _show(rows: Mapping[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        console.print(f"{name.ljust(width)}  {text}", highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
