@@ -18,24 +18,26 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
 
     Of other data than the run's nothing is taken over but the network's preprocessing, where they are loaded.
     """
-    run = _run_of(model.weights)
-    card = card_in(model.weights)
+    run, card = _run_of(model.weights), card_in(model.weights)
     if card is not None:
-        classes = len(card.classes) if model.source_classes is not None else None
+        classes = None if model.source_classes is None else len(card.classes)
         model = _completed(model, given, model=card.model, head=card.head, source_classes=classes)
     if run is not None:
         folder, own, before = run
-        model = _completed(model, given, model=own.model, head=own.head)
+        if card is None:  # of an older version
+            model = _completed(model, given, model=own.model, head=own.head)
         if "data" not in given or same_data(data, before):
             data = _completed(data, given, **_values(before, given, folder))
+    factories = {"model": model.is_factory, "data": ":" in data.data}
     for name, value in (("model", model.model), ("data", data.data)):
         if not value:
             raise ValueError(f"give --{name}, or as --weights the folder of a run, which says it itself")
-        if ":" in value and not value.startswith("timm:") and name not in given:
+        if factories[name] and name not in given:
             raise RunError(
                 f"{model.weights} names the factory {value!r}, whose code would run: give --{name} {value} if you trust"
                 " it"
             )
+    check_split(model, data)
     return model, data
 
 

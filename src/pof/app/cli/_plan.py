@@ -82,12 +82,13 @@ def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tu
     assert seconds is not None
     held = 0 if splits.validation is None else len(splits.validation)
     inputs = " x ".join(map(str, loaded.image_shape))
+    counts = f"{samples} for training, {held} for validation, {len(loaded.test_labels)} for the test at the end"
     return (
         {
             "network": f"{model.model}, {sum(p.numel() for p in network.parameters()):,} parameters",
             "weights": str(model.weights or "none: from scratch"),
             "data": f"{data.data}: {loaded.num_classes} classes, inputs of {inputs}",
-            "samples": f"{samples} for training, {held} for validation, {len(loaded.test_labels)} for the test at the end",
+            "samples": counts,
         },
         samples,
         seconds,

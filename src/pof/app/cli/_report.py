@@ -149,12 +149,17 @@ def _file(out: str | Path, name: str) -> Path:
 
 
 def _checkpoint(path: Path, name: str, model: CheckpointOptions, data: CheckpointData) -> "Subject":
+    from pof.app.cards import card_in
+    from pof.app.inherit import inherited
     from pof.app.report.subjects import subject_of_file
 
-    missing = [flag for flag, value in (("--model", model.model), ("--data", data.data)) if not value]
-    if model.model is None or missing:
+    given = {key for key, value in {**vars(model), "data": data.data}.items() if value}
+    said = given | (set() if card_in(path) is None else {"model"})
+    missing = [f"--{key}" for key in ("model", "data") if key not in said]
+    if missing:
         raise ValueError(f"{path} is a checkpoint file, which does not say what it is of: give {' and '.join(missing)}")
-    return subject_of_file(path, name, ModelOptions(model.model, head=model.head), data)
+    options, _ = inherited(ModelOptions(model.model or "", str(path), model.head), data, given)
+    return subject_of_file(path, name, options, data)
 
 
 def _bounds(options: MeasureOptions, records: "Sequence[Record]") -> "Bounds":

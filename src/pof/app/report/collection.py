@@ -155,7 +155,7 @@ def _load(subjects: Sequence[Subject]) -> list[Data]:
     kept: list[tuple[DataOptions, Data]] = []
     for subject in subjects:
         if not any(options == subject.data for options, _ in kept):
-            kept.append((subject.data, job.load(subject.data)))
+            kept.append((subject.data, job.load(subject.data, subject.model.weights)))
     return [next(data for options, data in kept if options == subject.data) for subject in subjects]
 
 
