@@ -65,7 +65,7 @@ def test_a_fitted_temperature_changes_probabilities_and_no_class(
         out = tmp_path / f"{name}.csv"
         images = ["--images", str(folder / "test"), "--workers", "0", "--out", str(out)]
         assert main(["predict", str(run), *images, *more]) == 0
-        tables.append(list(csv.DictReader(out.open(newline=""))))
+        tables.append(list(csv.DictReader(out.read_text().splitlines())))
     assert "temperature " in capsys.readouterr().out
     plain, fitted = tables
     assert [row["class"] for row in plain] == [row["class"] for row in fitted]

@@ -32,9 +32,10 @@ def known_network(
         ValueError: if there are no weights, nothing says which network they are of, or it is a factory that was not
             named.
     """
-    if model.weights is None:
+    weights = model.weights
+    if weights is None:
         raise ValueError(f"{purpose} needs a trained network: give the folder of a run, or --weights FILE")
-    card = card_in(model.weights)
+    card = card_in(weights)
     if card is None:
         model, data = inherited(model, data, given)
         loaded = job.load(data, model.weights)
@@ -47,7 +48,7 @@ def known_network(
             " trust it"
         )
     network = card.build()
-    load_weights(network, weights_file(model.weights))
+    load_weights(network, weights_file(weights))
     return network.eval(), card
 
 

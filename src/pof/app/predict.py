@@ -18,7 +18,8 @@ from pof._support.checks import whole_number
 from pof._support.files import replacing
 from pof._support.preprocessing import Preprocessing
 from pof.app.errors import cell
-from pof.app.run_folder import RunError, check_replaceable
+from pof.app.run_files import RunError
+from pof.app.run_folder import check_replaceable
 from pof.data.checks import DataError
 from pof.data.images import Prepare, is_image, opened
 from pof.data.walk import Walk
@@ -152,7 +153,7 @@ def predict(
     whole_number("batch_size", batch_size, 1)
     if not 0 < temperature < math.inf:
         raise ValueError(f"a temperature is a positive finite number; got {temperature}")
-    files = _Files(tuple(map(os.fspath, paths)), _preparation(card))
+    files = _Files(tuple(os.fspath(path) for path in paths), _preparation(card))
     reading = DataLoader(files, batch_size=batch_size, num_workers=workers, collate_fn=list)
     unreadable: list[str] = []
     kept, labels, shares = [], [], []

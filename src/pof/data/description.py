@@ -219,7 +219,8 @@ def path_of(data: Data, split: DataSplit, index: int) -> str | None:
         return None
     dataset = {"train": data.plain_train_set, "validation": data.val_set, "test": data.test_set}[split]
     while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, dataset.indices[index]
+        index = dataset.indices[index]
+        dataset = dataset.dataset
     sample = getattr(dataset, "samples", {index: None})[index]
     return str(sample[0]) if isinstance(sample, tuple) and isinstance(sample[0], str | os.PathLike) else None
 

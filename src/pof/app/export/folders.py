@@ -52,7 +52,7 @@ def to_timm(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
     described: Any = copy.copy(network)
     described.pretrained_cfg = _timm_config(dict(described.pretrained_cfg), card)
     labels, arguments = {"label_names": list(card.classes)}, dict(card.model_args)
-    timm.models.save_for_hf(described, folder, model_config=labels, model_args=arguments, safe_serialization=True)
+    timm.models.save_for_hf(described, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     # Said at the top too, where both libraries look; Transformers' wrapper trips over the second one.
@@ -71,8 +71,9 @@ def _read(kind: Any, folder: Path) -> Network:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Without the progress bars of Transformers."""
-    from transformers.utils import logging
+    from transformers import utils
 
+    logging: Any = utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -198,9 +198,9 @@ def _onnx(subject: Logits, card: NetworkCard, file: Path) -> Run:
     except ImportError as error:
         raise ImportError("the format onnx needs other packages: pip install 'pof[export]'") from error
 
-    def make(*args: Any, **options: Any) -> Any:
-        names = {"input_names": ["input"], "output_names": ["logits"]}
-        return torch.onnx.export(*args, dynamo=True, verbose=False, **names, **options)
+    def make(module: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> Any:
+        options |= {"input_names": ["input"], "output_names": ["logits"], "verbose": False}
+        return torch.onnx.export(module, inputs, dynamo=True, **options)
 
     program = _program(subject, card, "onnx", make)
     program.model.metadata_props.update(card.metadata())
