@@ -41,6 +41,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
+def cell(value: object) -> object:
+    """A value of a table; a text that a spreadsheet would take for a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def _place(error: BaseException) -> str:
     """The innermost line of code that is neither ours nor installed, of the error or of what caused it; or ''."""
     cause = error.__cause__ or error.__context__

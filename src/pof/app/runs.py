@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pof._support.preprocessing import Preprocessing
 from pof.app import job
 from pof.app.cards import card_in, known_card, weights_file
 from pof.app.options import DataOptions, ModelOptions
+from pof.app.predict import Predictions, predict
 from pof.app.run_files import RunError, read_config, section_of
 from pof.models.card import NetworkCard
 from pof.weights import load_weights
@@ -39,6 +41,24 @@ class LoadedRun:
     def preprocessing(self) -> Preprocessing | None:
         """How an image file becomes an input; None where inputs come as tensors."""
         return self.card.preprocessing
+
+    def predict(
+        self, paths: Sequence[str | os.PathLike[str]], *, top: int = 1, temperature: float = 1.0
+    ) -> Predictions:
+        """Classify image files.
+
+        Args:
+            paths: of the N images.
+            top: number of classes to name for each, k.
+            temperature: T of softmax(z / T).
+
+        Returns:
+            ``labels`` and ``probabilities`` (N, k) of ``paths``; images that cannot be read are in ``unreadable``.
+
+        Raises:
+            ValueError: if the network takes no image files, or a number is out of range.
+        """
+        return predict(self.model, self.card, paths, top=top, temperature=temperature)
 
 
 def load_run(folder: str | os.PathLike[str], *, trust_factories: bool = False) -> LoadedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -248,6 +249,27 @@ def eval_loader(
     size = min(batch_size, len(available if indices is None else indices))
     batching = {"batch_size": size, "seed": 0, "rank": rank, "world_size": world_size}
     return _loader(data, split, indices, training=False, workers=workers, device=device, **batching)
+
+
+def path_of(data: Data, split: DataSplit, index: int) -> str | None:
+    """Find the file of a sample, by its number in the split.
+
+    Args:
+        data: the data set.
+        split: which samples.
+        index: from 0, in the order of :func:`eval_loader`.
+
+    Returns:
+        The path as the Dataset has it in ``samples`` (as torchvision's ``ImageFolder``); None if it has no such list.
+    """
+    if not isinstance(data, LazyData):
+        return None
+    dataset = {"train": data.plain_train_set, "validation": data.val_set, "test": data.test_set}[split]
+    while isinstance(dataset, Subset):
+        index = dataset.indices[index]
+        dataset = dataset.dataset
+    sample = getattr(dataset, "samples", {index: None})[index]
+    return str(sample[0]) if isinstance(sample, tuple) and isinstance(sample[0], str | os.PathLike) else None
 
 
 def _loader(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -19,6 +19,7 @@ from pof._support.batches import call, check_inputs, class_targets, joined, to_d
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import check_values, evaluating
 from pof._support.precision import at_least_float32, autocast
+from pof.head.output import End
 from pof.head.reading import Reading
 from pof.methods.loss import AskedLoss, CrossEntropy, Loss, chosen_loss
 from pof.perturbation.loss import weight_of
@@ -146,14 +147,73 @@ def measured(
     precision: torch.dtype | None = None,
 ) -> Measured:
     """As :func:`evaluate`, without a warning."""
-    check_values(model)
     if metric is None and (loss is None or isinstance(loss, CrossEntropy)):
-        return _classified(model, loader, head, precision)
-    return _judged(model, loader, CrossEntropy() if loss is None else loss, metric, head, precision)
+        return figures_of(judged(model, loader, head=head, precision=precision))
+    return _of_task(model, loader, CrossEntropy() if loss is None else loss, metric, head, precision)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a classifier says of each of n samples, in their order, those with the label -100 left out."""
+
+    index: Tensor
+    """(n,) number of the sample in the loader."""
+    target: Tensor
+    """(n,) class index."""
+    predicted: Tensor
+    """(n,) class index."""
+    confidence: Tensor
+    """(n,) float64, probability of the predicted class; NaN where the logits are no numbers."""
+    loss: Tensor
+    """(n,) float64, negative log-likelihood, in nats."""
+    unusable: int
+    """Number of samples whose logits are not finite."""
+    num_classes: int
+    """C."""
+
+    @property
+    def wrong(self) -> Tensor:
+        """(n,) bool, whether the prediction is wrong; the largest of NaN is a class by chance, and wrong."""
+        return (self.predicted != self.target) | self.confidence.isnan()
 
 
 @torch.no_grad()
-def _judged(
+def judged(
+    model: nn.Module, loader: Iterable[Any], *, head: str | None = None, precision: torch.dtype | None = None
+) -> Judged:
+    """Judge each sample; arguments and errors as in :func:`evaluate`."""
+    parts: list[tuple[Tensor, ...]] = []
+    unusable, given = 0, 0
+    for logits, targets in outputs(model, loader, head=head, precision=precision):
+        logits, counting = counted(logits, targets)
+        rows = (targets != IGNORED if targets.ndim == 1 else torch.ones(len(targets))).nonzero()[:, 0] + given
+        given, targets = given + len(targets), counting
+        unusable += int((~logits.isfinite()).any(dim=1).sum())
+        losses = F.cross_entropy(logits, targets, reduction="none").double()
+        confidence, predicted = torch.softmax(logits, dim=1).max(dim=1)
+        parts.append((rows.to(targets.device), targets, predicted, confidence.double(), losses))
+    if not parts:
+        raise ValueError("nothing to evaluate: the loader gave no batch")
+    if not sum(len(part[0]) for part in parts):
+        raise ValueError(f"nothing to evaluate: all {given} samples have the label {IGNORED}, which is to be ignored")
+    index, target, predicted, confidence, loss = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Judged(index, target, predicted, confidence, loss, unusable, int(logits.shape[1]))
+
+
+def figures_of(found: Judged) -> Measured:
+    """Figures over all samples."""
+    metrics = Metrics(
+        error=float(found.wrong.double().mean()),
+        nll=float(found.loss.mean()),
+        ece=float(expected_calibration_error(found.confidence, ~found.wrong)),
+        n=len(found.target),
+        num_classes=found.num_classes,
+    )
+    return Measured(metrics, found.unusable)
+
+
+@torch.no_grad()
+def _of_task(
     model: nn.Module,
     loader: Iterable[Any],
     loss: Loss,
@@ -162,62 +222,46 @@ def _judged(
     precision: torch.dtype | None,
 ) -> Measured:
     """Figures of any loss: the mean over all samples, and what all outputs and targets tell together."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loss, reading = loss.to(device), Reading(model, head, loss.end)
-    total, weight, all_outputs, all_targets = 0.0, 0.0, [], []
-    with evaluating(model):
-        for batch in loader:
-            inputs, targets = unpack(to_device(batch, device))
-            check_inputs(inputs)
-            with autocast(device, precision):
-                outputs = at_least_float32(reading(call(model, inputs), inputs))
-            outputs = outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
-            counts = float(weight_of(loss, targets))
-            total, weight = total + counts * float(loss(outputs, targets)) if counts else total, weight + counts
-            all_outputs.append(outputs.cpu())
-            all_targets.append(to_device(targets, "cpu"))
+    total, weight, parts, all_targets = 0.0, 0.0, [], []
+    for found, targets in outputs(model, loader, head=head, precision=precision, end=loss.end):
+        values = found.unsqueeze(1) if found.ndim == 1 else found
+        counts = float(weight_of(loss, targets))
+        total = total + counts * float(loss.to(values.device)(values, targets)) if counts else total
+        weight += counts
+        parts.append(values.cpu())
+        all_targets.append(to_device(targets, "cpu"))
     if not weight:
         raise ValueError("nothing to evaluate: the loader gave no batch with a target that counts")
-    outputs, targets = torch.cat(all_outputs), joined(all_targets)
+    values, targets = torch.cat(parts), joined(all_targets)
     if isinstance(loss, CrossEntropy):
-        outputs, targets = counted(outputs, targets)
-    figures = task_metrics(loss, total / weight, outputs, targets, metric)
-    return Measured(figures, int((~outputs.isfinite()).any(dim=1).sum()))
+        values, targets = counted(values, targets)
+    figures = task_metrics(loss, total / weight, values, targets, metric)
+    return Measured(figures, int((~values.isfinite()).any(dim=1).sum()))
 
 
 @torch.no_grad()
-def _classified(model: nn.Module, loader: Iterable[Any], head: str | None, precision: torch.dtype | None) -> Measured:
+def outputs(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    head: str | None = None,
+    precision: torch.dtype | None = None,
+    end: End | None = "softmax",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a network in eval mode: outputs, at least float32, and targets of each mini-batch, on the model's device.
+
+    Arguments and errors as in :func:`evaluate`; ``end`` is what may follow the head (:class:`Reading`).
+    """
+    check_values(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    losses, confidences, hits, unusable, ignored = [], [], [], 0, 0
-    reading = Reading(model, head)
+    reading = Reading(model, head, end)
     with evaluating(model):
         for batch in loader:
             inputs, targets = unpack(to_device(batch, device))
             check_inputs(inputs)
             with autocast(device, precision):
-                logits = at_least_float32(reading(call(model, inputs), inputs))
-            given = len(targets)
-            logits, targets = counted(logits, targets)
-            ignored += given - len(targets)
-            unusable += int((~logits.isfinite()).any(dim=1).sum())
-            losses.append(F.cross_entropy(logits, targets, reduction="none").double())
-            confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
-            confidences.append(confidence.double())
-            # The largest of NaN is a class by chance.
-            hits.append((prediction == targets) & ~confidence.isnan())
-    if not losses:
-        raise ValueError("nothing to evaluate: the loader gave no batch")
-    correct = torch.cat(hits)
-    if not correct.numel():
-        raise ValueError(f"nothing to evaluate: all {ignored} samples have the label {IGNORED}, which is to be ignored")
-    metrics = Metrics(
-        error=float((~correct).double().mean()),
-        nll=float(torch.cat(losses).mean()),
-        ece=float(expected_calibration_error(torch.cat(confidences), correct)),
-        n=int(correct.numel()),
-        num_classes=int(logits.shape[1]),
-    )
-    return Measured(metrics, unusable)
+                found = at_least_float32(reading(call(model, inputs), inputs))
+            yield found, targets
 
 
 def counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

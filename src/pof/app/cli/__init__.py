@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from pof.app.cli import _demo, _evaluate, _experiment, _report
+from pof.app.cli import _demo, _evaluate, _experiment, _report, _use
 from pof.app.cli._parser import Command, Parsed, read
 from pof.app.errors import one_line
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
@@ -61,7 +61,21 @@ COMMANDS = {
         "Print error, NLL and calibration of a network.",
         (ModelOptions, DataOptions, _evaluate.EvaluateOptions),
         "_evaluate:evaluate_network",
-        shown=(*NETWORK, "split", "batch_size", "device", "json", "image_size", "mean", "std"),
+        shown=(*NETWORK, "split", "per_class", "worst", "json", "batch_size", "device", "image_size", "mean", "std"),
+        positional=("weights",),
+    ),
+    "predict": Command(
+        "Classify image files with a trained network.",
+        (_use.NetworkOptions, _use.NetworkData, _use.PredictOptions),
+        "_use:predict_images",
+        shown=("weights", "images", "out", "top", "calibrate", "temperature", "batch_size", "device", "model", "data"),
+        positional=("weights",),
+    ),
+    "export": Command(
+        "Write a trained network for other programs, and check what it gives there.",
+        (_use.NetworkOptions, _use.NetworkData, _use.ExportOptions),
+        "_use:export_network",
+        shown=("weights", "format", "out", "model", "data"),
         positional=("weights",),
     ),
     "flatness": Command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -105,6 +105,20 @@ def metrics_table(title: str, columns: Mapping[str, Judged]) -> Table:
     table.add_row("ECE", *(f"{100 * m.ece:.2f} %" for m in values))
     table.add_row("n", *(str(m.n) for m in values))
     return table
+
+
+def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Set rows of the same keys in columns; shares, and losses in nats, with four digits."""
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for name, value in rows[0].items() if rows else ():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

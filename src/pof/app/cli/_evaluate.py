@@ -1,13 +1,22 @@
 """``pof evaluate`` and ``pof data``."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pof.app.options import DataOptions, ModelOptions
 
 MOST_CLASSES = 50
 """Classes whose samples ``pof data`` counts line by line."""
+
+if TYPE_CHECKING:
+    import torch
+
+    from pof.data import Data
+    from pof.data.description import DataSplit, Loader
 
 
 @dataclass
@@ -15,47 +24,120 @@ class EvaluateOptions:
     """How to evaluate.
 
     Args:
-        split: Part of the data to evaluate on: test or train.
+        split: Part of the data to evaluate on: test, train, or validation, which is the data set's own or what
+            --validation and --split_seed hold out of its training set.
         batch_size: Samples per forward pass.
         device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
         loss: Loss: cross-entropy, bce, mse, ordinal or package.module:callable. It is that of the run if --weights is
             its folder.
         metric: Another figure: error, rmse, mae, r2, loss or package.module:callable.
+        per_class: Print the figures of each class and the confusion matrix.
+        worst: Number of samples with the largest losses to print.
+        json: File for all of these figures, those of each class in any case. With - they are printed as JSON.
     """
 
-    split: Literal["test", "train"] = "test"
+    split: Literal["test", "validation", "train"] = "test"
     batch_size: int = 500
     device: str | None = None
     loss: str | None = None
     metric: str | None = None
+    per_class: bool = False
+    worst: int = 0
+    json: str | None = None
 
 
 def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOptions) -> int:
-    """Print the figures of a network on a data set."""
+    """Print the figures of a network on a data set, or write them as JSON."""
+    from pof._support.checks import whole_number
+    from pof.app.assess import MARK, assessment
     from pof.app.cli._display import console, metrics_table
     from pof.app.job import load, load_network
     from pof.app.methods import named_function
-    from pof.app.run_files import read_config
-    from pof.data import eval_loader
-    from pof.training.evaluation import evaluate
+    from pof.app.run_folder import check_replaceable, write_json
+    from pof.data.description import path_of
+    from pof.training.evaluation import evaluate, figures_of, judged
     from pof.training.fit import find_device
 
     if model.weights is None:
         raise ValueError("evaluate needs a trained network: give --weights FILE (or the folder of a run)")
+    whole_number("worst", options.worst, 0)
+    file = None if options.json in {None, "-"} else Path(str(options.json))
+    if file is not None:
+        check_replaceable(file, MARK)
     device = find_device(options.device)
     loaded = load(data, model)
-    trained = read_config(Path(model.weights)).get("training", {}) if Path(model.weights).is_dir() else {}
-    loss = options.loss or trained.get("loss", "cross-entropy")
-    if options.loss is None and ":" in loss:
-        raise ValueError(
-            f"{model.weights} was trained with the loss {loss!r}, whose code would run: give --loss {loss}"
-        )
+    loss = _loss(model, options)
     network = load_network(model, loaded, loss).to(device)
-    loader = eval_loader(loaded, options.split, batch_size=options.batch_size, workers=data.workers, device=device)
-    asked = {"loss": named_function(loss), "metric": named_function(options.metric)}
-    found = evaluate(network, loader, head=model.head, **asked)
-    console.print(metrics_table(f"{model.model} on {data.data}, {options.split} set", {"": found}))
+    loader, indices, part = _loader(model, loaded, data, options, device)
+    asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}
+    title = f"{model.model} on {data.data}, {options.split} set"
+    if loss != "cross-entropy" or options.metric is not None:
+        if options.per_class or options.worst:
+            raise ValueError(f"--per_class and --worst are of classes and the cross-entropy; the loss is {loss}")
+        figures = evaluate(
+            network, loader, head=model.head, loss=named_function(loss), metric=named_function(options.metric)
+        )
+        values = {"written_by": MARK, **asked, "loss": loss, "metrics": figures.named()}
+    else:
+        found = judged(network, loader, head=model.head)
+        found = found if indices is None else replace(found, index=indices[found.index.cpu()])
+        name_of = partial(path_of, loaded, part)
+        values = assessment(found, loaded.classes, largest=options.worst, path_of=name_of, asked=asked)
+        figures = figures_of(found).metrics
+        if found.unusable:
+            console.print(f"warning: the logits of {found.unusable} samples are not finite: these figures mean nothing")
+    if options.json == "-":
+        print(json.dumps(values, indent=2))
+        return 0
+    console.print(metrics_table(title, {"": figures}))
+    _print_details(values, loaded.classes, options)
+    if file is not None:
+        write_json(file, values)
     return 0
+
+
+def _loss(model: ModelOptions, options: EvaluateOptions) -> str:
+    """The loss that is asked for, or that of the run whose folder the weights are."""
+    from pof.app.run_files import read_config
+
+    folder = Path(str(model.weights))
+    trained = read_config(folder).get("training", {}) if folder.is_dir() else {}
+    loss: str = options.loss or trained.get("loss", "cross-entropy")
+    if options.loss is None and ":" in loss:
+        raise ValueError(f"{folder} was trained with the loss {loss!r}, whose code would run: give --loss {loss}")
+    return loss
+
+
+def _loader(
+    model: ModelOptions, loaded: "Data", data: DataOptions, options: EvaluateOptions, device: "torch.device"
+) -> tuple["Loader", "torch.Tensor | None", "DataSplit"]:
+    """The mini-batches of the split; which samples of which part of the data set they are (None: all)."""
+    from pof.app.inherit import check_split
+    from pof.app.job import split
+    from pof.data import eval_loader
+
+    part, indices = options.split, None
+    if part == "validation":
+        check_split(model, data)
+        held = split(loaded, data)
+        if held.validation is None:
+            raise ValueError("no validation samples: give --validation, the share of the training set held out")
+        part, indices = held.held_in, held.validation
+    size = options.batch_size
+    made = eval_loader(loaded, part, batch_size=size, indices=indices, workers=data.workers, device=device)
+    return made, indices, part
+
+
+def _print_details(values: dict[str, Any], classes: Sequence[str], options: EvaluateOptions) -> None:
+    from pof.app.cli._display import console, rows_table
+
+    if options.per_class:
+        console.print(rows_table("per class", values["per_class"]))
+        matrix = zip(classes, values["confusion"], strict=True)
+        rows = [{"true": name, **dict(zip(classes, row, strict=True))} for name, row in matrix]
+        console.print(rows_table("confusion matrix: true classes in rows, predicted ones in columns", rows))
+    if options.worst:
+        console.print(rows_table("largest losses", values["worst"]))
 
 
 def show_data(data: DataOptions) -> int:

@@ -17,7 +17,7 @@ from pof.app.methods import GROUPS, METHODS, entry_of, users_of
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-REPEATED = {"runs", "set", "candidates"}
+REPEATED = {"runs", "set", "candidates", "images"}
 """Options that take several values, without brackets."""
 POSITIONAL = {"runs": "*", "recipe": "?"}
 """Options that may be given without their flag, and how many values they then take."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from pof._support.files import replacing
 from pof.app.budget import passes
+from pof.app.errors import cell
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import is_finished
 from pof.app.run_files import read_environment, read_result
@@ -75,12 +76,7 @@ def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows([_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    """A value of the table; a text that a spreadsheet would take for a formula gets an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+        writer.writerows([cell(getattr(row, name)) for name in COLUMNS] for row in rows)
 
 
 def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> ResultRow:

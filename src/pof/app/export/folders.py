@@ -1,0 +1,125 @@
+"""Folders that Transformers and timm read, written by these libraries, with the preprocessing as each has it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pof._support.preprocessing import Preprocessing
+from pof.models.card import NetworkCard
+
+Network = Callable[[Tensor], Any]
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""Pillow's numbers, which image processors of Transformers take."""
+
+
+class ExportError(ValueError):
+    """A network that a format cannot hold, or that came back as another one."""
+
+
+def to_hf(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
+    """Write a folder for ``from_pretrained``, and read it again."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError("the format hf needs another package: pip install 'pof[transformers]'") from error
+    if _is_of_timm(network):
+        to_timm(network, card, folder)
+        return _read(transformers.AutoModelForImageClassification, folder)
+    if not isinstance(network, transformers.PreTrainedModel):
+        raise _cannot_hold("hf", "Transformers and timm", network, card)
+    network.config.id2label = dict(enumerate(card.classes))
+    network.config.label2id = {name: c for c, name in enumerate(card.classes)}
+    with _without_bars():
+        network.save_pretrained(folder)
+    if card.preprocessing is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor(card.preprocessing), indent=2) + "\n")
+    return _read(type(network), folder)
+
+
+def to_timm(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
+    """Write a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, and read it again."""
+    if not _is_of_timm(network):
+        raise _cannot_hold("timm", "timm", network, card)
+    import timm
+
+    described: Any = copy.copy(network)
+    described.pretrained_cfg = _timm_config(dict(described.pretrained_cfg), card)
+    labels, arguments = {"label_names": list(card.classes)}, dict(card.model_args)
+    timm.models.save_for_hf(described, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    # Said at the top too, where both libraries look; Transformers' wrapper trips over the second one.
+    config.get("model_args", {}).pop("num_classes", None)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    found: Network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return found
+
+
+def _read(kind: Any, folder: Path) -> Network:
+    with _without_bars():
+        found: Network = kind.from_pretrained(folder).eval()
+    return found
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the progress bars of Transformers."""
+    from transformers import utils
+
+    logging: Any = utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def processor(how: Preprocessing) -> dict[str, Any]:
+    """The preprocessing as an image processor of Transformers, in its ``preprocessor_config.json``."""
+    down, across = how.resized(1, 1)
+    return {
+        "image_processor_type": "CLIPImageProcessor",  # the one whose resize, crop and normalisation can all be set
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": down, "width": across} if how.squash else {"shortest_edge": down},
+        "resample": RESAMPLE[how.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": how.size, "width": how.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(how.mean),
+        "image_std": list(how.std),
+    }
+
+
+def _timm_config(config: dict[str, Any], card: NetworkCard) -> dict[str, Any]:
+    """Describe weights and their input as timm does, for what this network was trained with."""
+    kept = {key: value for key, value in config.items() if not key.startswith("test_")}
+    kept |= {"num_classes": len(card.classes), "input_size": card.input_shape, "pool_size": None}
+    how = card.preprocessing
+    if how is None:  # inputs come as tensors, and are taken as they are
+        neutral = {"mean": (0.0,) * card.input_shape[0], "std": (1.0,) * card.input_shape[0]}
+        return kept | neutral
+    values = {"mean": how.mean, "std": how.std, "interpolation": how.interpolation, "crop_pct": how.crop}
+    return kept | values | {"crop_mode": "squash" if how.squash else "center"}
+
+
+def _is_of_timm(network: nn.Module) -> bool:
+    return "architecture" in (getattr(network, "pretrained_cfg", None) or {})
+
+
+def _cannot_hold(name: str, of: str, network: nn.Module, card: NetworkCard) -> ExportError:
+    return ExportError(
+        f"the format {name} holds networks of {of}, and {card.model} is a {type(network).__name__}: onnx, torch-export"
+        " and safetensors hold it"
+    )
