@@ -112,7 +112,7 @@ def _train(
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
-    network = load_network(model, loaded)
+    network, source_head = load_with_source_head(model, loaded)
     if training.freeze_head:
         freeze_head(network, model)
     incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
@@ -128,7 +128,8 @@ def _train(
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
     with closing(batches.iterate(0)) as first_epoch:
         statistics = evaluating("train", indices=splits.train)
-        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained)
+        source_head = None if source_head is None else source_head.to(device)
+        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained, source_head)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     result = _fit(method, batches, validation, training, run, device, both)
@@ -236,6 +237,11 @@ def split(loaded: Data, options: DataOptions) -> Splits:
 
 def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
     """Build the network for a data set, with its weights."""
+    return load_with_source_head(options, loaded)[0]
+
+
+def load_with_source_head(options: ModelOptions, loaded: Data) -> tuple[nn.Module, nn.Module | None]:
+    """Build the network for a data set, and give the head that a new one has taken the place of, if one has."""
     weights = None if options.is_factory and options.weights == PRETRAINED else options.weights
     if weights is not None and Path(weights).is_dir():
         weights = str(Path(weights) / "model.safetensors")
@@ -245,9 +251,11 @@ def load_network(options: ModelOptions, loaded: Data) -> nn.Module:
         whole_number("source_classes", options.source_classes, 2, MOST_CLASSES)
     classes = options.source_classes or loaded.num_classes
     network = build_model(options.model, num_classes=classes, in_channels=loaded.in_channels, weights=weights)
+    source_head = None
     if options.source_classes is not None:
+        source_head = split_at_head(network, options.head).head
         replace_head(network, loaded.num_classes, options.head)
-    return convolutions_channels_last(network)
+    return convolutions_channels_last(network), source_head
 
 
 def convolutions_channels_last(network: nn.Module) -> nn.Module:

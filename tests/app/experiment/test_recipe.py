@@ -340,10 +340,8 @@ PUBLIC = ("cifar10-public-resnet20", "cifar10-public-resnet20-full")
 def test_the_recipes_of_the_repository_can_be_planned(file: Path, tmp_path: Path) -> None:
     save_model(nn.Linear(1, 1), tmp_path / "weights.safetensors")
     weights = [f"model.weights={tmp_path}/weights.safetensors"]
-    needed = {
-        **dict.fromkeys(("dtd", "birds", "birds-strengths"), ["data.data=folder"]),
-        **dict.fromkeys(PUBLIC, weights),
-    }
+    folder = {name: ["data.data=folder"] for name in ("dtd", "birds", "birds-strengths")}
+    needed = folder | dict.fromkeys(PUBLIC, weights)
     plan = make_plan(read_recipe(file, needed.get(file.stem, [])))
     assert plan.recipe.name == file.stem
     assert len(plan.recipe.seeds) >= (1 if file.stem == "birds-strengths" else 3)  # it chooses, and claims nothing
