@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from pof._support.modules import convolutions_channels_last
 from pof.app.cli import main
-from pof.app.job import convolutions_channels_last, make_optimizer
 from pof.app.job import find_learning_rate as learning_rate
+from pof.app.job import make_optimizer
 from pof.app.methods import Context, build_method
 from pof.app.options import ModelOptions, TrainOptions
 

@@ -56,7 +56,7 @@ def options(name: str, kind: Any = "none", **changes: Any) -> TrainOptions:
 
 def prepare(training: TrainOptions, batches: list[Any]) -> tuple[pof.Method, torch.optim.Optimizer]:
     model = network()
-    source_head = nn.Linear(model[-1].in_features, 5)  # type: ignore[index]
+    source_head = nn.Linear(model[-1].in_features, 5).to(next(model.parameters()))  # type: ignore[index]
     method = build_method(Context(model, None, training, 3, batches, source_head=source_head))
     return method, make_optimizer(method, training)
 

@@ -4,8 +4,8 @@ from pof.methods.averaged import Averaged
 from pof.methods.base import Method, StepOutput
 from pof.methods.finetune import Finetune
 from pof.methods.head_ascent import HeadAscent, HeadAscentOutput
-from pof.methods.linear_probe import linear_probe
 from pof.methods.pof import PoF, PoFOutput
+from pof.methods.probe import linear_probe
 from pof.methods.regularized import Regularized
 from pof.methods.sharpness_aware import SharpnessAware
 
