@@ -132,9 +132,10 @@ def test_autocast_bf16_computes_what_float32_computes_on_the_same_features(make:
 def test_one_call_serves_them_all(make: Make) -> None:
     model = problem.network()
     regularizer = make(model, 0.1)
-    inputs, targets = problem.batches()[0]
-    features = pof.split(model, "head").features(inputs)
-    penalty = regularizer(features, targets, inputs)
+    for inputs, targets in problem.batches()[:2]:  # Bi-Tuning has nothing to contrast with in its first step
+        features = pof.split(model, "head").features(inputs)
+        penalty = regularizer(features, targets, inputs)
+        regularizer.update(features.detach(), targets)
     assert penalty.shape == ()
     assert penalty > 0
     assert regularizer.strength == 0.1

@@ -101,6 +101,6 @@ def minimised(
         return float(total.detach())
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         return weight, bias - weight @ centre, float(loss(F.linear(centred, weight, bias), targets))

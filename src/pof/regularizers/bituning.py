@@ -182,8 +182,8 @@ class BiTuning(Regularizer):
         """
         if self.strength == 0:
             return
-        followers = [*self.key.parameters(), *self.key_projection.parameters()]
-        leaders = [*self._network[0].parameters(), *self.projection.parameters()]
+        followers: list[Tensor] = [*self.key.parameters(), *self.key_projection.parameters()]
+        leaders: list[Tensor] = [*self._network[0].parameters(), *self.projection.parameters()]
         torch._foreach_lerp_(followers, leaders, 1 - self.momentum)
         none = self.queue.new_empty(0, self.queue.shape[2]), self.projected.new_empty(0, self.dimension)
         parts = [(*none, self.count.new_empty(0)), *self._pending]  # a process may have no sample in a step
