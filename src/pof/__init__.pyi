@@ -34,7 +34,9 @@ from pof.regularizers import DELTA as DELTA
 from pof.regularizers import FNP as FNP
 from pof.regularizers import L2SP as L2SP
 from pof.regularizers import AdaRand as AdaRand
+from pof.regularizers import BiTuning as BiTuning
 from pof.regularizers import ClassStatistics as ClassStatistics
+from pof.regularizers import CoTuning as CoTuning
 from pof.regularizers import RandReg as RandReg
 from pof.regularizers import class_statistics as class_statistics
 from pof.training.checkpoint import CheckpointError as CheckpointError

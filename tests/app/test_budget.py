@@ -68,7 +68,9 @@ def test_units_are_the_passes_of_a_real_run(name: str, monkeypatch: pytest.Monke
     size = training.batch_size
     batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     Counting.counts = {}
-    method = build_method(Context(Counting(), "fc", training, 3, batches))
+    model = Counting()
+    source_head = nn.Linear(model.fc.in_features, 5)
+    method = build_method(Context(model, "fc", training, 3, batches, source_head=source_head))
     if training.method == "delta":
         Counting.counts = {}  # it looks at two samples to choose its layers
     fit(method, batches, epochs=EPOCHS, optimizer=make_optimizer(method, training), device="cpu")

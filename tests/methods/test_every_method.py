@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 import pof
 from pof.app.job import make_optimizer
-from pof.app.method_options import AscentOptions, AverageOptions, PoFOptions, RegularizerOptions, SAMOptions
+from pof.app.method_options import (
+    AscentOptions,
+    AverageOptions,
+    BiTuningOptions,
+    CoTuningOptions,
+    PoFOptions,
+    RegularizerOptions,
+    SAMOptions,
+)
 from pof.app.methods import METHODS, Context, build_method
 from pof.app.options import TrainOptions
 
@@ -47,7 +55,9 @@ def options(name: str, kind: Any = "none", **changes: Any) -> TrainOptions:
 
 
 def prepare(training: TrainOptions, batches: list[Any]) -> tuple[pof.Method, torch.optim.Optimizer]:
-    method = build_method(Context(network(), None, training, 3, batches))
+    model = network()
+    source_head = nn.Linear(model[-1].in_features, 5).to(next(model.parameters()))  # type: ignore[index]
+    method = build_method(Context(model, None, training, 3, batches, source_head=source_head))
     return method, make_optimizer(method, training)
 
 
@@ -84,6 +94,8 @@ ZERO: dict[str, dict[str, Any]] = {
         name: {"regularizer": RegularizerOptions(strength=0.0)}
         for name in ("fnp", "randreg", "adarand", "bss", "delta")
     },
+    "bi-tuning": {"bi_tuning": BiTuningOptions(strength=0.0)},
+    "co-tuning": {"co_tuning": CoTuningOptions(strength=0.0)},
 }
 
 
@@ -133,7 +145,9 @@ def test_accumulation_and_bf16(name: str, kind: str) -> None:
 
 
 # Batch statistics, dropout and random references depend on how a batch is cut; without them the cut must not matter.
-@pytest.mark.parametrize("name", ["finetune", "sam", "asam", "msam", "fnp", "l2sp", "ema", "late-sam"])
+@pytest.mark.parametrize(
+    "name", ["finetune", "sam", "asam", "msam", "fnp", "l2sp", "ema", "late-sam", "co-tuning", "bi-tuning"]
+)
 def test_accumulated_batches_count_as_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def smooth() -> nn.Module:
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, RandReg, Regularizer
+from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, BiTuning, CoTuning, RandReg, Regularizer
 from tests.regularizers import problem
 
 Make = Callable[[nn.Module, float], Regularizer]
@@ -27,5 +27,9 @@ MAKERS: dict[str, Make] = {
     "bss": lambda model, s: BSS(strength=s),
     "l2sp": lambda model, s: L2SP(model, "head", strength=s, head_strength=s),
     "delta": lambda model, s: DELTA(model, ["stem", "conv"], strength=s),
+    "bi-tuning": lambda model, s: BiTuning(model, "head", strength=s, keys=3, dimension=4, temperature=0.2),
+    "co-tuning": lambda model, s: CoTuning(problem.source_head(), problem.relationship(), strength=s),
 }
-ON_FEATURES = [name for name in MAKERS if name not in {"l2sp", "delta"}]
+TRAINED = ("bi-tuning", "co-tuning")
+"""Those with parameters of their own."""
+ON_FEATURES = [name for name in MAKERS if name not in {"l2sp", "delta", "bi-tuning"}]

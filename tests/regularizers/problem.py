@@ -13,6 +13,7 @@ import pof
 from pof.regularizers import Regularizer
 
 CLASSES, DIM, STEPS = 5, 6, 10
+SOURCE_CLASSES = 7
 SIZES = (7, 7, 2, 7, 1, 7, 7, 3, 7, 4)
 Batch = tuple[Tensor, Tensor]
 
@@ -49,6 +50,18 @@ def statistics(seed: int = 2) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     mean = torch.randn(CLASSES, DIM, generator=g, dtype=torch.float64)
     return mean, torch.rand(CLASSES, DIM, generator=g, dtype=torch.float64)
+
+
+def source_head() -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return nn.Linear(DIM, SOURCE_CLASSES).double()
+
+
+def relationship() -> Tensor:
+    """p(y_s | y_t), (CLASSES, SOURCE_CLASSES)."""
+    g = torch.Generator().manual_seed(6)
+    return torch.rand(CLASSES, SOURCE_CLASSES, generator=g, dtype=torch.float64).softmax(dim=1)
 
 
 def optimizer_for(model: nn.Module) -> torch.optim.Optimizer:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import pof
-from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, RandReg, Regularizer
+from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, BiTuning, CoTuning, RandReg, Regularizer
 from pof.regularizers._references import ReferenceStream
 from tests.regularizers import problem
-from tests.regularizers.cases import MAKERS, ON_FEATURES, Make
+from tests.regularizers.cases import MAKERS, ON_FEATURES, TRAINED, Make
 
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 on_features = pytest.mark.parametrize("make", [MAKERS[n] for n in ON_FEATURES], ids=ON_FEATURES)
@@ -80,9 +80,13 @@ def test_deepcopy_together_with_the_model_is_independent_and_equal(make: Make) -
     assert_equal_state(twin, pair)
 
 
-@every
-def test_nothing_is_a_parameter(make: Make) -> None:
-    assert list(make(problem.network(), 0.1).parameters()) == []
+@pytest.mark.parametrize("name", MAKERS)
+def test_nothing_is_a_parameter_but_what_is_trained(name: str) -> None:
+    model = problem.network()
+    trained = [p for p in MAKERS[name](model, 0.1).parameters() if p.requires_grad]
+    assert bool(trained) == (name in TRAINED)
+    assert not set(trained) & set(model.parameters())
+    assert list(MAKERS[name](model, 0.0).parameters()) == []
 
 
 @every
@@ -128,9 +132,10 @@ def test_autocast_bf16_computes_what_float32_computes_on_the_same_features(make:
 def test_one_call_serves_them_all(make: Make) -> None:
     model = problem.network()
     regularizer = make(model, 0.1)
-    inputs, targets = problem.batches()[0]
-    features = pof.split(model, "head").features(inputs)
-    penalty = regularizer(features, targets, inputs)
+    for inputs, targets in problem.batches()[:2]:  # Bi-Tuning has nothing to contrast with in its first step
+        features = pof.split(model, "head").features(inputs)
+        penalty = regularizer(features, targets, inputs)
+        regularizer.update(features.detach(), targets)
     assert penalty.shape == ()
     assert penalty > 0
     assert regularizer.strength == 0.1
@@ -154,6 +159,14 @@ OPTIONS: dict[str, tuple[Callable[..., Regularizer], dict[str, object]]] = {
         {"head": "head", "strength": 0.25, "head_strength": 0.5},
     ),
     "delta": (lambda **given: DELTA(problem.network(), ["stem", "conv"], **given), {"strength": 0.25}),
+    "bi-tuning": (
+        lambda **given: BiTuning(problem.network(), **given),
+        {"head": "head", "strength": 0.25, "keys": 3, "dimension": 4, "temperature": 0.5, "momentum": 0.75, "seed": 7},
+    ),
+    "co-tuning": (
+        lambda **given: CoTuning(problem.source_head(), problem.relationship(), **given),
+        {"strength": 0.25},
+    ),
 }
 
 
@@ -163,7 +176,14 @@ def test_options_are_those_it_was_built_with(name: str) -> None:
     regularizer = build(**given)
     expected = {"layers": "stem, conv", **given} if name == "delta" else given
     assert regularizer.options() == expected
-    plain = inspect.signature(type(regularizer)).parameters.keys() - {"model", "mean", "std", "channel_weights"}
+    plain = inspect.signature(type(regularizer)).parameters.keys() - {
+        "model",
+        "mean",
+        "std",
+        "channel_weights",
+        "source_head",
+        "relationship",
+    }
     assert set(regularizer.options()) == plain
     assert repr(regularizer).count("=") >= len(expected)
 

@@ -45,6 +45,7 @@ MAKES: list[Callable[[nn.Module], Regularizer]] = [
     lambda model: FNP(),
     lambda model: pof.BSS(k=2),
     lambda model: pof.DELTA(model, ["0.0", "0.2"], channel_weights=[torch.rand(6), torch.rand(D)]),
+    lambda model: pof.CoTuning(nn.Linear(D, 4).double(), torch.eye(K, 4).double()),
 ]
 
 

@@ -15,6 +15,7 @@ from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import RunError, read_config, section_of
 from pof.data import Data, ImageData, outputs_of
 from pof.data.registry import KNOWN
+from pof.head.split import split as split_at_head
 from pof.models import PRETRAINED, build_model, replace_head
 from pof.models.build import square_side
 from pof.models.card import NetworkCard
@@ -103,6 +104,11 @@ def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
 
 def load_network(model: ModelOptions, loaded: Data, loss: str = "cross-entropy") -> nn.Module:
     """Build the network for a data set and a loss, with its weights; refused if trained on other classes or inputs."""
+    return load_with_source_head(model, loaded, loss)[0]
+
+
+def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple[nn.Module, nn.Module | None]:
+    """As :func:`load_network`; and the head that a new one has taken the place of, if one has."""
     if model.source_classes is not None:
         whole_number("source_classes", model.source_classes, 2, MOST_CLASSES)
     own = model.is_factory and model.weights == PRETRAINED
@@ -126,9 +132,11 @@ def load_network(model: ModelOptions, loaded: Data, loss: str = "cross-entropy")
             image_size=square_side(loaded.image_shape),
             classes=loaded.classes if model.source_classes is None and outputs == loaded.num_classes else (),
         )
+    source_head = None
     if model.source_classes is not None:
+        source_head = split_at_head(network, model.head).head
         replace_head(network, outputs, model.head)
-    return convolutions_channels_last(network)
+    return convolutions_channels_last(network), source_head
 
 
 def same_model(name: str, other: str) -> bool:

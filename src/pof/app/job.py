@@ -18,7 +18,7 @@ from pof._support.agreement import agree
 from pof._support.distributed import gather_objects
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
-from pof.app.cards import as_trained, card_in, card_of
+from pof.app.cards import as_trained, card_in, card_of, load_with_source_head
 from pof.app.cards import load_network as load_network
 from pof.app.inherit import check_split
 from pof.app.methods import Context, build_method, entry_of, named_function
@@ -130,7 +130,7 @@ def _train(
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
-    network = load_network(model, loaded, training.loss)
+    network, source_head = load_with_source_head(model, loaded, training.loss)
     card = card_of(model, loaded, model.head or find_head(network), training.loss)
     config |= {NETWORK: plain(vars(card)), COMMIT: commit()}
     if training.freeze_head:
@@ -152,7 +152,8 @@ def _train(
         log({"event": "class_weights", **dict(zip(loaded.classes, weights.tolist(), strict=True))})
     with closing(batches.iterate(0)) as first_epoch:
         statistics = batches if splits.chosen is None else evaluating("train", indices=splits.train)
-        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained, weights)
+        source_head = None if source_head is None else source_head.to(device)
+        own = (loaded.num_classes, statistics, first_epoch, not model.is_trained, weights, source_head)
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     if folder is not None:

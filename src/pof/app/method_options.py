@@ -106,6 +106,50 @@ class RegularizerOptions:
 
 
 @dataclass
+class ProbeOptions:
+    """Training of the head alone.
+
+    Args:
+        l2: Weight of its penalty, l2/2 ||W||^2.
+    """
+
+    l2: float = 1e-3
+
+
+@dataclass
+class BiTuningOptions:
+    """Bi-Tuning.
+
+    Args:
+        strength: Weight of both contrastive losses.
+        keys: Places in the queue for each class.
+        dimension: Dimension of the projection.
+        temperature: Temperature of the contrasts.
+        momentum: Share of the old value in the network that encodes keys.
+    """
+
+    strength: float = 1.0
+    keys: int = 40
+    dimension: int = 128
+    temperature: float = 0.07
+    momentum: float = 0.999
+
+
+@dataclass
+class CoTuningOptions:
+    """Co-Tuning.
+
+    Args:
+        strength: Weight of the source head's loss.
+        temperature: Temperature of the source head's probabilities, from which the relationship of the classes is
+            learned.
+    """
+
+    strength: float = 2.3
+    temperature: float = 1.0
+
+
+@dataclass
 class MethodOptions:
     """What a method is built from, beside the network.
 
@@ -122,6 +166,9 @@ class MethodOptions:
         sam: Options of sam, asam, sam-on, msam, late-sam and rewarm.
         average: Average of the iterates, for any method.
         regularizer: Options of fnp, randreg, adarand, l2sp, bss and delta.
+        probe: Options of lp-ft.
+        bi_tuning: Options of bi-tuning.
+        co_tuning: Options of co-tuning, which needs --source_classes.
     """
 
     method: str
@@ -136,3 +183,6 @@ class MethodOptions:
     sam: SAMOptions = field(default_factory=SAMOptions)
     average: AverageOptions = field(default_factory=AverageOptions)
     regularizer: RegularizerOptions = field(default_factory=RegularizerOptions)
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
+    bi_tuning: BiTuningOptions = field(default_factory=BiTuningOptions)
+    co_tuning: CoTuningOptions = field(default_factory=CoTuningOptions)

@@ -42,6 +42,8 @@ class Context:
     """Whether nothing of the model is trained yet."""
     class_weights: "Tensor | None" = None
     """(C,) of the cross-entropy."""
+    source_head: "nn.Module | None" = None
+    """The head that the model was pre-trained with, where a new one has taken its place."""
 
     @property
     def loss(self) -> dict[str, Any]:
@@ -207,6 +209,46 @@ def _delta(context: Context, strength: dict[str, Any], kinds: Any) -> "Regulariz
     return regularizer
 
 
+def _lp_ft(context: Context) -> "Method":
+    from pof.methods import linear_probe
+
+    options = context.options
+    if context.from_scratch:
+        raise ValueError("lp-ft trains a head on features that are trained already: give --weights")
+    if options.loss != "cross-entropy":
+        raise ValueError(f"lp-ft trains its head by the cross-entropy, and the loss is {options.loss}: use finetune")
+    own = {**vars(options.probe), "label_smoothing": options.label_smoothing, "class_weights": context.class_weights}
+    linear_probe(context.model, context.statistics_batches, context.head, **own)
+    return _finetune(context)
+
+
+def _bi_tuning(context: Context) -> "Method":
+    from pof.methods import Regularized
+    from pof.regularizers import BiTuning
+
+    options = context.options
+    regularizer = BiTuning(context.model, context.head, **vars(options.bi_tuning), seed=options.seed)
+    return Regularized(context.model, regularizer, context.head, **context.loss)
+
+
+def _co_tuning(context: Context) -> "Method":
+    from pof.head.split import split
+    from pof.methods import Regularized
+    from pof.regularizers import CoTuning
+
+    if context.source_head is None:
+        raise ValueError(
+            "co-tuning needs the head that the network was pre-trained with, and a new one beside it: give"
+            " --source_classes with the weights of the pre-training"
+        )
+    own, classes = vars(context.options.co_tuning), context.num_classes
+    network = split(context.model, context.head)
+    regularizer = CoTuning.from_loader(
+        network, context.source_head, context.statistics_batches, num_classes=classes, **own
+    )
+    return Regularized(context.model, regularizer, context.head, **context.loss)
+
+
 METHODS: dict[str, MethodEntry] = {
     "finetune": MethodEntry(_finetune),
     # The paper's rate: 1.6e-4 after a training at 0.1.
@@ -228,6 +270,9 @@ METHODS: dict[str, MethodEntry] = {
     "l2sp": _regularized(lambda context, strength, kinds: kinds.L2SP(context.model, context.head, **strength)),
     "bss": _regularized(lambda context, strength, kinds: kinds.BSS(k=context.options.regularizer.k, **strength)),
     "delta": _regularized(_delta, lambda options: FORWARD * options.epochs),
+    "lp-ft": MethodEntry(_lp_ft, "probe", lambda options: FORWARD),
+    "bi-tuning": MethodEntry(_bi_tuning, "bi_tuning", lambda options: FORWARD * options.epochs),
+    "co-tuning": MethodEntry(_co_tuning, "co_tuning", lambda options: FORWARD),
 }
 GROUPS = tuple(f.name for f in fields(MethodOptions) if f.name != "average" and is_dataclass(f.default_factory))
 """The groups of options that belong to some methods only."""

@@ -5,6 +5,7 @@ from pof.methods.base import Method, StepOutput
 from pof.methods.finetune import Finetune
 from pof.methods.head_ascent import HeadAscent, HeadAscentOutput
 from pof.methods.pof import PoF, PoFOutput
+from pof.methods.probe import linear_probe
 from pof.methods.regularized import Regularized
 from pof.methods.sharpness_aware import SharpnessAware
 
@@ -19,4 +20,5 @@ __all__ = [
     "Regularized",
     "SharpnessAware",
     "StepOutput",
+    "linear_probe",
 ]

@@ -1,9 +1,11 @@
 """Fine-tuning with a regulariser: the plain loss plus its penalty, and its own update after each step.
 
-Drives FNP, RandReg and AdaRand (Yamaguchi et al., CVPR 2024), L2-SP, BSS and DELTA alike.
+Drives FNP, RandReg and AdaRand (Yamaguchi et al., CVPR 2024), L2-SP, BSS, DELTA, Bi-Tuning and Co-Tuning alike.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,15 @@ class Regularized(Method):
         """With class weights: the samples that have a part."""
         weighted = getattr(self.loss, "class_weights", None) is not None
         return weight_of(F.cross_entropy, targets) if weighted else None
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the model, and of the regulariser if it has any that are trained.
+
+        Yields:
+            Parameters that require a gradient.
+        """
+        yield from super().trainable_parameters()
+        yield from (p for p in self.regularizer.parameters() if p.requires_grad)
 
     def attach(self) -> None:
         """The regulariser's hooks are on the model again."""

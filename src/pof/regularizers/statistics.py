@@ -68,7 +68,7 @@ def class_statistics(
             finite, or a label is out of range.
     """
     with evaluating(model), preserved(loader):
-        batches = _features_and_targets(model, loader, by_class)
+        batches = features_and_targets(model, loader, num_classes, by_class=by_class)
         first = next(batches, None)
         if first is None:
             raise ValueError("no batch in the loader: feature statistics need at least one sample")
@@ -77,7 +77,6 @@ def class_statistics(
         count = torch.zeros(num_classes, dtype=torch.int64)
         for features, targets, _ in chain([first], batches):
             check_features(features, shift.shape[0])
-            check_range(targets, num_classes)
             centred = features - shift
             sums[0].index_add_(0, targets, centred)
             sums[1].index_add_(0, targets, centred.square())
@@ -128,10 +127,18 @@ def _from_sums(sums: Tensor, count: Tensor, shift: Tensor, like: Tensor) -> Clas
     )
 
 
-def _features_and_targets(
-    model: nn.Module, loader: Iterable[Any], by_class: bool
+def features_and_targets(
+    model: nn.Module, loader: Iterable[Any], num_classes: int, *, by_class: bool = True
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    # Features (N, D) float64 and targets (N,), both on the CPU, and an empty tensor of the result's kind.
+    """Read features and targets off a loader, without the samples to be ignored.
+
+    Yields:
+        Features (N, D) float64 and targets (N,), both on the CPU, and an empty tensor of the result's kind: on the
+        model's device, in the features' dtype, float32 at least.
+
+    Raises:
+        ValueError: as :func:`class_statistics`.
+    """
     extract = cast(Callable[[Inputs], Tensor] | None, getattr(model, "features", None))
     if not callable(extract):
         raise ValueError(f"{type(model).__name__} has no features(inputs): pass pof.split(model)")
@@ -151,4 +158,6 @@ def _features_and_targets(
         if not features.isfinite().all():
             raise ValueError("a feature is not finite: check the images for NaN and the weights of the model")
         kind = features.new_empty(0, dtype=wide_dtype(features))
-        yield features.cpu().double(), targets.cpu().long(), kind
+        targets = targets.cpu().long()
+        check_range(targets, num_classes)
+        yield features.cpu().double(), targets, kind

@@ -163,8 +163,23 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("name", ALL_METHODS)
 def test_every_method_is_built_on_the_stand_in(name: str) -> None:
-    few, _ = parse_recipe(changed(methods={"it": {"method": name, "epochs": 1}}, control=None)).settings
+    source: dict[str, Any] = {"methods": {"it": {"method": name, "epochs": 1}}, "control": None}
+    if name == "co-tuning":
+        source |= {"pretrain": None, "model": {"model": "small-cnn", "source_classes": 20}}
+    few, _ = parse_recipe(changed(**source)).settings
     assert few.methods["it"].method == name
+
+
+def test_co_tuning_without_a_source_head_is_refused_before_anything_runs() -> None:
+    method: dict[str, Any] = {"methods": {"it": {"method": "co-tuning"}}, "control": None}
+    for model in ({"model": "small-cnn"}, {"model": "small-cnn", "source_classes": 20}):  # the pretrained one has none
+        with pytest.raises(RecipeError, match=r"methods\.it: co-tuning needs the head .* give --source_classes"):
+            parse_recipe(changed(model=model, **method))
+
+
+def test_lp_ft_from_scratch_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"pretrain: lp-ft trains a head on features that are trained already"):
+        parse_recipe(changed(pretrain={"epochs": 2, "lr": 0.1, "method": "lp-ft"}))
 
 
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -340,10 +355,11 @@ PUBLIC = ("cifar10-public-resnet20", "cifar10-public-resnet20-full")
 def test_the_recipes_of_the_repository_can_be_planned(file: Path, tmp_path: Path) -> None:
     save_model(nn.Linear(1, 1), tmp_path / "weights.safetensors")
     weights = [f"model.weights={tmp_path}/weights.safetensors"]
-    needed = {"dtd": ["data.data=folder"], **dict.fromkeys(PUBLIC, weights)}
+    folder = {name: ["data.data=folder"] for name in ("dtd", "birds", "birds-strengths")}
+    needed = folder | dict.fromkeys(PUBLIC, weights)
     plan = make_plan(read_recipe(file, needed.get(file.stem, [])))
     assert plan.recipe.name == file.stem
-    assert len(plan.recipe.seeds) >= 3
+    assert len(plan.recipe.seeds) >= (1 if file.stem == "birds-strengths" else 3)  # it chooses, and claims nothing
     other = {"ascent-share": "sam", "extractor-only": "sam", "defaults": "pof"}
     other |= {"improve-digits": "sgd 0.5", "improve-fashion-mnist": "sgd 0.05"}
     assert plan.recipe.control == other.get(file.stem, "finetune")

@@ -16,9 +16,9 @@ from pof.app.options import TrainOptions, check_numbers, schedule_of
 _found: set[str] = set()
 
 
-def check_training(training: TrainOptions, *, from_scratch: bool) -> None:
+def check_training(training: TrainOptions, *, from_scratch: bool, new_head: bool) -> None:
     """Refuse options that a run would refuse, with its own words."""
-    key = f"{from_scratch} {training}"
+    key = f"{from_scratch} {new_head} {training}"
     if key in _found:
         return
     check_numbers(training)
@@ -34,7 +34,8 @@ def check_training(training: TrainOptions, *, from_scratch: bool) -> None:
         images, labels = torch.randn(8, 1, 4, 4), torch.arange(8) % 2
         layers = (nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
         batches = [(images, labels)]
-        context = Context(nn.Sequential(*layers), None, training, 2, batches, batches, from_scratch)
+        source_head = nn.Linear(32, 3) if new_head else None
+        context = Context(nn.Sequential(*layers), None, training, 2, batches, batches, from_scratch, source_head)
         method = build_method(context)
         make_optimizer(method, training if training.lr != "auto" else replace(training, lr=1.0))
     _found.add(key)

@@ -122,14 +122,18 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     data = _mapping(merged["data"], "data")
     pretrain, train = merged["pretrain"], _mapping(merged["train"] or {}, "train")
     first = None if pretrain is None else {"method": "finetune", **_mapping(pretrain, "pretrain")}
+    model = parse_section(ModelOptions, _mapping(merged["model"], "model"), "model")
+    new_head = model.source_classes is not None
     return Setting(
         name,
-        parse_section(ModelOptions, _mapping(merged["model"], "model"), "model"),
+        model,
         _data(data),
         "split_seed" not in data,
-        None if first is None else _training(first, "pretrain", from_scratch=True),
+        None if first is None else _training(first, "pretrain", from_scratch=not model.is_trained, new_head=new_head),
         {
-            _check_name(label, "methods"): _method(train, own, merged["budget"], f"methods.{label}")
+            _check_name(label, "methods"): _method(
+                train, own, merged["budget"], f"methods.{label}", new_head=new_head and first is None
+            )
             for label, own in source["methods"].items()
         },
     )
@@ -144,9 +148,9 @@ def _data(values: Mapping[str, Any]) -> DataOptions:
     return found
 
 
-def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> TrainOptions:
+def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str, *, new_head: bool) -> TrainOptions:
     mine = _mapping(own or {}, where)
-    training = _training(_merged(train, mine), where)
+    training = _training(_merged(train, mine), where, from_scratch=False, new_head=new_head)
     if budget is None or "epochs" in mine:
         return training
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= MOST_EPOCHS:
@@ -159,12 +163,12 @@ def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str) -> Trai
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool = False) -> TrainOptions:
+def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool, new_head: bool) -> TrainOptions:
     if "seed" in values:
         raise RecipeError(f"{where}.seed: the seeds of an experiment are under the recipe's key 'seeds'")
     training = parse_section(TrainOptions, values, where)
     try:
-        check_training(training, from_scratch=from_scratch)
+        check_training(training, from_scratch=from_scratch, new_head=new_head)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
     return training
