@@ -77,7 +77,7 @@ def _checked(values: Mapping[str, Any], base: TrainOptions, where: str) -> Train
     training = candidate_options(values, base, where)
     try:
         finite("lr", training.lr, above=0)
-        check_training(training, from_scratch=False)
+        check_training(training, from_scratch=False, new_head=False)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
     return training
