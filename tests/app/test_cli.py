@@ -264,7 +264,7 @@ BAD_INPUT = {
     "level": (["--method", "head-ascent", "--ascent.level", "2"], "level is a share of the loss of guessing"),
     "batch of nothing": (["--batch_size", "0"], "batch_size must be a whole number >= 1; got 0"),
     "validation too large": (["--validation", "1000"], "cannot take 1000 of 1000 samples"),
-    "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'; similar: resnet"),
+    "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'; similar: timm:resnet26, resnet20"),
     "unknown head": (["--head", "nope"], "there is no module 'nope'; name one with head=\"name\"; candidates: 'fc'"),
     "frozen head, unknown": (
         ["--weights", "run/model.safetensors", "--head", "nope", "--freeze_head", "true"],

@@ -195,7 +195,7 @@ def _check_inputs(card: NetworkCard, loaded: Data, where: str) -> None:
     for name in names if own is not None and given is not None else ():
         if (before := getattr(own, name)) != (now := getattr(given, name)):
             raise ValueError(
-                f"--{name} {_text(now)}: the network in {where} was trained with {_text(before)}: leave it out"
+                f"--{name} {_text(now)}: the network in {where} was trained with {_text(before)}: leave out --{name}"
             )
 
 
