@@ -132,7 +132,8 @@ class ImproveOptions:
     Args:
         out: folder of the search.
         resume: go on with the search that is in ``out``.
-        jobs: processes that train side by side; set OMP_NUM_THREADS to a share of the cores.
+        jobs: runs that train side by side, one by default, and on a cluster all that it has room for; set
+            OMP_NUM_THREADS to a share of the cores.
         budget: passes over the training data (forward and backward) that may be spent in all.
         candidates: what to try, by name; by default as many of the usual ones as the budget pays.
         batch_size: samples per mini-batch; that of the network's own run if it has a folder, else 128.
@@ -147,7 +148,7 @@ class ImproveOptions:
 
     out: str
     resume: bool = False
-    jobs: int = 1
+    jobs: int | None = None
     budget: float = 20.0
     candidates: list[str] = field(default_factory=list)
     batch_size: int | None = None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pof.app.cli import _demo, _evaluate, _experiment, _report
 from pof.app.documents import DocumentError, read_yaml, text_of
+from pof.app.engine.options import EngineOptions
 from pof.app.errors import one_line
 from pof.app.methods import METHODS
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
@@ -61,7 +62,7 @@ COMMANDS = {
     ),
     "improve": Command(
         "Find out what makes a trained network better, and hand back that or nothing.",
-        (ModelOptions, DataOptions, ImproveOptions),
+        (ModelOptions, DataOptions, ImproveOptions, EngineOptions),
         "_improve:improve",
     ),
     "evaluate": Command(
@@ -81,7 +82,7 @@ COMMANDS = {
     ),
     "experiment": Command(
         "Compare methods over seeds and settings, as a recipe says.",
-        (_experiment.ExperimentOptions,),
+        (_experiment.ExperimentOptions, EngineOptions),
         "_experiment:experiment",
     ),
     "data": Command("Print what a data set holds.", (DataOptions,), "_evaluate:show_data"),
