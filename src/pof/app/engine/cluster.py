@@ -51,14 +51,15 @@ def connected(
         import ray
     except ImportError as error:
         raise ImportError("the engine ray needs Ray: pip install 'pof[ray]'") from error
-    for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
-        if value is not None:
-            finite(name, value, 0)
+    if num_cpus is not None:
+        finite("num_cpus", num_cpus, above=0)
+    if num_gpus is not None:
+        finite("num_gpus", num_gpus, 0)
     joins = not ray.is_initialized()
     if joins:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(address=address, logging_level=logging.ERROR, include_dashboard=None if address else False)
+            ray.init(address=address, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             said = shortened(str(error))
             raise ValueError(f"no Ray cluster at {address or 'RAY_ADDRESS'} (ray start --head): {said}") from error
