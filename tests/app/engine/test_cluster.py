@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -169,6 +170,15 @@ def test_a_search_finds_the_same_on_the_cluster(nodes: Nodes, tmp_path: Path) ->
     assert found[0].table == found[1].table and found[0].message == found[1].message
     values = zip(found[0].model.state_dict().values(), found[1].model.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in values)
+
+
+def test_an_address_without_a_cluster_is_said_at_once() -> None:
+    pytest.importorskip("ray", reason="connects to Ray")
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))  # and nobody listens
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"no Ray cluster at {address}: .*refused"), connected(address):
+            pass
 
 
 def test_folders_that_a_machine_does_not_see_are_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import platform
+import socket
 import sys
 import time
 import uuid
@@ -59,10 +60,10 @@ def connected(
     if joins:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
+            _knock(address or os.environ.get("RAY_ADDRESS", ""))
             ray.init(address=address, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            said = shortened(str(error))
-            raise ValueError(f"no Ray cluster at {address or 'RAY_ADDRESS'} (ray start --head): {said}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {shortened(str(error))}") from error
     try:
         if num_gpus is None:
             num_gpus = float(_resources().get("GPU", 0.0) >= 1)
@@ -70,6 +71,13 @@ def connected(
     finally:
         if joins:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find out at once that nobody is there; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=10).close()
 
 
 @dataclass(frozen=True)
