@@ -1,7 +1,5 @@
 """Which engine, as the command line asks for it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -29,7 +27,7 @@ class EngineOptions:
 
 
 @contextmanager
-def opened(options: EngineOptions, *, local: int, jobs: int | None) -> Iterator[Engine]:
+def opened(options: EngineOptions, *, local: int, jobs: int | None) -> Iterator["Engine"]:
     """Open the engine that is asked for: ``local`` processes, or a cluster with ``jobs`` tasks at a time."""
     if options.engine == "ray":
         from pof.app.engine.cluster import connected
