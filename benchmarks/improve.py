@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from pof.app import job
+from pof.app.engine.processes import Processes
 from pof.app.experiment.executor import execute
 from pof.app.experiment.plan import RUNS, Plan, Trial, make_plan
 from pof.app.experiment.recipe import read_recipe
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as in pof experiment")
     options = parser.parse_args()
     plan, out = make_plan(read_recipe(options.recipe, options.set)), Path(options.out)
-    failed = execute(plan, out, jobs=options.jobs)
+    failed = execute(plan, out, Processes(options.jobs))
     if failed:
         raise SystemExit(f"failed: {failed}")
     searches(plan, out, options.budget, options.jobs)

@@ -131,6 +131,8 @@ NUMBERS = {
         "jobs": ("0", "-1"),
         "threads": ("0", "-3"),
         "shard": ("2", "2/2", "-1/2", "0/0", "x/y", "1/"),
+        "engine": ("slurm",),
+        "num_gpus": ("1", "-1"),  # of another engine than the default
         "measure": ("loss",),
         "set": ("train.lr", "=1", "train.lr=fast", "seeds=0", "methods.x={}", "name=../x", "budget=nan", "a.b.c=1"),
         "out": ("recipe.yaml", "/dev/null/x"),

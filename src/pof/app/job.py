@@ -18,7 +18,7 @@ from pof._support.agreement import agree
 from pof._support.distributed import gather_objects
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
-from pof.app.cards import as_trained, card_in, card_of, load_with_source_head
+from pof.app.cards import card_of, load_with_source_head
 from pof.app.cards import load_network as load_network
 from pof.app.inherit import check_split
 from pof.app.methods import Context, build_method, entry_of, named_function
@@ -27,30 +27,22 @@ from pof.app.options import (
     ModelOptions,
     RunOptions,
     TrainOptions,
-    check_data,
     check_numbers,
     plain,
     schedule_of,
 )
 from pof.app.run_files import read_config
 from pof.app.run_folder import COMMIT, CONTENT, NETWORK, Run, commit, content_of
-from pof.data import (
-    Data,
-    eval_loader,
-    load_data,
-    split_validation,
-    stratified_fraction,
-    train_loader,
-)
-from pof.data.batch_sampler import drops_last
-from pof.data.description import DataSplit, Loader
-from pof.data.mixing import class_weights, mixing_of
-from pof.data.registry import KNOWN
-from pof.data.streaming import StreamData
+from pof.app.splits import Splits as Splits
+from pof.app.splits import load as load
+from pof.app.splits import split as split
+from pof.app.splits import training_batches as training_batches
+from pof.data import eval_loader
+from pof.data.description import Loader
+from pof.data.mixing import class_weights
 from pof.head.search import find_head
 from pof.head.split import split as split_at_head
 from pof.methods import Method
-from pof.models import preprocessing_of
 from pof.training.evaluation import evaluate
 from pof.training.fit import FitResult, find_device, fit
 from pof.training.loop import Log
@@ -69,26 +61,6 @@ class JobResult:
     """On the test set, of the weights that came in; None for a network that started from scratch."""
     after: Judged | None
     """On the test set, of the network handed back; None if the run was interrupted."""
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Indices into the training set; those of the validation data into ``held_in``."""
-
-    chosen: torch.Tensor | None
-    """Of the training set; None: all of a stream."""
-    validation: torch.Tensor | None
-    held_in: DataSplit = "train"
-    """"validation" for a data set with validation data of its own."""
-
-    @property
-    def train(self) -> torch.Tensor:
-        """The chosen samples; refused for a stream."""
-        if self.chosen is None:
-            raise ValueError(
-                "the training data are a stream, whose samples have no numbers: give a Dataset with a length"
-            )
-        return self.chosen
 
 
 def train(
@@ -198,77 +170,6 @@ def _fit(
         log=log,
         metric=named_function(training.metric),
     )
-
-
-def training_batches(
-    loaded: Data,
-    splits: Splits,
-    data: DataOptions,
-    training: TrainOptions,
-    device: torch.device,
-    place: tuple[int, int] = (0, 1),
-) -> Loader:
-    """The mini-batches that this process (rank, number of processes) trains with."""
-    return train_loader(
-        loaded,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        indices=splits.chosen,
-        workers=data.workers,
-        device=device,
-        drop_last=splits.chosen is not None and drops_last(len(splits.chosen), training.batch_size),
-        rank=place[0],
-        world_size=place[1],
-        balanced=training.sampler == "balanced",
-        mixing=mixing_of(loaded.num_classes, training.mixup, training.cutmix),
-        steps=training.steps_per_epoch,
-    )
-
-
-def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
-    """Load the data set that the options name; images in files as the network was trained with them."""
-    check_data(options)
-    card = None if model is None else card_in(model.weights)
-    options = as_trained(options, card)
-    said = (options.image_size, options.mean, options.std, options.interpolation, options.crop)
-    own = None if card is None else card.preprocessing
-    if model is not None and card is None and options.data not in KNOWN and any(value is None for value in said):
-        own = preprocessing_of(model.model, model.model_args, model.weights)
-    return load_data(
-        options.data,
-        data_root=options.data_root,
-        augment=options.augment,
-        mean=options.mean,
-        std=options.std,
-        image_size=options.image_size,
-        interpolation=options.interpolation,
-        crop=options.crop,
-        preprocessing=own,
-    )
-
-
-def split(loaded: Data, options: DataOptions) -> Splits:
-    """Split the training set into training and validation, and cut training to size.
-
-    Where a data set has validation data of its own, nothing is held out of the training set.
-    """
-    validation = None
-    if options.validation and loaded.val_labels is not None:
-        validation = torch.arange(len(loaded.val_labels))
-    whole = options.train_size is None and options.fraction is None
-    if isinstance(loaded, StreamData) and whole and (validation is not None or not options.validation):
-        return Splits(None, validation, "validation")
-    held_in: DataSplit = "train" if loaded.val_labels is None else "validation"
-    labels = loaded.train_labels
-    indices = torch.arange(len(labels))
-    if options.validation and validation is None:
-        indices, validation = split_validation(labels, options.validation, seed=options.split_seed)
-    if options.train_size is not None and options.fraction is not None:
-        raise ValueError(f"give train_size ({options.train_size}) or fraction ({options.fraction}), not both")
-    for name, size in (("train_size", options.train_size), ("fraction", options.fraction)):
-        if size is not None:
-            indices = indices[stratified_fraction(labels[indices], size, seed=options.split_seed, name=name)]
-    return Splits(indices, validation, held_in)
 
 
 def freeze_head(network: nn.Module, options: ModelOptions) -> None:

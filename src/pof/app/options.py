@@ -168,7 +168,8 @@ class ImproveOptions:
         resume: Go on with the search that is in the folder.
         overwrite: Remove the search that is in the folder, and start anew. A folder with anything else is refused.
         dry_run: Print what would be tried and what it costs, and write nothing.
-        jobs: Number of processes that train side by side. Set OMP_NUM_THREADS to a share of the cores.
+        jobs: Number of runs that train side by side: one by default, and on a cluster all that it has room for. Set
+            OMP_NUM_THREADS to a share of the cores.
         budget: Passes over the training data (forward and backward) that may be spent in all.
         candidates: Names of what to try. By default it is as many of the usual ones as the budget pays.
         batch_size: Samples per mini-batch. By default it is that of the network's own run if it has a folder, else 128.
@@ -185,7 +186,7 @@ class ImproveOptions:
     resume: bool = False
     overwrite: bool = False
     dry_run: bool = False
-    jobs: int = 1
+    jobs: int | None = None
     budget: float = 20.0
     candidates: list[str] = field(default_factory=list)
     batch_size: int | None = None

@@ -6,8 +6,10 @@ import csv
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ import pytest
 import yaml
 
 from pof.app.cli import main
+from pof.app.engine.base import Ended, Numerics, Workers
+from pof.app.experiment import worker
 from pof.app.experiment.estimate import forecast, total_seconds
+from pof.app.experiment.executor import execute
 from pof.app.experiment.plan import Plan, make_plan, shard
 from pof.app.experiment.recipe import parse_recipe
 from pof.app.experiment.table import COLUMNS, INCIDENTAL, rows_of
+from pof.app.experiment.worker import Outcome, appears
 from pof.app.run_files import read_rows
 from tests.processes import PATIENCE, Process, pof, start
 
@@ -167,6 +173,40 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert any("Traceback" in text and "RuntimeError" in text for text in reports)
 
 
+class Elsewhere(Workers):
+    """As an engine and its workers: another machine that finishes everything, and writes nothing here."""
+
+    room = 1
+
+    @contextmanager
+    def workers(self, sent: bytes, numerics: Numerics, folder: Path) -> Iterator[Workers]:
+        yield self
+
+    def slots(self) -> int:
+        return 1
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def submit(self, task: Any) -> None:
+        self.task = task
+
+    def wait(self) -> Ended:
+        return Ended(self.task, 1.0, Outcome())
+
+
+def test_what_another_machine_has_finished_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = tmp_path / "pof-1"
+    stage.mkdir()
+    threading.Timer(0.1, (stage / "result.json").touch).start()
+    assert appears(stage)
+    monkeypatch.setattr(worker, "LATE", 0.0)
+    failed = execute(make_plan(parse_recipe(RECIPE | {"seeds": 1})), tmp_path, Elsewhere())
+    assert [reason.split(",")[1] for reason in failed.values()] == [
+        f" and {tmp_path / 'runs'} does not show it", *[" which it starts from"] * 2
+    ]  # fmt: skip
+
+
 def test_dry_run_says_what_is_left_and_writes_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(whole.parent / "tiny.yaml")
     new = whole.parent / "new"
@@ -208,6 +248,8 @@ def test_part_of_a_plan_has_part_of_the_table(whole: Path) -> None:
     [
         (["--shard", "2/2"], "got 2/2"),
         (["--shard", "half"], "shard: give i/n"),
+        (["--num_gpus", "1"], "--num_gpus is of the engine ray: give --engine ray too"),
+        (["--engine", "slurm"], "slurm"),
         (["--jobs", "0"], "jobs must be a whole number >= 1; got 0"),
         (["--set", "train.lrr=1"], "lrr"),
         (["--measure", "val_error", "--set", "data.validation=0"], "setting 'tiny' has data.validation 0"),

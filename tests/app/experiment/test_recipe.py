@@ -14,6 +14,7 @@ from torch import nn
 from pof._support import precision
 from pof.app.cli import parse
 from pof.app.cli._experiment import ExperimentOptions
+from pof.app.engine.options import EngineOptions
 from pof.app.experiment.plan import GROUPS, Plan, make_plan, shard
 from pof.app.experiment.recipe import RecipeError, parse_recipe, read_recipe
 from pof.app.methods import METHODS as ALL_METHODS
@@ -344,8 +345,8 @@ def test_shards_that_do_not_exist_are_refused() -> None:
     ],
 )
 def test_the_short_form_of_the_command(given: list[str], expected: dict[str, Any]) -> None:
-    _, (options,) = parse(["experiment", *given, *([] if "--out" in given else ["--out", "x"])])
-    assert options == ExperimentOptions("r.yaml", "x", **expected)
+    _, options = parse(["experiment", *given, *([] if "--out" in given else ["--out", "x"])])
+    assert options == [ExperimentOptions("r.yaml", "x", **expected), EngineOptions()]
 
 
 PUBLIC = ("cifar10-public-resnet20", "cifar10-public-resnet20-full")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import pof
-from pof.app.improve.workers import processes
+from pof.app.engine.processes import Processes
 from pof.app.run_folder import RunError
 from tests.app.improve.test_improve import FAST, loaders, network
 
@@ -37,30 +38,25 @@ def test_two_processes_find_the_same_bitwise(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in values)
 
 
-def killer(name: str) -> Any:
-    def judge(task: str) -> dict[str, Any]:
-        if task == name:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return {"run": task}
+def test_a_process_that_dies_is_said(tmp_path: Path) -> None:
+    class Died(Processes):
+        """Whatever is asked of a process, it is gone."""
 
-    return judge
+        def workers(self, sent: bytes, *rest: Any) -> Any:
+            return super().workers(pickle.dumps((dying, ())), *rest)
+
+    with pytest.raises(RunError, match=r"a run of the search was lost: .*SIGKILL\): out of memory\?.* fewer jobs"):
+        pof.improve(network(), *loaders(), candidates=["sgd", "pof"], engine=Died(1), out=tmp_path, **FAST)
 
 
-def test_a_process_that_dies_is_said_and_the_others_rows_are_kept() -> None:
-    got = []
-    with (
-        pytest.raises(RunError, match=r"a process of the search ended by itself \(out of memory\?"),
-        processes(killer, ("bad",), 1) as each,
-    ):
-        got.extend(each([("good",)]))
-        got.extend(each([("bad",)]))
-    assert got == [{"run": "good"}]
+def dying() -> Any:
+    return lambda task: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_cannot_be_sent_is_named() -> None:
     model = network()
     model.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"jobs 2 sends the network and its loaders .* give jobs 1"):
+    with pytest.raises(ValueError, match=r"the network and its loaders, which cannot be pickled: .* give jobs 1"):
         pof.improve(model, *loaders(), candidates=["sgd", "pof"], jobs=2, **FAST)
     with pytest.raises(ValueError, match="jobs must be a whole number >= 1; got 0"):
         pof.improve(nn.Linear(6, 3), *loaders(), jobs=0, **FAST)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pof.app.cli import _demo, _evaluate, _experiment, _report, _use
 from pof.app.cli._parser import Command, Parsed, read
+from pof.app.engine.options import EngineOptions
 from pof.app.errors import one_line
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
 
@@ -41,7 +42,7 @@ COMMANDS = {
     ),
     "improve": Command(
         "Find out what makes a trained network better, and hand back that or nothing.",
-        (ModelOptions, DataOptions, ImproveOptions),
+        (ModelOptions, DataOptions, ImproveOptions, EngineOptions),
         "_improve:improve",
         shown=(
             *NETWORK,
@@ -90,7 +91,7 @@ COMMANDS = {
     ),
     "experiment": Command(
         "Compare methods over seeds and settings, as a recipe says.",
-        (_experiment.ExperimentOptions,),
+        (_experiment.ExperimentOptions, EngineOptions),
         "_experiment:experiment",
     ),
     "data": Command("Print what a data set holds.", (DataOptions,), "_evaluate:show_data"),

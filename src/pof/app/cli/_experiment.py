@@ -4,15 +4,19 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pof._support.checks import MOST_PROCESSES, whole_number
 
 if TYPE_CHECKING:
+    from pof.app.engine.base import Engine
+    from pof.app.engine.options import EngineOptions
     from pof.app.experiment.estimate import Forecast
     from pof.app.experiment.executor import Ended
     from pof.app.experiment.plan import Plan
+    from pof.app.experiment.recipe import Recipe
     from pof.app.experiment.table import ResultRow
 
 HIDDEN = {"epochs", "p", "p (Wilcoxon)"}
@@ -26,8 +30,8 @@ class ExperimentOptions:
         recipe: YAML file of the experiment.
         out: Folder of the experiment. The same command goes on with what is there.
         set: Overrides of the recipe, such as train.lr=0.01.
-        jobs: Number of worker processes. By default it is as many as there are cores for their threads, and one with an
-            accelerator.
+        jobs: Number of runs at a time. By default it is as many as there are cores for their threads, one with an
+            accelerator, and on a cluster all that it has room for.
         threads: Threads of torch, per worker.
         shard: Part of the work as i/n: only the i-th (from 0) of n parts of the seeds and settings.
         measure: What the tables compare: error, nll, ece (test set); val_error, val_nll; the same of the last epoch
@@ -47,16 +51,12 @@ class ExperimentOptions:
     probe: bool = True
 
 
-def experiment(options: ExperimentOptions) -> int:
+def experiment(options: ExperimentOptions, where: "EngineOptions") -> int:
     """Run a recipe, and write its tables."""
-    from pof.app.cli._display import console
-    from pof.app.experiment.estimate import forecast
-    from pof.app.experiment.executor import execute
+    from pof.app.engine.options import opened
     from pof.app.experiment.pages import check_replaceable
-    from pof.app.experiment.plan import make_plan, shard
     from pof.app.experiment.recipe import importable, read_recipe
     from pof.app.experiment.summary import check_measure
-    from pof.app.experiment.table import rows_of
 
     if options.recipe is None:
         raise ValueError("give the recipe: pof experiment RECIPE.yaml --out FOLDER")
@@ -65,16 +65,26 @@ def experiment(options: ExperimentOptions) -> int:
     recipe = read_recipe(path, options.set)
     check_measure(recipe, options.measure)
     check_replaceable(out / recipe.name)
-    whole = make_plan(recipe, threads=options.threads)
+    with importable(path.parent), opened(where, local=jobs, jobs=options.jobs) as engine:
+        return _run(options, recipe, out, engine)
+
+
+def _run(options: ExperimentOptions, recipe: "Recipe", out: Path, engine: "Engine") -> int:
+    from pof.app.cli._display import console
+    from pof.app.experiment.estimate import forecast
+    from pof.app.experiment.executor import execute
+    from pof.app.experiment.plan import make_plan, shard
+    from pof.app.experiment.table import rows_of
+
+    whole = engine.call(partial(make_plan, threads=options.threads), recipe)
     mine = whole if options.shard is None else shard(whole, *_part(options.shard))
-    with importable(path.parent):
-        if options.dry_run:
-            _show_plan(forecast(mine, out, probe=options.probe), jobs)
-            return 0
-        try:
-            failed = execute(mine, out, jobs=jobs, report=_show)
-        finally:
-            _write(whole, out / recipe.name, rows_of(whole, out), options)
+    if options.dry_run:
+        _show_plan(engine.call(partial(forecast, probe=options.probe), mine, out), engine.slots())
+        return 0
+    try:
+        failed = execute(mine, out, engine, _show)
+    finally:
+        _write(whole, out / recipe.name, rows_of(whole, out), options)
     for name, reason in failed.items():
         console.print(f"failed: {name}: {reason}", soft_wrap=True, style="red")
     if failed:

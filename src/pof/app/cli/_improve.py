@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pof.app.engine.options import EngineOptions
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions
 
 if TYPE_CHECKING:
@@ -10,9 +11,10 @@ if TYPE_CHECKING:
     from pof.training.evaluation import Metrics
 
 
-def improve(model: ModelOptions, data: DataOptions, options: ImproveOptions) -> int:
+def improve(model: ModelOptions, data: DataOptions, options: ImproveOptions, where: EngineOptions) -> int:
     """Find out what makes a network better, and print it."""
     from pof.app.cli._progress import SearchProgress
+    from pof.app.engine.options import opened
     from pof.app.improve.job import as_trained_before, improve_network
 
     if options.dry_run:
@@ -20,8 +22,9 @@ def improve(model: ModelOptions, data: DataOptions, options: ImproveOptions) -> 
 
         show_search(model, data, options, as_trained_before(model, options))
         return 0
-    with SearchProgress() as progress:
-        result, test = improve_network(model, data, options, progress)
+    with opened(where, local=options.jobs or 1, jobs=options.jobs) as engine, SearchProgress() as progress:
+        other = engine if where.engine != "local" else None
+        result, test = improve_network(model, data, options, progress, engine=other)
     show(result, test, Path(options.out))
     return 0
 

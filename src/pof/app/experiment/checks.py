@@ -35,8 +35,8 @@ def check_training(training: TrainOptions, *, from_scratch: bool, new_head: bool
         layers = (nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
         batches = [(images, labels)]
         source_head = nn.Linear(32, 3) if new_head else None
-        own = {"from_scratch": from_scratch, "source_head": source_head}
-        context = Context(nn.Sequential(*layers), None, training, 2, batches, batches, **own)
+        model = nn.Sequential(*layers)
+        context = Context(model, None, training, 2, batches, batches, from_scratch, source_head=source_head)
         method = build_method(context)
         make_optimizer(method, training if training.lr != "auto" else replace(training, lr=1.0))
     _found.add(key)

@@ -1,22 +1,18 @@
-"""What runs in a worker process: one stage after the other, until the parent closes the connection or is gone."""
+"""What a worker does with a stage, wherever it runs."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
+import time
 import traceback
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from pof.app import job
@@ -26,6 +22,8 @@ from pof.app.options import RunOptions
 from pof.training.fit import DivergenceWarning
 
 INTERRUPTED = "interrupted"
+LATE = 60.0
+"""Seconds after which a shared file system shows on every machine what one has written (NFS keeps names so long)."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +36,10 @@ class Outcome:
     """The traceback."""
 
 
-def work(connection: Connection, runs: Path, threads: int) -> None:
-    """Run the stages that come through the connection, and answer each with its outcome."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent then tells us
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
+def stage_runner(runs: Path) -> Callable[[Stage], Outcome]:
+    """What a worker does: run stages, each into its folder in ``runs``."""
     warnings.simplefilter("ignore", DivergenceWarning)  # told with the results
-    warnings.formatwarning = _line
-    with suppress(EOFError, OSError):
-        while True:
-            outcome = _outcome(connection.recv(), runs)
-            connection.send(outcome)
-            if outcome.reason == INTERRUPTED:
-                return
+    return partial(_outcome, runs=runs)
 
 
 def run_stage(stage: Stage, runs: Path) -> bool:
@@ -61,6 +50,7 @@ def run_stage(stage: Stage, runs: Path) -> bool:
             return True
         model = stage.model
         if stage.parent is not None:
+            appears(runs / stage.parent)
             model = replace(model, weights=str((runs / stage.parent).resolve()))
         result = job.train(model, stage.data, stage.training, RunOptions(str(folder), resume=True), _nowhere)
         if result.after is None:
@@ -79,6 +69,14 @@ def is_finished(folder: Path) -> bool:
     return (folder / "result.json").exists()
 
 
+def appears(folder: Path) -> bool:
+    """Wait until a stage that was finished, on another machine perhaps, is seen here."""
+    end = time.monotonic() + LATE
+    while not is_finished(folder) and time.monotonic() < end:
+        time.sleep(0.5)
+    return is_finished(folder)
+
+
 def _outcome(stage: Stage, runs: Path) -> Outcome:
     try:
         return Outcome() if run_stage(stage, runs) else Outcome(INTERRUPTED)
@@ -93,18 +91,6 @@ def _locked(runs: Path, name: str) -> AbstractContextManager[object]:
     folder = runs / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / name)
-
-
-def end_with_parent() -> None:
-    """Wait until the process that started this one is gone, and end this one at once."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _line(message: Warning | str, *_: Any, **__: Any) -> str:
-    return f"warning: {message}\n"
 
 
 def _nowhere(row: Mapping[str, Any]) -> None:

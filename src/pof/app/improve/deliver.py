@@ -23,6 +23,8 @@ from torch import nn
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof._support.files import lock
+from pof.app.engine.base import Engine
+from pof.app.engine.processes import Processes
 from pof.app.improve.candidates import Candidate, families, make_candidates
 from pof.app.improve.halving import most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, halves, logits_on
@@ -55,6 +57,7 @@ def improve(
     out: str | Path | None = None,
     resume: bool = False,
     jobs: int = 1,
+    engine: Engine | None = None,
     head: str | None = None,
     lr: float | None = None,
     training: TrainOptions | None = None,
@@ -74,6 +77,7 @@ def improve(
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
         jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
+        engine: what runs them instead, such as the cluster of docs/cluster.md.
         head: qualified name of the head; found by :func:`pof.find_head` if None.
         lr: the centre of the rates, such as the peak rate of its training; None searches for the largest stable one.
         training: optimizer, precision, ... of all candidates; by default SGD.
@@ -99,7 +103,7 @@ def improve(
         _open(folder, {**question, "length of train_loader": steps}, resume, stack)
         chooses, confirms = halves(targets, seed)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
-        race = Race(*given, folder, seed, log or _quiet, jobs)
+        race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
         tried, spent = _candidates(race, kinds, base, lr, budget, named=candidates is not None)
         runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
         incoming = figures(logits[chooses], targets[chooses])

@@ -13,6 +13,7 @@ from pof._support.files import lock
 from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.cards import card_of
+from pof.app.engine.base import Engine
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
@@ -34,7 +35,12 @@ OF_A_SEARCH = {
 
 
 def improve_network(
-    model: ModelOptions, data: DataOptions, options: ImproveOptions, show: Callable[[Mapping[str, Any]], None]
+    model: ModelOptions,
+    data: DataOptions,
+    options: ImproveOptions,
+    show: Callable[[Mapping[str, Any]], None],
+    *,
+    engine: Engine | None = None,
 ) -> tuple[ImproveResult, tuple[Metrics, Metrics]]:
     """Search, write network, table and page, and judge the networks before and after on the test set, once."""
     as_trained_before(model, options)
@@ -67,7 +73,8 @@ def improve_network(
         seed=options.seed,
         out=options.out,
         resume=options.resume,
-        jobs=options.jobs,
+        jobs=1 if options.jobs is None else options.jobs,
+        engine=engine,
         head=model.head,
         lr=options.lr,
         training=training,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from torch import Tensor, nn
 from pof._support.files import append
 from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
+from pof.app.engine.base import Engine, Numerics, Workers
 from pof.app.improve.candidates import EMA_HORIZON, Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
-from pof.app.improve.workers import processes
 from pof.app.job import make_optimizer
 from pof.app.method_options import AverageOptions
 from pof.app.methods import Context, build_method
+from pof.app.run_files import RunError
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
 from pof.training.checkpoint import CheckpointError
@@ -99,8 +102,8 @@ class Race:
     folder: Path
     seed: int
     log: Callable[[Mapping[str, Any]], None]
-    jobs: int = 1
-    """Processes that the runs of a rung are shared among."""
+    engine: Engine | None = None
+    """What the runs of a rung are shared among; None runs them here."""
 
     def __post_init__(self) -> None:
         # Every run sees the mini-batches in the same order, also of loaders that draw from a generator of their own.
@@ -118,7 +121,7 @@ class Race:
         spent = [0.0, *(rung.passes for rung in plan)]
         total = sum(rung.runs * (rung.passes - before) for rung, before in zip(plan, spent, strict=False))
         self.log({"event": "plan", "runs": [run.candidate.name for run in runs], "passes": total})
-        with self._judging(min(self.jobs, len(runs))) as judged:
+        with self._judging() as judged:
             for number, rung in enumerate(plan):
                 self._run_rung(alive, number, rung, judged)
                 alive = [run for run in alive if not run.dropped]
@@ -177,15 +180,15 @@ class Race:
             self._note(by_name[row["run"]], number, known=False)
 
     @contextmanager
-    def _judging(self, jobs: int) -> Iterator[Judging]:
-        """What trains and judges the runs of a rung: this process, or several, in any order."""
-        if jobs == 1:
+    def _judging(self) -> Iterator[Judging]:
+        """What trains and judges the runs of a rung: this process, or others, in any order."""
+        if self.engine is None:
             yield lambda tasks: (self._judge(*task) for task in tasks)
             return
         self.rewind()
-        fixed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {"log", "jobs"}}
-        with processes(_judge_of, (fixed, self._plan), jobs) as each:
-            yield each
+        fixed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {"log", "engine"}}
+        with self.engine.workers(_packed(_judge_of, fixed, self._plan), Numerics.here(), self.folder) as workers:
+            yield lambda tasks: _rows(workers, tasks)
 
     def _note(self, run: Run, number: int, *, known: bool) -> None:
         row = self._known[run.candidate.name, number]
@@ -248,8 +251,28 @@ class Race:
         return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate))
 
 
-def _judge_of(fixed: dict[str, Any], plan: Sequence[Rung]) -> Callable[[Candidate, int, Rung], dict[str, Any]]:
+def _judge_of(fixed: dict[str, Any], plan: Sequence[Rung]) -> Callable[[tuple[Candidate, int, Rung]], dict[str, Any]]:
     """What a process of its own does with a run: the same, unheard."""
     race = Race(**fixed, log=lambda row: None)
     race._plan = plan
-    return race._judge
+    return lambda task: race._judge(*task)
+
+
+def _packed(make: Callable[..., Any], *arguments: Any) -> bytes:
+    """Copies, read by our own processes only; by itself multiprocessing puts tensors into memory that all share."""
+    try:
+        return pickle.dumps((make, arguments))
+    except Exception as error:  # whatever a user's objects raise
+        raise ValueError(
+            f"other processes get copies of the network and its loaders, which cannot be pickled: {error}; give jobs 1"
+        ) from error
+
+
+def _rows(workers: Workers, tasks: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for ended in workers.run(partial(next, iter(tasks), None)):
+        if ended.lost is not None:
+            raise RunError(
+                f'a run of the search was lost: {ended.lost} (a script without `if __name__ == "__main__":`?):'
+                " go on with resume, and fewer jobs"
+            )
+        yield ended.value
