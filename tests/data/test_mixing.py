@@ -176,7 +176,7 @@ def test_few_data_make_the_batch_smaller_with_a_word():
     assert [len(labels) for _, labels in loader] == [40]
 
 
-OF_CLASSES = {"adarand", "randreg"}
+OF_CLASSES = {"adarand", "randreg", "bi-tuning", "co-tuning"}
 
 
 # DELTA is for convolutions, and takes the loss like the other regularisers.
@@ -192,7 +192,8 @@ def test_class_weights_reach_every_method_and_soft_targets_all_that_take_them(me
     check_numbers(options)
     weights, data = torch.tensor([0.5, 1.0, 2.0, 4.0]).double(), batches(4)
     network = mlp()
-    made = build_method(Context(network, None, options, 4, data, data, class_weights=weights))
+    source = torch.nn.Linear(6, 7).double()
+    made = build_method(Context(network, None, options, 4, data, data, class_weights=weights, source_head=source))
     hard, soft = data[0][1], torch.eye(4).double()[data[0][1]] * 0.9 + 0.025
     for targets in [hard] if method in OF_CLASSES else [hard, soft]:
         assert torch.isfinite(made(data[0][0], targets, *data[1]).loss)

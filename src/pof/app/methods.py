@@ -307,7 +307,8 @@ def entry_of(name: str) -> MethodEntry:
 
 def reads_classes(options: MethodOptions) -> bool:
     """Whether the method needs the one class of each sample, and takes no probabilities."""
-    return options.method == "adarand" or (options.method == "randreg" and options.regularizer.prior == "class")
+    of_class = options.method == "randreg" and options.regularizer.prior == "class"
+    return of_class or options.method in {"adarand", "bi-tuning", "co-tuning"}
 
 
 def build_method(context: Context) -> "Method":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -301,63 +300,3 @@ def _loader(
     augment = data.augmentation if training else None
     options = {"shuffle": training, "augment": augment, "device": device, **batching}
     return TensorLoader(images, labels, mean=data.mean, std=data.std, **options)
-
-
-def summary(data: Data) -> dict[str, str]:
-    """Describe a data set for people.
-
-    Args:
-        data: the data set.
-
-    Returns:
-        Texts by what they describe: counts, classes, shapes, normalisation, where the files are.
-    """
-    names = ", ".join(data.classes[:10]) + (", ..." if data.num_classes > 10 else "")
-    counts, targets, lines = class_counts(data), _targets(data), {"name": data.name}
-    for part in ("training", "validation", "test"):
-        none = "a stream, without a length" if part == "training" else "none of their own"
-        lines[f"{part} samples"] = str(len(targets[part])) if part in targets else none
-    lines["classes"] = f"{data.num_classes} ({names})"
-    lines |= {f"{part} samples per class": _range(count) for part, count in counts.items()}
-    lines |= {
-        "shape of an input": " x ".join(str(n) for n in data.image_shape),
-        "mean": _numbers(data.mean),
-        "std": _numbers(data.std),
-        "source": data.source,
-    }
-    if isinstance(data, ImageData):
-        lines["augmentation"] = str(data.augmentation) if data.augmentation else "none"
-    return lines
-
-
-def class_counts(data: Data) -> dict[str, list[int]]:
-    """Count the samples of each class.
-
-    Args:
-        data: the data set.
-
-    Returns:
-        Counts in the order of the classes, by the part; parts that are not there, a stream, and floating-point targets
-        are left out.
-    """
-    return {
-        part: torch.bincount(labels, minlength=data.num_classes).tolist()
-        for part, labels in _targets(data).items()
-        if not labels.is_floating_point()
-    }
-
-
-def _targets(data: Data) -> dict[str, Tensor]:
-    """The targets by the part, of those parts that are there."""
-    train = None if isinstance(data, StreamData) else data.train_labels
-    parts = {"training": train, "validation": data.val_labels, "test": data.test_labels}
-    return {part: labels for part, labels in parts.items() if labels is not None}
-
-
-def _range(counts: Sequence[int]) -> str:
-    smallest, largest = min(counts), max(counts)
-    return str(smallest) if smallest == largest else f"{smallest} to {largest}"
-
-
-def _numbers(values: Sequence[float] | None) -> str:
-    return ", ".join(f"{v:.4g}" for v in values) if values else "as the data set has it"

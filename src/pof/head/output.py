@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pof._support.batches import described_outputs
 from pof._support.precision import at_least_float32
 
+REMEDY = 'with head="name" name the module that returns the final logits, or wrap what follows it into one module'
 End = Literal["softmax", "sigmoid"]
 """What may follow the head of a network whose loss takes the head's own outputs."""
 
@@ -120,3 +122,24 @@ def _leaves(tensor: Tensor) -> set[Any]:
 def _rounding(*tensors: Tensor) -> float:
     """Relative difference that rounding in the narrowest dtype may leave."""
     return 16 * max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+
+
+def disagreement(
+    head_name: str, found: dict[int | str, Tensor], compared: dict[int | str, tuple[bool, float]], logits: Tensor
+) -> str:
+    """Say that the head's logits (N, C) are none of the tensors found in the output, for an error."""
+    shape = f"the head {head_name!r} returned {tuple(logits.shape)}"
+    if not found:
+        return f"{shape}, but no logits are in the network's output; let it return them, or an object with .logits"
+    largest = min(difference for _, difference in compared.values())
+    if len(found) > 1 or largest == float("inf"):
+        return f"{shape}, but the network {described_outputs(found)}, none of which is the same; {REMEDY}"
+    if any(is_sigmoid(tensor, logits) for tensor in found.values()):
+        return (
+            f"the network returns the sigmoid of its head {head_name!r}, as for labels that do not exclude each other:"
+            " give loss='bce', or let the network return the logits"
+        )
+    return (
+        f"the head {head_name!r} is not the end of the network: their outputs differ by up to {largest:.3g} (a"
+        f" temperature, a scale, a second branch or head?); {REMEDY}"
+    )

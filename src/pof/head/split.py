@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
-from pof._support.batches import Inputs, call, described_outputs, first_inputs, outputs_in
+from pof._support.batches import Inputs, call, first_inputs, outputs_in
 from pof.head.listen import listening, trial, uncompiled
-from pof.head.output import End, agree, beside, is_sigmoid, tell_apart, tell_of_auxiliary
+from pof.head.output import REMEDY, End, agree, beside, disagreement, is_sigmoid, tell_apart, tell_of_auxiliary
 from pof.head.search import (
     computes_linearly,
     find_head,
@@ -29,7 +29,6 @@ from pof.head.vectors import on_vectors
 
 # Samples that the head is compared with the network on, and how often where its logits are all equal.
 _CHECKED, _TRIES = 8, 3
-_REMEDY = 'with head="name" name the module that returns the final logits, or wrap what follows it into one module'
 
 
 def split(model: nn.Module, head: str | None = None, *, end: End | None = "softmax") -> SplitModel:
@@ -313,7 +312,7 @@ class SplitModel(nn.Module):
         compared = {place: agree(tensor, logits, end=self.end) for place, tensor in found.items()}
         places = [place for place, (same, _) in compared.items() if same]
         if not places:
-            raise ValueError(self._disagreement(found, compared, logits))
+            raise ValueError(disagreement(self.head_name, found, compared, logits))
         self._place = places[0]
         self._sigmoid = is_sigmoid(found[self._place], logits)
         others = beside(found[self._place], returned)
@@ -321,26 +320,9 @@ class SplitModel(nn.Module):
             name = next((name for name, p in self.model.named_parameters() if p in others), "a parameter")
             raise ValueError(
                 f"the network's output depends on {name!r} beside the head {self.head_name!r}, so the head's logits"
-                f" do not stay its own; {_REMEDY}"
+                f" do not stay its own; {REMEDY}"
             )
         self._unchecked = 0 if tell_apart(logits) else max(0, self._unchecked - 1)
-
-    def _disagreement(self, found: dict[int | str, Tensor], compared: dict[Any, tuple[bool, float]], z: Tensor) -> str:
-        shape = f"the head {self.head_name!r} returned {tuple(z.shape)}"
-        if not found:
-            return f"{shape}, but no logits are in the network's output; let it return them, or an object with .logits"
-        largest = min(difference for _, difference in compared.values())
-        if len(found) > 1 or largest == float("inf"):
-            return f"{shape}, but the network {described_outputs(found)}, none of which is the same; {_REMEDY}"
-        if any(is_sigmoid(tensor, z) for tensor in found.values()):
-            return (
-                f"the network returns the sigmoid of its head {self.head_name!r}, as for labels that do not exclude"
-                " each other: give loss='bce', or let the network return the logits"
-            )
-        return (
-            f"the head {self.head_name!r} is not the end of the network: their outputs differ by up to {largest:.3g}"
-            f" (a temperature, a scale, a second branch or head?); {_REMEDY}"
-        )
 
     def _reach(self, output: Any, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tie features and logits to the output where FSDP2 listens to it."""
