@@ -3,7 +3,7 @@
 python scripts/results_page.py
 
 A place for a table is ``<!-- NAME -->`` ... ``<!-- end -->``, NAME being that of a file in benchmarks/results; with
-``<!-- NAME: method, method -->`` only these methods are in it.
+``<!-- NAME: method; method -->`` only these methods are in it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def rendered(page: str) -> str:
     """The page with every table as its JSON has it."""
 
     def fill(place: re.Match[str]) -> str:
-        found, methods = read(place["name"]), [name for name in (place["methods"] or "").split(", ") if name]
+        found, methods = read(place["name"]), [name for name in (place["methods"] or "").split("; ") if name]
         missing = set(methods) - {entry["method"] for entry in found["entries"]}
         if missing:
             raise ValueError(f"{place['name']}.json has no method {sorted(missing)[0]!r}")
