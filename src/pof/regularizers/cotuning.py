@@ -1,7 +1,7 @@
 """Co-Tuning (You et al., NeurIPS 2020): the source head is trained too, on what the target classes are to it.
 
-p(y_s | y_t) is learned once, from the source head's probabilities on the target training set (section 3.2, the direct
-approach); in training it supervises the source head beside the target head (section 3.1, Eq. 2).
+p(y_s | y_t) is learned once, from the source head's probabilities on the target training set (the paper's
+direct approach); in training it supervises the source head beside the target head.
 """
 
 from __future__ import annotations
