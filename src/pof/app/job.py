@@ -30,7 +30,7 @@ from pof.app.options import (
     schedule_of,
 )
 from pof.app.run_files import RunError, read_config
-from pof.app.run_folder import CONTENT, Run, content_of
+from pof.app.run_folder import CONTENT, Run, content_of, figures_of
 from pof.data import (
     Data,
     DatasetLoader,
@@ -141,7 +141,7 @@ def _train(
     before = None if incoming is None else evaluate(incoming.to(device), test, head=model.head)
     after = evaluate(network, test, head=model.head)
     if folder is not None:
-        folder.finish(network, _figures(result, before, after))
+        folder.finish(network, figures_of(result, before, after))
     return JobResult(Path(run.out), result, before, after)
 
 
@@ -338,27 +338,3 @@ def _processes() -> tuple[int, int]:
 
     state = PartialState()
     return state.process_index, state.num_processes
-
-
-def _figures(result: FitResult, before: Metrics | None, after: Metrics) -> dict[str, Any]:
-    rows = {row["epoch"]: row for row in result.history}
-    last = result.history[-1]
-    return {
-        "best_epoch": result.best_epoch,
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "stopped": result.stopped,
-        "message": result.message,
-        "seconds": round(sum(row["seconds"] for row in result.history), 3),
-        "test_before": None if before is None else vars(before),
-        "test_after": vars(after),
-        "validation_before": _named("val_", rows[0]),
-        "validation_after": _named("val_", rows[result.best_epoch]),
-        "validation_last": _named("val_", last),
-        "train_last": _named("train_", last),
-    }
-
-
-def _named(prefix: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The figures of an epoch's row whose names start so, without that; None if there are none."""
-    return {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)} or None

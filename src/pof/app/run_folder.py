@@ -26,6 +26,8 @@ from torch import nn
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
 from pof.app.run_files import RunError, read_config, read_rows
 from pof.training.checkpoint import check_same, has_state
+from pof.training.evaluation import Metrics
+from pof.training.fit import FitResult
 from pof.weights import save_model
 
 if TYPE_CHECKING:
@@ -158,6 +160,31 @@ class Run:
         if self._release is not None:
             self._release()
             self._release = None
+
+
+def figures_of(result: FitResult, before: Metrics | None, after: Metrics) -> dict[str, Any]:
+    """What result.json says of a fit."""
+    rows = {row["epoch"]: row for row in result.history}
+    last = result.history[-1]
+    return {
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "stopped": result.stopped,
+        "message": result.message,
+        "seconds": round(sum(row["seconds"] for row in result.history), 3),
+        "test_before": None if before is None else vars(before),
+        "test_after": vars(after),
+        "validation_before": _named("val_", rows[0]),
+        "validation_after": _named("val_", rows[result.best_epoch]),
+        "validation_last": _named("val_", last),
+        "train_last": _named("train_", last),
+    }
+
+
+def _named(prefix: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The figures of an epoch's row whose names start so, without that; None if there are none."""
+    return {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)} or None
 
 
 def content_of(weights: str | None) -> str | None:
