@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pof._support.checks import MOST_CLASSES, whole_number
+from pof._support.factory import is_factory
 from pof._support.modules import convolutions_channels_last
 from pof._support.preprocessing import Preprocessing
 from pof.app.options import DataOptions, ModelOptions
@@ -92,8 +93,7 @@ def preprocessing_of(loaded: Data) -> Preprocessing | None:
 
 def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
     """The options of data with the preprocessing of the network, where they say nothing else."""
-    of_factory = ":" in data.data
-    if card is None or card.preprocessing is None or of_factory:
+    if card is None or card.preprocessing is None or is_factory(data.data):
         return data
     own = card.preprocessing
     known = {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop}

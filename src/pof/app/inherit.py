@@ -7,9 +7,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from pof._support.factory import is_factory
 from pof.app.cards import card_in
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import RunError, read_config, section_of
+from pof.data.hub import PREFIX
 from pof.data.registry import KNOWN
 
 
@@ -30,7 +32,7 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
             model = _completed(model, given, model=own.model, head=own.head, model_args=own.model_args)
         if "data" not in given or same_data(data, before):
             data = _completed(data, given, **_values(before, given, folder))
-    factories = {"model": model.is_factory, "data": ":" in data.data}
+    factories = {"model": model.is_factory, "data": is_factory(data.data)}
     for name, value in (("model", model.model), ("data", data.data)):
         if not value:
             raise ValueError(f"give --{name}, or as --weights the folder of a run, which says it itself")
@@ -59,6 +61,8 @@ def _values(before: DataOptions, given: Collection[str], folder: Path) -> dict[s
 
 def located(text: str | None, folder: Path) -> str | None:
     """A path in a run's config.yaml: relative to where the run was started from, one of the folders around it."""
+    if text is not None and text.startswith(PREFIX):
+        return f"{PREFIX}{located(text.removeprefix(PREFIX), folder)}"
     if text is None or text in KNOWN or ":" in text or Path(text).exists():
         return text
     found = (base / text for base in folder.resolve().parents)

@@ -32,7 +32,7 @@ from pof.app.options import (
     schedule_of,
 )
 from pof.app.run_files import read_config
-from pof.app.run_folder import COMMIT, CONTENT, NETWORK, Run, commit, content_of
+from pof.app.run_folder import COMMIT, CONTENT, NETWORK, Run, commit, content_of, figures_of
 from pof.app.splits import Splits as Splits
 from pof.app.splits import load as load
 from pof.app.splits import split as split
@@ -139,7 +139,7 @@ def _train(
     before = None if incoming is None else evaluate(incoming.to(device), test, **asked)
     after = evaluate(network, test, **asked)
     if folder is not None:
-        folder.finish(network, _figures(result, before, after), card.metadata())
+        folder.finish(network, figures_of(result, before, after), card.metadata())
     return JobResult(Path(run.out), result, before, after)
 
 
@@ -231,26 +231,3 @@ def _processes() -> tuple[int, int]:
 
     state = PartialState()
     return state.process_index, state.num_processes
-
-
-def _figures(result: FitResult, before: Judged | None, after: Judged) -> dict[str, Any]:
-    rows = {row["epoch"]: row for row in result.history}
-    return {
-        "best_epoch": result.best_epoch,
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "stopped": result.stopped,
-        "message": result.message,
-        "seconds": round(sum(row["seconds"] for row in result.history), 3),
-        "test_before": None if before is None else before.named(),
-        "test_after": after.named(),
-        "validation_before": _named("val_", rows[0]),
-        "validation_after": _named("val_", rows[result.best_epoch]),
-        "validation_last": _named("val_", result.history[-1]),
-        "train_last": _named("train_", result.history[-1]),
-    }
-
-
-def _named(prefix: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The figures of an epoch's row whose names start so, without that; None if there are none."""
-    return {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)} or None

@@ -27,6 +27,8 @@ from torch import nn
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
 from pof.app.run_files import SECTIONS, RunError, read_config, read_rows
 from pof.training.checkpoint import check_same, has_state, load_state
+from pof.training.fit import FitResult
+from pof.training.selection import Judged
 from pof.weights import save_model
 
 if TYPE_CHECKING:
@@ -182,6 +184,31 @@ class Run:
         if self._release is not None:
             self._release()
             self._release = None
+
+
+def figures_of(result: FitResult, before: Judged | None, after: Judged) -> dict[str, Any]:
+    """What result.json says of a fit."""
+    rows = {row["epoch"]: row for row in result.history}
+    last = result.history[-1]
+    return {
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "stopped": result.stopped,
+        "message": result.message,
+        "seconds": round(sum(row["seconds"] for row in result.history), 3),
+        "test_before": None if before is None else before.named(),
+        "test_after": after.named(),
+        "validation_before": _named("val_", rows[0]),
+        "validation_after": _named("val_", rows[result.best_epoch]),
+        "validation_last": _named("val_", last),
+        "train_last": _named("train_", last),
+    }
+
+
+def _named(prefix: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The figures of an epoch's row whose names start so, without that; None if there are none."""
+    return {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)} or None
 
 
 def content_of(weights: str | None) -> str | None:

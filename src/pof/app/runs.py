@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pof._support.factory import is_factory
 from pof._support.preprocessing import Preprocessing
 from pof.app import job
 from pof.app.cards import card_in, known_card, weights_file
@@ -92,7 +93,7 @@ def load_run(folder: str | os.PathLike[str], *, trust_factories: bool = False) -
 def check_trusted(folder: Path, model: ModelOptions, data: DataOptions | None, trusted: bool) -> None:
     """Refuse to import the factories that a run folder names, unless they are trusted."""
     named = [model.model] if model.is_factory else []
-    named += [data.data] if data is not None and ":" in data.data else []
+    named += [data.data] if data is not None and is_factory(data.data) else []
     if named and not trusted:
         raise RunError(
             f"{folder}/config.yaml names the factory {named[0]!r}, whose code would run: give --trust_factories (in"
