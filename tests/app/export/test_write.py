@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from pof._support.preprocessing import Preprocessing
+from pof.app.cards import convolutions_channels_last
 from pof.app.export import write
 from pof.app.export.folders import ExportError
 from pof.app.export.write import FILES, Exported, export
-from pof.app.job import convolutions_channels_last
 from pof.models import build_model
 from pof.models.card import NetworkCard
 from pof.weights import load_model, read_metadata
