@@ -31,6 +31,7 @@ ORDER = (
         "app.run_files",
         "app.run_folder",
         "app.job",
+        "app.comparison",
         "app.report",
         "app.experiment",
         "app.improve",

@@ -111,8 +111,8 @@ def test_every_figure_has_size_caption_and_text(browser: Any, page: Path, width:
         "return [...document.querySelectorAll('svg')].map(e => { const box = e.getBoundingClientRect();"
         " return [box.width, box.height, e.getAttribute('role'), e.closest('figure') !== null] })"
     )
-    # Of three networks: four training curves, two spectra, and five figures with a panel for each.
-    assert len(found) == 21
+    # Of three networks: four training curves, two spectra, and four figures with a panel for each.
+    assert len(found) == 18
     for wide, high, role, in_figure in found:
         assert wide > 200
         assert high > 150
@@ -124,7 +124,7 @@ def test_every_figure_has_size_caption_and_text(browser: Any, page: Path, width:
     assert min(browser.execute_script(captions)) > 80
     by_id = {n["backendDOMNodeId"]: n for n in accessible(browser) if n["role"]["value"] in {"image", "img"}}
     names = [n["name"]["value"] for n in by_id.values()]
-    assert len(names) == 21
+    assert len(names) == 18
     assert min(map(len, names)) > 30
 
 
