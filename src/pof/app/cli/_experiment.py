@@ -63,8 +63,8 @@ def experiment(options: ExperimentOptions) -> int:
     jobs = _jobs(options)
     recipe = read_recipe(path, options.set)
     check_measure(recipe, options.measure)
-    check_replaceable(out / recipe.name)
     whole = make_plan(recipe, threads=options.threads)
+    check_replaceable(whole, out / recipe.name)
     mine = whole if options.shard is None else shard(whole, *_part(options.shard))
     with importable(path.parent):
         if options.dry_run:
@@ -136,7 +136,7 @@ def _duration(seconds: float) -> str:
 
 def _write(plan: "Plan", folder: Path, rows: "Sequence[ResultRow]", options: ExperimentOptions) -> None:
     from pof.app.cli._display import console
-    from pof.app.experiment.pages import cells, header, write_pages
+    from pof.app.experiment.pages import cells, header, headline, write_pages
 
     if not rows:
         console.print("no run of a method is finished: no tables")
@@ -145,6 +145,9 @@ def _write(plan: "Plan", folder: Path, rows: "Sequence[ResultRow]", options: Exp
     console.print(f"{summary.name}: {summary.runs} of {summary.planned} runs")
     for line in _columns([header(summary), *(cells(entry, summary) for entry in summary.entries)]):
         console.print(line, soft_wrap=True, highlight=False)
+    console.print(headline(summary), soft_wrap=True, highlight=False)
+    if summary.diverged:
+        console.print(f"diverged: {'; '.join(summary.diverged)}", soft_wrap=True, highlight=False, style="red")
     console.print(f"tables: {folder} (results.csv, summary.md, summary.tex, summary.json, report.html)", soft_wrap=True)
 
 
