@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import nn
 from pof._support.batches import to_device
 from pof._support.modules import contents, put_back
 from pof.training.evaluation import Metrics
+
+UNLIKELY = 0.001
+"""Probability below which a collapse is no chance; a run asks after each epoch."""
 
 
 class Selection:
@@ -35,15 +39,18 @@ class Selection:
         return better
 
     def collapsed(self, metrics: Metrics | None) -> bool:
-        """Tell whether validation went more than half of the way from the incoming error to chance.
+        """Tell whether validation surely went more than half of the way from the incoming error to chance.
 
-        Never for a network that came in near chance, an error of 1 - 1/C.
+        Surely: were the true error half of the way, one as large on the n samples would have a probability below 0.001,
+        by Chernoff's bound.  Few samples say it of no network, and neither does one that came in near chance, an error
+        of 1 - 1/C.
         """
         if metrics is None or self.incoming is None:
             return False
         chance = 1.0 - 1.0 / metrics.num_classes
         start = self.incoming.error
-        return start < 0.5 * chance and metrics.error > start + 0.5 * (chance - start)
+        half = start + 0.5 * (chance - start)
+        return start < 0.5 * chance and metrics.error > half and tail_bound(metrics.error, half, metrics.n) < UNLIKELY
 
     def deliver(self, network: nn.Module) -> None:
         """Copy the best weights into ``network``, in place; its extra states too."""
@@ -61,6 +68,12 @@ class Selection:
         self.epoch = state["epoch"]
         self.metrics = None if state["metrics"] is None else Metrics(**state["metrics"])
         self.incoming = None if state["incoming"] is None else Metrics(**state["incoming"])
+
+
+def tail_bound(share: float, p: float, n: int) -> float:
+    """Bound P(X / n >= share) for X binomial with 0 < p <= share <= 1: exp(-n KL(share || p)) (Chernoff, 1952)."""
+    rest = 0.0 if share == 1.0 else (1.0 - share) * math.log((1.0 - share) / (1.0 - p))
+    return math.exp(-n * (share * math.log(share / p) + rest))
 
 
 def _rank(metrics: Metrics) -> tuple[float, float]:
