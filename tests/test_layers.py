@@ -28,6 +28,7 @@ ORDER = (
         "app.methods",
         "app.budget",
         "app.options",
+        "app.loggers",
         "app.run_files",
         "app.run_folder",
         "app.job",

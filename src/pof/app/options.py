@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
+from pof.app.loggers import Logger
 from pof.app.method_options import MethodOptions
 from pof.app.methods import average_of, entry_of
 from pof.training.schedules import Schedule
@@ -119,10 +120,12 @@ class RunOptions:
     Args:
         out: folder of the run.
         resume: go on with the run that is in ``out``.
+        logger: send the figures to wandb, mlflow or trackio too, into its project pof; TensorBoard has them anyway.
     """
 
     out: str
     resume: bool = False
+    logger: Logger | None = None
 
 
 @dataclass

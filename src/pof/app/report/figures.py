@@ -62,6 +62,7 @@ class _Curve:
 
 _CURVES = (
     _Curve("train_loss", "Training loss", "mean loss"),
+    _Curve("train_loss_without_penalty", "Training loss without the penalty", "mean loss"),
     _Curve("val_error", "Validation error", "error (%)", percent=True),
     _Curve("val_nll", "Validation NLL", "NLL"),
     _Curve("train_radius", "Radius in training", "mean radius"),
