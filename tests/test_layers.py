@@ -24,11 +24,11 @@ ORDER = (
     *(
         "app.errors",
         "app.documents",
+        "app.loggers",
         "app.method_options",
         "app.methods",
         "app.budget",
         "app.options",
-        "app.loggers",
         "app.run_files",
         "app.run_folder",
         "app.job",

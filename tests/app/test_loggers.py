@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +38,9 @@ def stand_in(name: str, monkeypatch: pytest.MonkeyPatch) -> Calls:
 
             return call
 
-    monkeypatch.setitem(sys.modules, name, Recorder(name))
+    module = Recorder(name)
+    module.__spec__ = ModuleSpec(name, None)  # accelerate asks for it
+    monkeypatch.setitem(sys.modules, name, module)
     return calls
 
 

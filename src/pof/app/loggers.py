@@ -58,7 +58,8 @@ class _Wandb:
     """Weights & Biases, and Trackio, which has its interface."""
 
     def __init__(self, module: Any, name: str, config: Mapping[str, Any]) -> None:
-        self._module, self._start, self._run = module, {"name": name, "config": dict(config)}, None
+        self._module, self._start = module, {"name": name, "config": dict(config)}
+        self._run: Any = None
 
     def __call__(self, row: Row) -> None:
         if self._run is None:

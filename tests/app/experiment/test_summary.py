@@ -245,8 +245,8 @@ def test_the_page_begins_with_a_sentence_and_the_plot(plan: Plan, tmp_path: Path
 def test_the_headline_says_what_is_shown(plan: Plan) -> None:
     nothing = summarise(plan, rows())
     assert headline(nothing) == (
-        "Against the control sgd, the test error is not shown to differ in any of 2 comparisons (p after Holm below"
-        " 0.05)."
+        "Against the control sgd, the test error is not shown to differ in any of 2 comparisons (level 0.05, after"
+        " Holm)."
     )
 
     def moved(row: ResultRow) -> ResultRow:
@@ -255,7 +255,7 @@ def test_the_headline_says_what_is_shown(plan: Plan) -> None:
 
     assert headline(summarise(plan, [moved(r) for r in rows()])) == (
         "Against the control sgd, the test error is lower with pof & co on 10 % (-1.98 points); higher with pof & co on"
-        " all_<&> (+1.02 points) (p after Holm below 0.05)."
+        " all_<&> (+1.02 points) (level 0.05, after Holm)."
     )
     one = summarise(plan, [r for r in rows() if r.seed == 0])
     assert "no comparison has a test" in headline(one)

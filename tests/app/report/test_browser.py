@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from pof.app.experiment.pages import write_pages
+from pof.app.experiment.plan import make_plan
+from pof.app.experiment.recipe import parse_recipe
 from pof.app.report import Bounds, read_run, write_report
+from tests.app.experiment.test_summary import RECIPE, rows
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -173,6 +177,22 @@ def test_numbers_are_those_of_the_files(browser: Any, page: Path, runs: Path) ->
 def validation_error(folder: Path, epoch: int) -> float:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return next(float(r["val_error"]) for r in rows if r["event"] == "epoch" and r["epoch"] == epoch)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_methods_of_an_experiment_stay_while_its_table_scrolls(browser: Any, tmp_path: Path, width: int) -> None:
+    write_pages(make_plan(parse_recipe(RECIPE)), rows(), tmp_path)
+    opened(browser, tmp_path / "report.html", width)
+    places = (
+        "document.querySelector('.scroll').scrollLeft = arguments[0]; const left = e => e.getBoundingClientRect().left;"
+        " return [[...document.querySelectorAll('#results thead th:first-child, #results th[scope=row], .group span')]"
+        ".map(left), left(document.querySelector('#results td')), document.documentElement.scrollWidth]"
+    )
+    first, cell, _ = browser.execute_script(places, 0)
+    scrolled, moved, needed = browser.execute_script(places, 200)
+    assert len(first) == 7 and scrolled == first  # the head, four methods, two settings
+    assert moved == cell - 200
+    assert needed <= width
 
 
 @pytest.mark.parametrize("shade", SHADES)

@@ -150,6 +150,12 @@ def test_legends_have_the_names_of_the_classes(written: tuple[list[RunFigures], 
         assert name in shown
 
 
+def test_epochs_are_whole_numbers(figures: list[Figure]) -> None:
+    training = next(figure for figure in figures if figure.key == "training").panels
+    ticks = [text.strip() for tag, text in Texts(training[1].svg).found if tag == "text"]
+    assert {"0", "1", "2"} <= set(ticks) and not {"0.5", "1.5", "0.0"} & set(ticks)
+
+
 def test_axes_fit_the_dip_of_a_curve() -> None:
     shallow = torch.tensor([0.0, -0.1, 50.0])
     low, high = _heights([shallow, torch.tensor([0.0, 0.2, 9.0])])

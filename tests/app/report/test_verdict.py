@@ -33,6 +33,7 @@ def test_a_judgement_needs_significance(
 ) -> None:
     text = said(fixed, broken, p, nll)
     assert text.startswith(f"new {judgements[0]}: of the same 100 test samples it corrects {fixed} and breaks {broken}")
+    text = text.replace("−", "-")
     assert f"Its likelihood {judgements[1]}: NLL {nll[1]:+.4f} (95 % interval" in text
     assert f"error {float(broken - fixed):+.2f} (95 % interval -2.00 to +1.00) percentage points" in text
 

@@ -133,7 +133,7 @@ def headline(summary: Summary) -> str:
     left = len(pairs) - shown - (0 if name is None else sum(e.method == name for e in summary.entries))
     if left:
         parts.append(f"not shown to differ in {left if shown else f'any of {left}'} comparison{'s' * (left > 1)}")
-    return f"Against {against}, the {label} is {'; '.join(parts)} (p after Holm below {SIGNIFICANT})."
+    return f"Against {against}, the {label} is {'; '.join(parts)} (level {SIGNIFICANT}, after Holm)."
 
 
 def _named(found: Sequence[tuple[Entry, Paired]], summary: Summary) -> str:

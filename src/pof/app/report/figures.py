@@ -76,6 +76,8 @@ def _training_panels(networks: Sequence[RunFigures]) -> list[Panel]:
 
 
 def _panel(curve: _Curve, runs: Sequence[tuple[int, str, Record]]) -> Panel | None:
+    from matplotlib.ticker import MaxNLocator
+
     parts, drawn = [], []
     with drawing() as ax:
         for series, name, record in runs:
@@ -91,7 +93,7 @@ def _panel(curve: _Curve, runs: Sequence[tuple[int, str, Record]]) -> Panel | No
             ax.set_yscale("log")
         elif min(drawn) == 0:
             ax.set_ylim(bottom=0.0)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.set_xlabel("epoch")
         ax.set_ylabel(curve.label)
         ax.legend()

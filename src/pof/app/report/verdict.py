@@ -73,4 +73,4 @@ def _verdict(before: RunFigures, after: RunFigures) -> Verdict:
 
 
 def _interval(low: float, mean: float, high: float, digits: int) -> str:
-    return f"{mean:+.{digits}f} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"
+    return f"{mean:+.{digits}f} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})".replace("-", "−")
