@@ -24,6 +24,7 @@ ORDER = (
     *(
         "app.errors",
         "app.documents",
+        "app.loggers",
         "app.method_options",
         "app.methods",
         "app.budget",
@@ -40,6 +41,7 @@ ORDER = (
         "app.runs",
         "app.known",
         "app.engine",
+        "app.comparison",
         "app.report",
         "app.experiment",
         "app.improve",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -58,6 +59,14 @@ def test_diagram_and_scores() -> None:
     brier = [sum((float(p[n, c]) - (c == int(labels[n]))) ** 2 for c in range(4)) for n in range(500)]
     assert found.brier == pytest.approx(sum(brier) / 500)
     assert torch.equal(found.confidence.isnan(), ~kept)
+
+
+def test_single_samples_are_kept_in_order() -> None:
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    found = calibration_of(logits, torch.tensor([0, 1, 0]))
+    assert found.correct.tolist() == [True, False, True]
+    softplus = math.log1p(math.exp(-2.0))
+    assert found.losses.tolist() == pytest.approx([softplus, 2.0 + softplus, math.log(2.0)])
 
 
 def test_temperature_is_the_minimum_and_calibrates() -> None:

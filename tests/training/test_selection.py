@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
+from scipy.stats import binom
 from torch import nn
 
 from pof.training.evaluation import Metrics
-from pof.training.selection import Selection
+from pof.training.selection import Selection, tail_bound
 
 
-def figures(error: float, nll: float = 1.0, classes: int = 10) -> Metrics:
-    return Metrics(error=error, nll=nll, ece=0.0, n=100, num_classes=classes)
+def figures(error: float, nll: float = 1.0, classes: int = 10, n: int = 100_000) -> Metrics:
+    return Metrics(error=error, nll=nll, ece=0.0, n=n, num_classes=classes)
 
 
 def network(value: float) -> nn.Module:
@@ -64,6 +65,31 @@ def test_a_collapse_is_half_of_the_way_to_chance(incoming: float, error: float, 
     selection.consider(0, network(0.0), figures(incoming, classes=classes))
     assert selection.collapsed(figures(error, classes=classes)) is collapsed
     assert not selection.collapsed(None)
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "collapsed"),
+    [
+        (6, 3, False),  # half of six images: it stopped the run, and is as likely as not at the limit of 0.45
+        (6, 6, False),  # 0.45 ** 6 is 0.008
+        (9, 9, True),  # 0.45 ** 9 is 0.0008
+        (100, 60, False),
+        (100, 90, True),  # chance
+        (1000, 480, False),
+        (1000, 520, True),
+    ],
+)
+def test_a_collapse_is_more_than_chance_on_few_samples(n: int, wrong: int, collapsed: bool) -> None:
+    selection = Selection()
+    selection.consider(0, network(0.0), figures(0.0, n=n))
+    assert selection.collapsed(figures(wrong / n, n=n)) is collapsed
+
+
+@pytest.mark.parametrize(("n", "k", "p"), [(6, 6, 0.45), (20, 15, 0.5), (300, 160, 0.5), (50, 50, 0.9), (10, 5, 0.5)])
+def test_the_bound_is_above_the_binomial_tail(n: int, k: int, p: float) -> None:
+    exact = float(binom.sf(k - 1, n, p))
+    # Chernoff's bound is loose by no more than about sqrt(8 n).
+    assert exact <= tail_bound(k / n, p, n) * (1 + 1e-12) <= exact * math.sqrt(8 * n)
 
 
 def test_a_selection_goes_on_from_its_state() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof._support.factory import is_factory
 from pof._support.preprocessing import Interpolation
+from pof.app.loggers import Logger
 from pof.app.method_options import MethodOptions
 from pof.app.methods import average_of, entry_of, reads_classes
 from pof.training.schedules import Schedule
@@ -151,12 +152,15 @@ class RunOptions:
         overwrite: Remove the run that is in the folder, once this one is ready to start. A folder that holds anything
             else is refused.
         dry_run: Print what would be trained and what it costs, and write nothing.
+        logger: Logger that gets the figures too, into its project pof: wandb, mlflow or trackio. TensorBoard has them
+            anyway.
     """
 
     out: str
     resume: bool = False
     overwrite: bool = False
     dry_run: bool = False
+    logger: Logger | None = None
 
 
 @dataclass

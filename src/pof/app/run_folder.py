@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
+from pof.app.loggers import scalars
 from pof.app.run_files import SECTIONS, RunError, read_config, read_rows
 from pof.training.checkpoint import check_same, has_state, load_state
 from pof.training.fit import FitResult
@@ -127,14 +128,11 @@ class Run:
                 self._show(self._board, row)
 
     def _show(self, board: SummaryWriter, row: Mapping[str, Any]) -> None:
-        event = row["event"]
-        if event in {"step", "epoch"}:
-            for name in row.keys() - {"event", "step", "epoch", "best"}:
-                if isinstance(row[name], (int, float)):
-                    board.add_scalar(f"{event}/{name}", row[name], row["step"])
+        for name, value in scalars(row).items():
+            board.add_scalar(name, value, row["step"])
         # On the disk before the state that it belongs to: a resume does not repeat it.
         board.flush()
-        if event == "end":
+        if row["event"] == "end":
             board.close()
             self._board = None
 

@@ -8,7 +8,7 @@ in grey.  matplotlib is imported on use, pyplot and its global state are not use
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +87,16 @@ def values_and_mean(
     return _labelled(ax, *axis_labels)
 
 
-def radii(ax: Axes | None, sets: Mapping[str, tuple[Tensor, float]], *, bins: int) -> Axes:
-    """Draw the histogram of each set: legend entry -> radii (K,) and their median; ``bins`` are common to all."""
+def radii(ax: Axes | None, sets: Mapping[str, tuple[Tensor, float]], *, bins: int, limit: float | None = None) -> Axes:
+    """Draw the histogram of each set: legend entry -> radii (K,) and their median; ``bins`` are common to all.
+
+    Radii beyond ``limit`` are not drawn, and count in the shares.
+
+    Returns:
+        The axes.
+    """
     ax = _axes(ax)
-    top = max((float(values.max()) for values, _ in sets.values() if len(values)), default=0.0) or 1.0
+    top = limit or max((float(values.max()) for values, _ in sets.values() if len(values)), default=0.0) or 1.0
     edges = torch.linspace(0.0, top, bins + 1).tolist()
     for (legend, (values, median)), style in zip(sets.items(), STYLES, strict=False):
         _shares(ax, values, edges, style, label=legend, hatch=style.hatch)
@@ -150,8 +156,22 @@ def margins(ax: Axes | None, values: Tensor, bins: int, *, label: str, series: i
     return _labelled(ax, "margin (distance in feature space)", "share of samples", legend=bool(label))
 
 
-def components(ax: Axes | None, projection: Tensor, explained: Tensor, labels: Tensor, *, samples: int) -> Axes:
-    """Draw the first two components (N, k), a marker and a shade for each class; at most ``samples``, evenly taken."""
+def components(
+    ax: Axes | None,
+    projection: Tensor,
+    explained: Tensor,
+    labels: Tensor,
+    *,
+    samples: int,
+    names: Sequence[str] | None = None,
+) -> Axes:
+    """Draw the first two components (N, k), a marker and a shade for each class; at most ``samples``, evenly taken.
+
+    The legend has the ``names`` of the classes, or their numbers.
+
+    Returns:
+        The axes.
+    """
     from matplotlib import colormaps
 
     ax = _axes(ax)
@@ -161,10 +181,20 @@ def components(ax: Axes | None, projection: Tensor, explained: Tensor, labels: T
     for i, c in enumerate(classes):
         x, y = points[labels == c][:, :2].T.tolist()
         color = colormaps["viridis"](i / max(1, len(classes) - 1))
-        ax.plot(x, y, ls="", marker=MARKERS[i % len(MARKERS)], ms=3, mew=0.3, mec="0.2", c=color, label=c)
-    names = (f"component 1 ({float(explained[0]):.0%} of variance)", f"component 2 ({float(explained[1]):.0%})")
+        ax.plot(
+            x,
+            y,
+            ls="",
+            marker=MARKERS[i % len(MARKERS)],
+            ms=3,
+            mew=0.3,
+            mec="0.2",
+            c=color,
+            label=c if names is None else names[c],
+        )
+    axes = (f"component 1 ({float(explained[0]):.0%} of variance)", f"component 2 ({float(explained[1]):.0%})")
     few = len(classes) <= len(MARKERS)
-    return _labelled(ax, *names, legend=few, fontsize="x-small", ncols=2, title="class")
+    return _labelled(ax, *axes, legend=few, fontsize="x-small", ncols=2, title="class")
 
 
 def reliability(

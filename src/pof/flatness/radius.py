@@ -66,14 +66,16 @@ class RadiusDistribution:
             return math.nan
         return self.test.median / self.train.median
 
-    def plot(self, ax: Axes | None = None, *, label: str = "", bins: int = 20) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str = "", bins: int = 20, limit: float | None = None) -> Axes:
         """Draw both histograms over the bounded batches; arguments as in ``pof.flatness.plots.radii``."""
         sets = {"training": self.train} | ({} if self.test is None else {"test": self.test})
         drawn = {
             f"{plots.joined(label, name)}: median {r.median:.3g}, {r.separable_share:.0%} separable": r
             for name, r in sets.items()
         }
-        return plots.radii(ax, {key: (r.radius[r.bounded], r.median) for key, r in drawn.items()}, bins=bins)
+        return plots.radii(
+            ax, {key: (r.radius[r.bounded], r.median) for key, r in drawn.items()}, bins=bins, limit=limit
+        )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ class Calibration:
     """(bins,) share of correct predictions, NaN where empty."""
     share: Tensor
     """(bins,) share of the samples."""
+    correct: Tensor
+    """(N,) bool: which samples are classified correctly, in the loader's order."""
+    losses: Tensor
+    """(N,) float64: negative log-likelihood of each sample, in nats."""
     samples: int
     """N."""
 
@@ -110,15 +114,18 @@ def calibration_of(logits: Tensor, labels: Tensor, *, temperature: float | None 
     p = torch.softmax(z, dim=1)
     ece, confidence, accuracy, share = _reliability(p, labels, bins)
     scaled = None if temperature is None else _reliability(torch.softmax(z / temperature, dim=1), labels, bins)[0]
+    losses = F.cross_entropy(z, labels, reduction="none")
     return Calibration(
         ece=ece,
-        nll=float(F.cross_entropy(z, labels)),
+        nll=float(losses.mean()),
         brier=float((p - F.one_hot(labels, z.shape[1])).square().sum(dim=1).mean()),
         temperature=temperature,
         scaled_ece=scaled,
         confidence=confidence.cpu(),
         accuracy=accuracy.cpu(),
         share=share.cpu(),
+        correct=(z.argmax(dim=1) == labels).cpu(),
+        losses=losses.cpu(),
         samples=len(labels),
     )
 

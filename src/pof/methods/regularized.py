@@ -63,7 +63,7 @@ class Regularized(Method):
         reference_inputs: Inputs | None = None,
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
-        """The loss plus the penalty, which is among the metrics, or in eval mode the plain loss; needs no reference."""
+        """The loss plus the penalty (each alone is a metric), or in eval mode the plain loss; needs no reference."""
         if self.training:
             self.attach()
         features, logits = features_and_logits(self.network, inputs)
@@ -74,7 +74,8 @@ class Regularized(Method):
         self._seen.append((features.detach(), targets))
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.
         loss = plain.loss + penalty if self.regularizer.strength else plain.loss
-        return StepOutput(loss, plain.logits, {"penalty": penalty.detach()}, penalty)
+        metrics = {"loss_without_penalty": plain.loss.detach(), "penalty": penalty.detach()}
+        return StepOutput(loss, plain.logits, metrics, penalty)
 
     def penalty_weight_of(self, targets: Tensor) -> Tensor | None:
         """With class weights: the samples that have a part."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
 from pof.training.loop import DivergenceWarning, FitResult, Log, Loop
+from pof.training.progress import telling
 from pof.training.schedules import Schedule
 from pof.training.settings import Timetable, fingerprint, shared
 from pof.training.step import Stepper
@@ -63,6 +64,7 @@ def fit(
     device: str | torch.device | None = None,
     log: Log | None = None,
     metric: AskedMetric = None,
+    progress: bool | float = False,
 ) -> FitResult:
     """Train with a method.
 
@@ -75,8 +77,7 @@ def fit(
         epochs: passes over ``train_loader``, >= 1.
         optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
         schedule: of the learning rate, over all steps: a cosine to 0, for SWA (which refuses that) a constant rate.
-        val_loader: for the selection, never the test set; draws the same random numbers in each epoch.  Without it the
-            last network counts.
+        val_loader: for the selection, never the test set; draws alike in each epoch.  Without it the last epoch counts.
         checkpoint_dir: folder of the training state; None keeps none.
         resume: go on from the state in ``checkpoint_dir``; starts from the beginning where there is none.
         checkpoint_every: optimizer steps between checkpoints, beside the one after each epoch.
@@ -84,10 +85,11 @@ def fit(
         clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
         precision: ``"fp32"``, autocast to ``"bf16"`` or ``"fp16"`` (scaled), or ``"auto"``: bf16 where hardware has it.
         device: None takes the accelerator that Accelerate finds, else the CPU.
-        log: called with a row per step, per epoch, and at the end.
+        log: called with a row per step, per epoch, and at the end (docs/logging.md).
         metric: what validation chooses by, as :func:`pof.evaluate` takes it, with the method's loss; None: fewest
             errors of a classifier (among equals the smaller NLL), else the first figure of the loss (among equals the
             smaller loss).  Smaller is better, unless it has the attribute ``higher_is_better``.
+        progress: show a bar, or without a terminal plain lines, every 10 seconds or so many as are given.
 
     Returns:
         What happened; ``method.model`` holds the selected weights.
@@ -100,17 +102,16 @@ def fit(
     _check_choices(method, schedule, resume, checkpoint_dir)
     place = _placed(method, device)
     _check_loaders(train_loader, val_loader, checkpoint_dir)
-    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as interrupts:
+    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as stop, telling(log, progress) as tell:
         made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
-        steps, rates = math.ceil(length / accumulation), schedule.settled(Schedule(method.schedule_kind))
-        times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
+        rates = schedule.settled(Schedule(method.schedule_kind))
+        times = Timetable(epochs, math.ceil(length / accumulation), accumulation, checkpoint_every, rates)
         settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm) | shared(method, checkpoint_every)
         settings |= {} if metric is None else {"metric": described(metric)}
         _agree(settings | {"resume": resume}, length, place, val_loader, checkpoint_dir)
         stepper = Stepper(method, made, found, clip_norm)
         batches = micro_batches(train_loader, method.needs_reference, stepper.device)
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        return Loop(method, stepper, batches, times, val_loader, folder, log or _silent, metric).run(resume, interrupts)
+        return Loop(method, stepper, batches, times, val_loader, _path(checkpoint_dir), tell, metric).run(resume, stop)
 
 
 def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:
@@ -121,8 +122,8 @@ def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loade
         raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
 
 
-def _silent(row: Mapping[str, Any]) -> None:
-    """Nobody listens."""
+def _path(folder: str | Path | None) -> Path | None:
+    return None if folder is None else Path(folder)
 
 
 @contextmanager

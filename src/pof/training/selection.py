@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from pof.training.evaluation import Metrics
 from pof.training.tasks import TaskMetrics
 
 Judged = Metrics | TaskMetrics
+
+UNLIKELY = 0.001
+"""Probability below which a collapse is no chance; a run asks after each epoch."""
 
 
 class Selection:
@@ -40,15 +44,18 @@ class Selection:
         return better
 
     def collapsed(self, metrics: Judged | None) -> bool:
-        """Tell whether validation went more than half of the way from the incoming error to chance.
+        """Tell whether validation surely went more than half of the way from the incoming error to chance.
 
-        Never for a network that came in near chance, an error of 1 - 1/C, nor with another loss or metric.
+        Surely: were the true error half of the way, one as large on the n samples would have a probability below 0.001,
+        by Chernoff's bound.  Few samples say it of no network, and neither does one that came in near chance, an error
+        of 1 - 1/C, nor another loss or metric.
         """
         if not isinstance(metrics, Metrics) or not isinstance(self.incoming, Metrics):
             return False
         chance = 1.0 - 1.0 / metrics.num_classes
         start = self.incoming.error
-        return start < 0.5 * chance and metrics.error > start + 0.5 * (chance - start)
+        half = start + 0.5 * (chance - start)
+        return start < 0.5 * chance and metrics.error > half and tail_bound(metrics.error, half, metrics.n) < UNLIKELY
 
     def deliver(self, network: nn.Module) -> None:
         """Copy the best weights into ``network``, in place; its extra states too."""
@@ -72,3 +79,9 @@ def _judged(state: Mapping[str, Any] | None) -> Judged | None:
     if state is None:
         return None
     return TaskMetrics(**state) if "metric" in state else Metrics(**state)
+
+
+def tail_bound(share: float, p: float, n: int) -> float:
+    """Bound P(X / n >= share) for X binomial with 0 < p <= share <= 1: exp(-n KL(share || p)) (Chernoff, 1952)."""
+    rest = 0.0 if share == 1.0 else (1.0 - share) * math.log((1.0 - share) / (1.0 - p))
+    return math.exp(-n * (share * math.log(share / p) + rest))

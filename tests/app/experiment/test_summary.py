@@ -7,13 +7,14 @@ import json
 import math
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy import stats
 
-from pof.app.experiment.pages import cells, check_replaceable, header, latex, markdown, reading, write_pages
+from pof.app.experiment.pages import cells, check_replaceable, header, headline, latex, markdown, reading, write_pages
 from pof.app.experiment.plan import Plan, make_plan
 from pof.app.experiment.recipe import parse_recipe
 from pof.app.experiment.statistics import holm
@@ -37,7 +38,7 @@ INCOMING = [0.052, 0.060, 0.057, 0.049]
 
 def row(setting: str, method: str, seed: int, **parts: Any) -> ResultRow:
     error, before = ERRORS[method][seed], INCOMING[seed]
-    values: dict[str, Any] = {name: None for name in ("stopped", "radius")}
+    values: dict[str, Any] = {name: None for name in ("stopped", "pretrain_stopped", "radius")}
     for name, scale in {"error": 1.0, "nll": 3.0, "ece": 0.5, "val_error": 2.0, "val_nll": 4.0}.items():
         values |= {name: scale * error, f"{name}_before": scale * before}
     values |= {
@@ -166,12 +167,110 @@ def test_names_are_no_formulas_and_no_html(tmp_path: Path) -> None:
 
 
 def test_tables_replace_those_of_an_experiment_only(plan: Plan, tmp_path: Path) -> None:
-    check_replaceable(tmp_path / "new")
-    write_pages(plan, rows(), tmp_path / "ours")
-    check_replaceable(tmp_path / "ours")
+    check_replaceable(plan, tmp_path / "new")
+    write_pages(plan, of_plan(plan), tmp_path / "ours")
+    check_replaceable(plan, tmp_path / "ours")
     (tmp_path / "results.csv").write_text("mine")
     with pytest.raises(ValueError, match=r"results\.csv is there, and no experiment wrote it"):
-        check_replaceable(tmp_path)
+        check_replaceable(plan, tmp_path)
+
+
+def of_plan(plan: Plan) -> list[ResultRow]:
+    """Rows of the runs that the plan names."""
+    return [
+        row(trial.setting, method, trial.seed, folder=f"runs/{name}")
+        for trial in plan.trials
+        for method, name in trial.methods.items()
+    ]
+
+
+def test_no_row_of_a_table_is_lost(tmp_path: Path) -> None:
+    """A second --set into the same folder replaced the tables of the first."""
+
+    def named(**parts: Any) -> Plan:
+        return make_plan(parse_recipe(RECIPE | parts))
+
+    write_pages(named(), of_plan(named()), tmp_path)
+    check_replaceable(named(seeds=6), tmp_path)  # more of the same
+    check_replaceable(named(methods=RECIPE["methods"] | {"sam": {"method": "sam"}}), tmp_path)
+    for parts, lost in (({"train": {"lr": 0.003}}, 16), ({"seeds": 3}, 4)):
+        with pytest.raises(ValueError, match=rf"{lost} of their rows would be lost.*--set name=made-up-2"):
+            check_replaceable(named(**parts), tmp_path)
+
+
+class Shown(HTMLParser):
+    """The text of each element with its tag and attributes, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs), []))
+        if tag not in {"meta", "link"}:
+            self._open.append(self.found[-1])
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for _, _, texts in self._open:
+            texts.append(data)
+
+    def texts(self, *tags: str) -> list[str]:
+        return [" ".join("".join(texts).split()) for tag, _, texts in self.found if tag in tags]
+
+
+def test_the_page_begins_with_a_sentence_and_the_plot(plan: Plan, tmp_path: Path) -> None:
+    summary = write_pages(plan, rows(), tmp_path)
+    page = Shown((tmp_path / "report.html").read_text())
+    assert page.texts("h2") == ["Summary", "Table", "Recipe"]
+    main = page.found[[tag for tag, _, _ in page.found].index("main") :]
+    order = [tag for tag, _, _ in main if tag in {"p", "svg", "table"}]
+    assert order[:3] == ["p", "svg", "svg"] and "table" in order[3:]
+    assert page.texts("p")[0] == headline(summary)
+    # The first column is the method, a row header; settings are groups.
+    columns = ["".join(t) for tag, a, t in page.found if tag == "th" and a.get("scope") == "col"]
+    assert columns == header(summary)[1:] and columns[:2] == ["method", "epochs"]
+    heads = [" ".join("".join(t).split()) for tag, a, t in page.found if tag == "th" and a.get("scope") == "row"]
+    assert heads == [*ERRORS] * 2
+    groups = [" ".join("".join(t).split()) for tag, a, t in page.found if a.get("scope") == "rowgroup"]
+    assert groups == [*RECIPE["settings"]]
+    assert (tmp_path / "summary.md").read_text().splitlines()[2] == headline(summary).replace("<", "&lt;")
+
+
+def test_the_headline_says_what_is_shown(plan: Plan) -> None:
+    nothing = summarise(plan, rows())
+    assert headline(nothing) == (
+        "Against the control sgd, the test error is not shown to differ in any of 2 comparisons (level 0.05, after"
+        " Holm)."
+    )
+
+    def moved(row: ResultRow) -> ResultRow:
+        change = {"10 %": -0.02, "all_<&>": 0.01}[row.setting] + 1e-4 * row.seed
+        return replace(row, error=ERRORS["sgd"][row.seed] + change) if row.method != "sgd" else row
+
+    assert headline(summarise(plan, [moved(r) for r in rows()])) == (
+        "Against the control sgd, the test error is lower with pof & co on 10 % (-1.98 points); higher with pof & co on"
+        " all_<&> (+1.02 points) (level 0.05, after Holm)."
+    )
+    one = summarise(plan, [r for r in rows() if r.seed == 0])
+    assert "no comparison has a test" in headline(one)
+    alone = make_plan(parse_recipe({**RECIPE, "control": None}))
+    assert headline(summarise(alone, rows())).startswith("Against the incoming networks, the test error is")
+
+
+def test_trainings_that_diverged_are_said(plan: Plan, tmp_path: Path) -> None:
+    mixed = [replace(r, pretrain_stopped="diverged") if r.setting == "10 %" and r.seed == 2 else r for r in rows()]
+    mixed[-1] = replace(mixed[-1], stopped="diverged")
+    summary = write_pages(plan, mixed, tmp_path)
+    assert summary.diverged == ("10 %, pre-training, seed 2", "all_<&>, pof & co, seed 3")
+    said = [text for text in Shown((tmp_path / "report.html").read_text()).texts("p") if text.startswith("Diverged")]
+    assert len(said) == 1 and "10 %, pre-training, seed 2; all_<&>, pof & co, seed 3." in said[0]
+    assert not summarise(plan, rows()).diverged and not any("iverged" in s for s in reading(summarise(plan, rows())))
 
 
 def test_the_four_formats(plan: Plan, tmp_path: Path) -> None:

@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from pof.app.experiment.pages import write_pages
+from pof.app.experiment.plan import make_plan
+from pof.app.experiment.recipe import parse_recipe
 from pof.app.report import Bounds, read_run, write_report
+from tests.app.experiment.test_summary import RECIPE, rows
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -111,8 +115,8 @@ def test_every_figure_has_size_caption_and_text(browser: Any, page: Path, width:
         "return [...document.querySelectorAll('svg')].map(e => { const box = e.getBoundingClientRect();"
         " return [box.width, box.height, e.getAttribute('role'), e.closest('figure') !== null] })"
     )
-    # Of three networks: four training curves, two spectra, and five figures with a panel for each.
-    assert len(found) == 21
+    # Of three networks: four training curves, two spectra, and four figures with a panel for each.
+    assert len(found) == 18
     for wide, high, role, in_figure in found:
         assert wide > 200
         assert high > 150
@@ -124,7 +128,7 @@ def test_every_figure_has_size_caption_and_text(browser: Any, page: Path, width:
     assert min(browser.execute_script(captions)) > 80
     by_id = {n["backendDOMNodeId"]: n for n in accessible(browser) if n["role"]["value"] in {"image", "img"}}
     names = [n["name"]["value"] for n in by_id.values()]
-    assert len(names) == 21
+    assert len(names) == 18
     assert min(map(len, names)) > 30
 
 
@@ -173,6 +177,22 @@ def test_numbers_are_those_of_the_files(browser: Any, page: Path, runs: Path) ->
 def validation_error(folder: Path, epoch: int) -> float:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return next(float(r["val_error"]) for r in rows if r["event"] == "epoch" and r["epoch"] == epoch)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_methods_of_an_experiment_stay_while_its_table_scrolls(browser: Any, tmp_path: Path, width: int) -> None:
+    write_pages(make_plan(parse_recipe(RECIPE)), rows(), tmp_path)
+    opened(browser, tmp_path / "report.html", width)
+    places = (
+        "document.querySelector('.scroll').scrollLeft = arguments[0]; const left = e => e.getBoundingClientRect().left;"
+        " return [[...document.querySelectorAll('#results thead th:first-child, #results th[scope=row], .group span')]"
+        ".map(left), left(document.querySelector('#results td')), document.documentElement.scrollWidth]"
+    )
+    first, cell, _ = browser.execute_script(places, 0)
+    scrolled, moved, needed = browser.execute_script(places, 200)
+    assert len(first) == 7 and scrolled == first  # the head, four methods, two settings
+    assert moved == cell - 200
+    assert needed <= width
 
 
 @pytest.mark.parametrize("shade", SHADES)

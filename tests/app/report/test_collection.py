@@ -116,7 +116,9 @@ def test_a_network_without_a_linear_head_has_the_other_figures(tmp_path: Path) -
     torch.manual_seed(0)
     pof.save_model(SoftHead(), tmp_path / "soft.safetensors")
     model = ModelOptions(f"{__name__}:SoftHead", head="head")
-    (found,) = collect([subject_of_file(tmp_path / "soft.safetensors", "soft", model, DATA)], BOUNDS, pictures=True)
+    (found,) = collect(
+        [subject_of_file(tmp_path / "soft.safetensors", "soft", model, DATA)], BOUNDS, pictures=True, plane=True
+    )
     assert (found.radii, found.gamma, found.features) == (None, None, None)
     assert found.trace.value != 0.0
     assert [figure.key for figure in figures_of([found])] == ["curvature", "plane", "calibration"]
@@ -127,8 +129,9 @@ def test_reach_is_common_to_all(figures: RunFigures, subject: Subject, samples: 
     assert figures.radii is not None and figures.radii.test is not None
     assert reach == 2 * max(figures.radii.train.median, figures.radii.test.median)
     network = subject.network(job.load(DATA))
-    pictures = measure_pictures(subject, network, samples, reach, None)
+    pictures = measure_pictures(subject, network, samples, reach, None, ("0",), plane=False)
     assert pictures.landscape is not None
+    assert pictures.plane is None  # nobody asked for it
     assert float(pictures.landscape.offsets[-1]) == pytest.approx(reach)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pof.app.report import Bounds, RunFigures, read_run, write_report
-from pof.app.report.figures import Figure, figures_of
+from pof.app.report import Bounds, RunFigures, read_run, verdicts, write_report
+from pof.app.report.figures import Figure, _heights, figures_of
 from pof.app.report.page import render, settings
 from pof.app.report.svg import drawing, inline, panel
 
@@ -29,6 +29,30 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+class Texts(HTMLParser):
+    """The text of each element, in the order of their start tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[list[str]] = []
+        self._open: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        entry = [tag, ""]
+        self.found.append(entry)
+        if tag not in {"meta", "link"}:
+            self._open.append(entry)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for entry in self._open:
+            entry[1] += data
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +87,7 @@ def test_identifiers_are_unique_and_references_are_there(written: tuple[list[Run
 
 def test_the_order_is_summary_figures_configuration_environment(written: tuple[list[RunFigures], str]) -> None:
     found = [a["id"] for a in Page(written[1]).all("h2")]
-    figures = ["training", "ray", "radius", "curvature", "plane", "calibration", "features"]
+    figures = ["training", "ray", "radius", "curvature", "calibration", "features"]
     assert found == ["summary", *figures, "configuration", "environment"]
 
 
@@ -99,6 +123,59 @@ def test_a_dollar_in_a_name_is_no_formula(written: tuple[list[RunFigures], str])
     named = [replace(n, subject=replace(n.subject, name=f"$\\frac{i}$")) for i, n in enumerate(written[0])]
     drawn = "".join(panel.svg for figure in figures_of(named) for panel in figure.panels)
     assert "$\\frac0$" in drawn
+
+
+def test_the_verdict_comes_first(written: tuple[list[RunFigures], str]) -> None:
+    """In the summary, before every other sentence and every table."""
+    found = verdicts(written[0])
+    assert [(v.name, v.before) for v in found] == [("pof", "before"), ("sam", "before")]
+    texts = [" ".join(text.split()) for tag, text in Texts(written[1]).found if tag in {"h2", "p", "table"}]
+    at = texts.index("Summary")
+    assert texts[at + 1 : at + 3] == [v.sentences for v in found]
+
+
+def test_nothing_is_said_of_networks_without_the_one_before(written: tuple[list[RunFigures], str]) -> None:
+    alone = replace(written[0][0], subject=replace(written[0][0].subject, before=None))
+    assert "verdict" not in {a.get("class") for a in Page(render([alone], [], [])).all("p")}
+
+
+def test_legends_have_the_names_of_the_classes(written: tuple[list[RunFigures], str]) -> None:
+    network = written[0][0]
+    assert network.pictures is not None and network.pictures.classes == tuple(map(str, range(10)))
+    classes = ("_hidden", "cost in $", "a name of twenty-four ab", *(f"class {i}" for i in range(7)))
+    drawn = figures_of([replace(network, pictures=replace(network.pictures, classes=classes))])
+    (picture,) = next(figure for figure in drawn if figure.key == "features").panels
+    shown = [text.strip() for tag, text in Texts(picture.svg).found if tag == "text"]
+    for name in ("_hidden", "cost in $", "a name of twenty-fo…", *classes[3:]):
+        assert name in shown
+
+
+def test_epochs_are_whole_numbers(figures: list[Figure]) -> None:
+    training = next(figure for figure in figures if figure.key == "training").panels
+    ticks = [text.strip() for tag, text in Texts(training[1].svg).found if tag == "text"]
+    assert {"0", "1", "2"} <= set(ticks) and not {"0.5", "1.5", "0.0"} & set(ticks)
+
+
+def test_axes_fit_the_dip_of_a_curve() -> None:
+    shallow = torch.tensor([0.0, -0.1, 50.0])
+    low, high = _heights([shallow, torch.tensor([0.0, 0.2, 9.0])])
+    assert (low, high) == pytest.approx((-0.13, 0.53))  # five times the depth, and a margin of 5 %
+    assert _heights([torch.tensor([0.0, 1.0, 2.0])]) == pytest.approx((-0.1, 2.1))  # no dip: all of it
+    assert _heights([torch.tensor([0.0, -2.0, -1.0])]) == pytest.approx((-2.1, 0.1))
+
+
+def test_far_radii_are_counted_in_the_place_of_stretching_the_axis(written: tuple[list[RunFigures], str]) -> None:
+    network = written[0][0]
+    assert network.radii is not None
+    far = replace(network.radii.train, radius=torch.cat([network.radii.train.radius, torch.tensor([1e3]).double()]))
+    far = replace(far, bounded=torch.ones(len(far.radius), dtype=torch.bool))
+    plain, other = (
+        next(f for f in figures_of([replace(network, radii=radii)]) if f.key == "radius")
+        for radii in (network.radii, replace(network.radii, train=far))
+    )
+    assert "not drawn" not in plain.caption
+    assert other.caption.endswith("1 radii beyond four times the largest median are not drawn.")
+    assert not [text for tag, text in Texts(other.panels[0].svg).found if tag == "text" and text.strip() == "1000"]
 
 
 def test_settings_mark_what_differs() -> None:

@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from pof.app.errors import shortened, visible
 from pof.training.evaluation import Metrics
 from pof.training.fit import DivergenceWarning
+from pof.training.progress import Progress as RunProgress
 from pof.training.selection import Judged
 
 
@@ -34,15 +35,13 @@ DESCRIPTION = TextColumn("{task.description}", markup=False)
 
 
 class Display:
-    """Progress of a run; takes the rows of its log, and shows warnings as a line of text.
+    """Progress of a run; takes the rows of its log but the last, and shows warnings as a line of text.
 
     A divergence is no warning here: it is told with the result.
     """
 
     def __init__(self) -> None:
-        columns = (DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._task: Any = None
+        self._progress = RunProgress(console)
         self._undo = ExitStack()
 
     def __enter__(self) -> Display:
@@ -57,35 +56,15 @@ class Display:
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Show a row."""
-        if row["event"] == "start":
-            self._task = self._progress.add_task("training", total=row["steps"], completed=row["step"])
-            if row["step"]:
-                console.print(f"going on at step {row['step']} of {row['steps']}")
-        elif row["event"] == "step":
-            self._progress.update(self._task, completed=row["step"], description=f"loss {row['loss']:.4f}")
-        elif row["event"] == "class_weights":
+        if row["event"] == "class_weights":
             weights = ", ".join(f"{name} {weight:.3g}" for name, weight in row.items() if name != "event")
             console.print(f"class weights: {shortened(weights)}", soft_wrap=True)
-        elif row["event"] == "epoch":
-            console.print(epoch_line(row), soft_wrap=True)
+        elif row["event"] != "end":  # told with the result
+            self._progress(row)
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
     console.print(f"warning: {shortened(str(message))}", soft_wrap=True)
-
-
-def epoch_line(row: Mapping[str, Any]) -> str:
-    """Write an epoch's row of the log as a line."""
-    parts = [f"epoch {row['epoch']:>3}"]
-    names = {"train_loss": "loss {:.4f}", "val_nll": "val nll {:.4f}", "train_radius": "radius {:.3g}"}
-    if "val_error" in row:
-        parts.append(f"val error {100 * row['val_error']:.2f} %")
-    parts += [text.format(row[name]) for name, text in names.items() if name in row]
-    usual = {"val_error", "val_nll", "val_ece", "val_n", "val_num_classes"}
-    parts += [f"val {name[4:]} {row[name]:.4g}" for name in row if name.startswith("val_") and name not in usual]
-    if "train_separable" in row:
-        parts.append(f"separable {100 * row['train_separable']:.0f} %")
-    return "  ".join([*parts, "best so far" if row["best"] and "val_error" in row else ""]).rstrip()
 
 
 def metrics_table(title: str, columns: Mapping[str, Judged]) -> Table:

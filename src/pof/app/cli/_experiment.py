@@ -54,8 +54,6 @@ class ExperimentOptions:
 def experiment(options: ExperimentOptions, where: "EngineOptions") -> int:
     """Run a recipe, and write its tables."""
     from pof.app.engine.options import opened
-    from pof.app.experiment.pages import check_replaceable
-    from pof.app.experiment.recipe import importable, read_recipe
     from pof.app.experiment.summary import check_measure
 
     if options.recipe is None:
@@ -64,7 +62,6 @@ def experiment(options: ExperimentOptions, where: "EngineOptions") -> int:
     jobs = _jobs(options)
     recipe = read_recipe(path, options.set)
     check_measure(recipe, options.measure)
-    check_replaceable(out / recipe.name)
     with importable(path.parent), opened(where, local=jobs, jobs=options.jobs) as engine:
         return _run(options, recipe, out, engine)
 
@@ -73,10 +70,12 @@ def _run(options: ExperimentOptions, recipe: "Recipe", out: Path, engine: "Engin
     from pof.app.cli._display import console
     from pof.app.experiment.estimate import forecast
     from pof.app.experiment.executor import execute
+    from pof.app.experiment.pages import check_replaceable
     from pof.app.experiment.plan import make_plan, shard
     from pof.app.experiment.table import rows_of
 
     whole = engine.call(partial(make_plan, threads=options.threads), recipe)
+    check_replaceable(whole, out / recipe.name)
     mine = whole if options.shard is None else shard(whole, *_part(options.shard))
     if options.dry_run:
         _show_plan(engine.call(partial(forecast, probe=options.probe), mine, out), engine.slots())
@@ -147,7 +146,7 @@ def _duration(seconds: float) -> str:
 
 def _write(plan: "Plan", folder: Path, rows: "Sequence[ResultRow]", options: ExperimentOptions) -> None:
     from pof.app.cli._display import console
-    from pof.app.experiment.pages import cells, header, write_pages
+    from pof.app.experiment.pages import cells, header, headline, write_pages
 
     if not rows:
         console.print("no run of a method is finished: no tables")
@@ -156,6 +155,9 @@ def _write(plan: "Plan", folder: Path, rows: "Sequence[ResultRow]", options: Exp
     console.print(f"{summary.name}: {summary.runs} of {summary.planned} runs")
     for line in _columns([header(summary), *(cells(entry, summary) for entry in summary.entries)]):
         console.print(line, soft_wrap=True, highlight=False)
+    console.print(headline(summary), soft_wrap=True, highlight=False)
+    if summary.diverged:
+        console.print(f"diverged: {'; '.join(summary.diverged)}", soft_wrap=True, highlight=False, style="red")
     console.print(f"tables: {folder} (results.csv, summary.md, summary.tex, summary.json, report.html)", soft_wrap=True)
 
 

@@ -38,10 +38,12 @@ class ReportOptions:
     Args:
         runs: Run folders. The networks they started from come with them.
         out: HTML file, or a folder that gets report.html. By default it is the last run's folder.
+        plane: Draw the loss on a plane around each network too, which takes longer than any other figure.
     """
 
     runs: list[str]
     out: str | None = None
+    plane: bool = False
 
 
 @dataclass
@@ -124,7 +126,7 @@ def print_flatness(
 def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
     """Write the report of runs and print its path."""
     from pof.app.cli._display import console, showing_progress
-    from pof.app.report import write_report
+    from pof.app.report import verdicts, write_report
     from pof.app.report.subjects import read_run
     from pof.app.run_folder import check_replaceable
 
@@ -132,7 +134,9 @@ def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
     out = _file(records[-1].folder if options.out is None else options.out, "report.html")
     check_replaceable(out, GENERATOR)
     with showing_progress() as start:
-        write_report(records, out, _bounds(measuring, records), start=start)
+        networks = write_report(records, out, _bounds(measuring, records), plane=options.plane, start=start)
+    for verdict in verdicts(networks):
+        console.print(verdict.sentences, soft_wrap=True, highlight=False)
     console.print(f"report: {out}", soft_wrap=True)
     return 0
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pof.app import job
 from pof.app.cli._display import Display, console, metrics_table
-from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions
+from pof.app.loggers import tracking
+from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 
 
 def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
@@ -16,8 +19,14 @@ def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: R
 
         show_run(model, data, training, run)
         return 0
-    with Display() as display:
-        result = job.train(model, data, training, run, display)
+    options = plain({"model": vars(model), "data": vars(data), "training": vars(training)})
+    with Display() as display, tracking(run.logger, Path(run.out).resolve().name, options) as track:
+
+        def tell(row: Mapping[str, Any]) -> None:
+            display(row)
+            track(row)
+
+        result = job.train(model, data, training, run, tell)
     if result.fit.stopped == "interrupted":
         console.print(result.fit.message)
         return 130

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pof._support.files import replacing
+from pof.app.comparison import SIGNIFICANT
 from pof.app.experiment.figure import differences_panel
 from pof.app.experiment.plan import Plan
 from pof.app.experiment.statistics import Paired, Spread
 from pof.app.experiment.summary import LABELS, SHARES, Entry, Measure, Summary, summarise
-from pof.app.experiment.table import ResultRow, write_csv
+from pof.app.experiment.table import ResultRow, lost_rows, write_csv
 from pof.app.report.template import load_template
 from pof.app.run_folder import write_json
 
@@ -37,12 +38,18 @@ def write_pages(plan: Plan, rows: Sequence[ResultRow], folder: Path, measure: Me
     return summary
 
 
-def check_replaceable(folder: Path) -> None:
-    """Refuse a folder with files that the tables would replace, if no experiment has written them."""
+def check_replaceable(plan: Plan, folder: Path) -> None:
+    """Refuse a folder with files that no experiment has written, or with results that this one does not have."""
     own = folder / "summary.json"
     there = [name for name in TABLES if (folder / name).exists() or (folder / name).is_symlink()]
     if there and (own.is_symlink() or not own.is_file() or '"comparisons"' not in own.read_text(encoding="utf-8")):
         raise ValueError(f"{folder / there[0]} is there, and no experiment wrote it: give another --out")
+    lost = lost_rows(plan, folder / "results.csv") if (folder / "results.csv").is_file() else []
+    if lost:
+        raise ValueError(
+            f"{folder} holds tables of other runs (another --set or recipe, other --threads): {len(lost)} of their rows"
+            f" would be lost, such as {lost[0]}; give these a name of their own: --set name={plan.recipe.name}-2"
+        )
 
 
 def markdown(summary: Summary) -> str:
@@ -51,14 +58,14 @@ def markdown(summary: Summary) -> str:
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *body]
     table = "\n".join(f"| {' | '.join(map(_md, line))} |" for line in lines)
     notes = "\n".join(f"- {_md(note)}" for note in reading(summary))
-    return f"# {summary.name}\n\n{table}\n\n{notes}\n"
+    return f"# {summary.name}\n\n{_md(headline(summary))}\n\n{table}\n\n{notes}\n"
 
 
 def latex(summary: Summary) -> str:
     """Write the table in LaTeX, for the package booktabs."""
     columns = header(summary)
     lines = [" & ".join(map(_tex, line)) + r" \\" for line in [columns, *(cells(e, summary) for e in summary.entries)]]
-    notes = [f"% {note}" for note in reading(summary)]
+    notes = [f"% {note}" for note in (headline(summary), *reading(summary))]
     begin = rf"\begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}"
     return "\n".join(
         [*notes, begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", ""]
@@ -71,10 +78,14 @@ def html(plan: Plan, summary: Summary, commits: Sequence[str]) -> str:
 
     return load_template("experiment.html", Path(__file__).parent).render(
         title=summary.name,
-        label=_sentence(LABELS[summary.measure]),
+        label=LABELS[summary.measure],
+        headline=headline(summary),
         reading=reading(summary),
-        head=header(summary),
-        body=[cells(entry, summary) for entry in summary.entries],
+        head=header(summary)[1:],
+        groups={
+            setting: [cells(entry, summary)[1:] for entry in summary.entries if entry.setting == setting]
+            for setting in summary.settings
+        },
         panels=[differences_panel(summary, setting, number) for number, setting in enumerate(summary.settings)],
         recipe=yaml.safe_dump(dict(plan.recipe.source), sort_keys=False, allow_unicode=True),
         commits=commits,
@@ -105,13 +116,47 @@ def cells(entry: Entry, summary: Summary) -> list[str]:
     return texts
 
 
+def headline(summary: Summary) -> str:
+    """Say in one sentence what the experiment shows: against the control, or without one the incoming networks."""
+    name, label = summary.control, LABELS[summary.measure]
+    against = "the incoming networks" if name is None else f"the control {name}"
+    pairs = [(e, e.to_incoming if name is None else e.to_control) for e in summary.entries]
+    tested = [(e, test) for e, test in pairs if test is not None and test.p_holm is not None]
+    if not tested:
+        return f"Nothing is shown yet of the {label} against {against}: no comparison has a test."
+    parts, shown = [], 0
+    for word, sign in (("lower", -1), ("higher", 1)):
+        found = [(e, t) for e, t in tested if (t.p_holm or 0.0) < SIGNIFICANT and sign * t.mean > 0]
+        shown += len(found)
+        if found:
+            parts.append(f"{word} with {_named(found, summary)}")
+    left = len(pairs) - shown - (0 if name is None else sum(e.method == name for e in summary.entries))
+    if left:
+        parts.append(f"not shown to differ in {left if shown else f'any of {left}'} comparison{'s' * (left > 1)}")
+    return f"Against {against}, the {label} is {'; '.join(parts)} (level {SIGNIFICANT}, after Holm)."
+
+
+def _named(found: Sequence[tuple[Entry, Paired]], summary: Summary) -> str:
+    """Methods with their differences, the largest first; three of them."""
+    scale, unit = (100.0, " points") if summary.measure in SHARES else (1.0, "")
+    ordered = sorted(found, key=lambda pair: -abs(pair[1].mean))
+    several = len(summary.settings) > 1
+    texts = [f"{e.method}{f' on {e.setting}' if several else ''} ({scale * t.mean:+.3g}{unit})" for e, t in ordered[:3]]
+    return ", ".join(texts) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
 def reading(summary: Summary) -> list[str]:
     """Say what the table holds."""
     label = LABELS[summary.measure]
     points = "; differences in percentage points" if summary.measure in SHARES else ""
     left_out = f" Left out, as figures of theirs are not finite: {'; '.join(summary.destroyed)}."
+    diverged = [
+        f"Diverged, and put back to the best epoch before: {'; '.join(summary.diverged)}. What was trained after such a"
+        " pre-training started from that epoch."
+    ]
     sentences = [
         f"{summary.runs} of {summary.planned} runs are finished.{left_out if summary.destroyed else ''}",
+        *(diverged if summary.diverged else []),
         f"{_sentence(label)} of the delivered network, mean ± sample standard deviation over n seeds{points}. A"
         " negative difference is better.",
         "Units: forward-backward passes over the training set (a forward without gradient counts 1/3), without"

@@ -60,6 +60,8 @@ class Summary:
     """Size of the family of tests."""
     destroyed: tuple[str, ...]
     """Runs that are left out, as their network's figures are not finite."""
+    diverged: tuple[str, ...]
+    """Trainings that diverged and were put back to their best epoch, pre-trainings first."""
     entries: tuple[Entry, ...]
 
     @property
@@ -94,8 +96,15 @@ def summarise(plan: Plan, rows: Sequence[ResultRow], measure: Measure = "error")
         planned(plan),
         sum(test.p is not None for test in tests),
         tuple(f"{row.setting}, {row.method}, seed {row.seed}" for row in rows if row not in sound),
+        _diverged(rows),
         _in_order(plan, entries),
     )
+
+
+def _diverged(rows: Sequence[ResultRow]) -> tuple[str, ...]:
+    before = [f"{r.setting}, pre-training, seed {r.seed}" for r in rows if r.pretrain_stopped == "diverged"]
+    own = [f"{r.setting}, {r.method}, seed {r.seed}" for r in rows if r.stopped == "diverged"]
+    return tuple(dict.fromkeys([*before, *own]))
 
 
 def _is_sound(row: ResultRow, measure: Measure) -> bool:

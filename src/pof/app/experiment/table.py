@@ -11,7 +11,7 @@ from typing import Any
 from pof._support.files import replacing
 from pof.app.budget import passes
 from pof.app.errors import cell
-from pof.app.experiment.plan import RUNS, Plan, Stage
+from pof.app.experiment.plan import RUNS, Plan, Stage, Trial
 from pof.app.experiment.worker import is_finished
 from pof.app.run_files import read_environment, read_result
 
@@ -43,6 +43,8 @@ class ResultRow:
     val_nll_last: float | None
     best_epoch: int
     stopped: str | None
+    pretrain_stopped: str | None
+    """Why the pre-training of the incoming network ended early; None where it did not, or there was none."""
     radius: float | None
     """Mean radius over the last epoch, of methods that have one."""
     seconds: float
@@ -58,12 +60,12 @@ INCIDENTAL = ("seconds", "folder", "commit")
 def rows_of(plan: Plan, out: Path) -> list[ResultRow]:
     """Read what is finished of a plan."""
     named = [
-        (trial.setting, trial.seed, method, plan.stages[name])
+        (trial, method, plan.stages[name])
         for trial in plan.trials
         for method, name in trial.methods.items()
         if is_finished(out / RUNS / name)
     ]
-    return [_row(setting, method, seed, stage, out) for setting, seed, method, stage in named]
+    return [_row(trial, method, stage, out) for trial, method, stage in named]
 
 
 def planned(plan: Plan) -> int:
@@ -79,17 +81,30 @@ def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
         writer.writerows([cell(getattr(row, name)) for name in COLUMNS] for row in rows)
 
 
-def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> ResultRow:
+def lost_rows(plan: Plan, file: Path) -> list[str]:
+    """Rows of a table that is there which a plan would not write again, in words."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        there = [[row.get(name) for name in ("setting", "method", "seed", "folder")] for row in csv.DictReader(opened)]
+    own = [
+        [cell(trial.setting), cell(method), str(trial.seed), f"{RUNS}/{name}"]
+        for trial in plan.trials
+        for method, name in trial.methods.items()
+    ]
+    return [f"{row[0]}, {row[1]}, seed {row[2]}" for row in there if row not in own]
+
+
+def _row(trial: Trial, method: str, stage: Stage, out: Path) -> ResultRow:
     folder = out / RUNS / stage.name
     result, surroundings = read_result(folder), read_environment(folder)
+    pretrained = None if trial.pretrain is None else read_result(out / RUNS / trial.pretrain)
 
     def figure(section: str, name: str) -> Any:
         return (result[section] or {}).get(name)
 
     return ResultRow(
-        setting=setting,
+        setting=trial.setting,
         method=method,
-        seed=seed,
+        seed=trial.seed,
         epochs=stage.training.epochs,
         units=float(passes(stage.training)),
         error=result["test_after"]["error"],
@@ -106,6 +121,7 @@ def _row(setting: str, method: str, seed: int, stage: Stage, out: Path) -> Resul
         val_nll_last=figure("validation_last", "nll"),
         best_epoch=result["best_epoch"],
         stopped=result["stopped"],
+        pretrain_stopped=None if pretrained is None else pretrained["stopped"],
         radius=figure("train_last", "radius"),
         seconds=result["seconds"],
         folder=f"{RUNS}/{stage.name}",

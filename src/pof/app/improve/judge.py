@@ -19,13 +19,12 @@ from pof._support.batches import call, to_device, unpack
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32
 from pof._support.random import derive_seed, seeded
+from pof.app.comparison import Interval, mcnemar, paired_intervals
 from pof.combine import scaled_nll
 from pof.flatness import fit_temperature
 from pof.head.reading import Reading
 from pof.training.evaluation import counted
 from pof.training.stream import same_draws
-
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ class Confirmation:
     """Samples that only the incoming network classifies correctly."""
     p_error: float
     """Of the exact two-sided McNemar test; 1 where the two never disagree."""
-    nll: tuple[float, float, float]
-    """Difference of the NLL after each one's temperature, chosen minus incoming: low, mean, high (95 %, bootstrap)."""
-    brier: tuple[float, float, float]
+    nll: Interval
+    """Difference of the NLL after each one's temperature, chosen minus incoming."""
+    brier: Interval
 
     @property
     def better(self) -> bool:
@@ -110,22 +109,10 @@ def confirm(
     before: Tensor, after: Tensor, targets: Tensor, temperatures: tuple[float | None, float | None], seed: int
 ) -> Confirmation:
     """Compare two networks by their logits (N, C) on the samples that confirm."""
-    from scipy.stats import binomtest
-
-    right = [logits.argmax(dim=1) == targets for logits in (before, after)]
-    fixed, broken = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
-    p = float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+    found = mcnemar(*(logits.argmax(dim=1) == targets for logits in (before, after)))
     scaled = [z.double() / (t or 1.0) for z, t in zip((before, after), temperatures, strict=True)]
     losses = [F.cross_entropy(z, targets, reduction="none") for z in scaled]
     truth = F.one_hot(targets, before.shape[1]).double()
     scores = [(torch.softmax(z.double(), dim=1) - truth).square().sum(dim=1) for z in (before, after)]
-    picks = torch.randint(len(targets), (RESAMPLES, len(targets)), generator=seeded(derive_seed(seed, "bootstrap")))
-    return Confirmation(
-        len(targets), fixed, broken, p, _interval(losses[1] - losses[0], picks), _interval(scores[1] - scores[0], picks)
-    )
-
-
-def _interval(differences: Tensor, picks: Tensor) -> tuple[float, float, float]:
-    means = differences[picks].mean(dim=1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return low, float(differences.mean()), high
+    intervals = paired_intervals([losses[1] - losses[0], scores[1] - scores[0]], seed)
+    return Confirmation(len(targets), found.fixed, found.broken, found.p, *intervals)

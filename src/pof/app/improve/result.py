@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.calibration import expected_calibration_error
+from pof.app.comparison import SIGNIFICANT
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import Confirmation, Figures, logits_on
 from pof.app.improve.search import Run
@@ -103,7 +104,7 @@ def message_of(found: Row | None, confirmation: Confirmation | None, improved: b
     """Say what happened."""
     if found is None or confirmation is None:
         return "no candidate was better on the samples that choose: the incoming network is handed back unchanged"
-    chance = ", which may be chance" if confirmation.p_error >= 0.05 else ""
+    chance = ", which may be chance" if confirmation.p_error >= SIGNIFICANT else ""
     counts = (
         f"of {confirmation.n} samples that chose nothing it corrects {confirmation.fixed} and breaks"
         f" {confirmation.broken} (p {confirmation.p_error:.2g}{chance})"

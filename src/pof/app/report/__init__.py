@@ -8,6 +8,7 @@ from pof.app.report.page import write_report
 from pof.app.report.quantities import as_json, side_by_side
 from pof.app.report.samples import Bounds
 from pof.app.report.subjects import Record, Subject, check_same_data, read_run, subject_of_file, subject_of_run
+from pof.app.report.verdict import Verdict, verdicts
 
 __all__ = [
     "Bounds",
@@ -15,6 +16,7 @@ __all__ = [
     "RunFigures",
     "Start",
     "Subject",
+    "Verdict",
     "as_json",
     "check_same_data",
     "collect",
@@ -22,5 +24,6 @@ __all__ = [
     "side_by_side",
     "subject_of_file",
     "subject_of_run",
+    "verdicts",
     "write_report",
 ]

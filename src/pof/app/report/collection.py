@@ -32,8 +32,11 @@ Start = Callable[[str], flatness.Progress | None]
 class Pictures:
     """What is only drawn."""
 
+    classes: tuple[str, ...]
+    """Names of the classes, in order."""
     density: flatness.SpectralDensity
-    plane: flatness.LossPlane
+    plane: flatness.LossPlane | None
+    """None where nobody asked for it: it takes longer than any other figure."""
     landscape: flatness.Landscape | None
     """None where the head is not linear."""
     components: flatness.PrincipalComponents | None
@@ -70,9 +73,14 @@ class RunFigures:
 
 
 def collect(
-    subjects: Sequence[Subject], bounds: Bounds, *, pictures: bool = False, start: Start = lambda name: None
+    subjects: Sequence[Subject],
+    bounds: Bounds,
+    *,
+    pictures: bool = False,
+    plane: bool = False,
+    start: Start = lambda name: None,
 ) -> list[RunFigures]:
-    """Measure networks, one after the other."""
+    """Measure networks, one after the other; ``plane`` measures the plane of the loss too, if pictures are wanted."""
     loaded = _load(subjects)
     samples = [samples_of(data, s.data, bounds) for data, s in zip(loaded, subjects, strict=True)]
     networks = [s.network(data).to(bounds.device) for data, s in zip(loaded, subjects, strict=True)]
@@ -82,8 +90,13 @@ def collect(
         return found
     reach = common_reach(found)
     return [
-        replace(figures, pictures=measure_pictures(figures.subject, network, part, reach, start(figures.subject.name)))
-        for figures, network, part in zip(found, networks, samples, strict=True)
+        replace(
+            figures,
+            pictures=measure_pictures(
+                figures.subject, network, part, reach, start(figures.subject.name), data.classes, plane
+            ),
+        )
+        for figures, network, part, data in zip(found, networks, samples, loaded, strict=True)
     ]
 
 
@@ -113,28 +126,36 @@ def measure(subject: Subject, network: nn.Module, samples: Samples, progress: fl
         trace=flatness.hessian_trace(network, F.cross_entropy, samples.train, head=head, progress=progress),
         sharpness=flatness.sam_sharpness(network, F.cross_entropy, samples.train, progress=progress),
         radii=radii,
-        gamma=_gamma(network, samples, head, progress) if linear else None,
+        gamma=None if radii is None else _gamma(network, samples, head, radii),
         features=flatness.feature_statistics(network, samples.test, head=head, progress=progress) if linear else None,
     )
 
 
 def measure_pictures(
-    subject: Subject, network: nn.Module, samples: Samples, reach: float | None, progress: flatness.Progress | None
+    subject: Subject,
+    network: nn.Module,
+    samples: Samples,
+    reach: float | None,
+    progress: flatness.Progress | None,
+    classes: tuple[str, ...],
+    plane: bool,
 ) -> Pictures:
     """Measure what is only drawn."""
     head, linear = subject.model.head, split(network, subject.model.head).linear
-    plane = flatness.loss_plane(
-        network,
-        F.cross_entropy,
-        samples.train,
-        reach=PLANE_REACH,
-        points=PLANE_POINTS,
-        batches=samples.plane_batches,
-        progress=progress,
-    )
     return Pictures(
+        classes=classes,
         density=flatness.spectral_density(network, F.cross_entropy, samples.train, head=head, progress=progress),
-        plane=plane,
+        plane=flatness.loss_plane(
+            network,
+            F.cross_entropy,
+            samples.train,
+            reach=PLANE_REACH,
+            points=PLANE_POINTS,
+            batches=samples.plane_batches,
+            progress=progress,
+        )
+        if plane
+        else None,
         landscape=flatness.landscape(
             network, samples.train, test_loader=samples.test, head=head, reach=reach, progress=progress
         )
@@ -164,15 +185,13 @@ def _load(subjects: Sequence[Subject]) -> list[Data]:
 
 
 def _gamma(
-    network: nn.Module, samples: Samples, head: str | None, progress: flatness.Progress | None
+    network: nn.Module, samples: Samples, head: str | None, radii: flatness.RadiusDistribution
 ) -> flatness.SuggestedGamma | None:
     if samples.drawn_validation is None:
         return None
-    held = flatness.radius_distribution(
-        network, samples.drawn_train, test_loader=samples.drawn_validation, batches=samples.batches, head=head
-    )
+    held = flatness.radius_distribution(network, samples.drawn_validation, batches=samples.batches, head=head)
     try:
-        return flatness.suggested_gamma(held)
+        return flatness.suggested_gamma(replace(radii, test=held.train))
     except ValueError:  # too few batches with a radius: that is the finding
         return None
 

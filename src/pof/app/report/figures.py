@@ -62,6 +62,7 @@ class _Curve:
 
 _CURVES = (
     _Curve("train_loss", "Training loss", "mean loss"),
+    _Curve("train_loss_without_penalty", "Training loss without the penalty", "mean loss"),
     _Curve("val_error", "Validation error", "error (%)", percent=True),
     _Curve("val_nll", "Validation NLL", "NLL"),
     _Curve("train_radius", "Radius in training", "mean radius"),
@@ -75,6 +76,8 @@ def _training_panels(networks: Sequence[RunFigures]) -> list[Panel]:
 
 
 def _panel(curve: _Curve, runs: Sequence[tuple[int, str, Record]]) -> Panel | None:
+    from matplotlib.ticker import MaxNLocator
+
     parts, drawn = [], []
     with drawing() as ax:
         for series, name, record in runs:
@@ -88,8 +91,9 @@ def _panel(curve: _Curve, runs: Sequence[tuple[int, str, Record]]) -> Panel | No
             return None
         if min(drawn) > 0 and max(drawn) > 20 * min(drawn):
             ax.set_yscale("log")
-        elif curve.percent:
+        elif min(drawn) == 0:
             ax.set_ylim(bottom=0.0)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.set_xlabel("epoch")
         ax.set_ylabel(curve.label)
         ax.legend()
@@ -107,15 +111,12 @@ def _draw(ax: Axes, curve: _Curve, rows: Sequence[dict[str, Any]], best: int, se
 
 def _ray(networks: Sequence[RunFigures]) -> Figure:
     drawn = [(n, found) for n in networks if (found := _pictures(n).landscape) is not None]
-    changes = [(c.loss - c.start) for _, found in drawn for c in found.curves.values()]
-    low = min((float(change.min()) for change in changes), default=0.0)
-    high = max((float(change.max()) for change in changes), default=1.0)
     panels = []
     for i, (network, found) in enumerate(drawn):
         with drawing(TALL) as ax:
             found.plot(ax)
             _legend_above(ax, 1)
-            ax.set_ylim(low - 0.05 * (high - low), high)
+            ax.set_ylim(*_heights([curve.loss - curve.start for curve in found.curves.values()]))
             parts = [f"{name} loss {c.start:.4g} at 0, {_lowest(c)}" for name, c in found.curves.items()]
             text = f"Loss along the head gradient of {network.subject.name}: {'; '.join(parts)}."
             panels.append(panel(ax, f"ray-{i}", network.subject.name, text))
@@ -124,20 +125,31 @@ def _ray(networks: Sequence[RunFigures]) -> Figure:
         "Along the head gradient",
         "Change of the mean loss where the head moves by ξ against the normalised gradient of one mini-batch, the same"
         " one for all networks; 0 is the network as it is. Stars are minima, and the vertical line is the radius ξ* of"
-        " that mini-batch.",
+        " that mini-batch. The axis ends at five times the depth of the deepest minimum, if the curves go higher.",
         panels,
     )
 
 
+def _heights(changes: Sequence[Tensor]) -> tuple[float, float]:
+    """Limits of an axis on which the dip of curves, changes (G,) from 0, is seen, however high they go elsewhere."""
+    low, high = min(float(c.min()) for c in changes), max(float(c.max()) for c in changes)
+    high = min(high, -5 * low) if low < 0 else high
+    margin = 0.05 * ((high - low) or 1.0)
+    return low - margin, high + margin
+
+
 def _radius(networks: Sequence[RunFigures]) -> Figure:
     drawn = [(n, n.radii) for n in networks if n.radii is not None]
-    largest = [float(r.radius.max()) for _, d in drawn for r in (d.train, d.test) if r is not None]
+    sets = [r for _, d in drawn for r in (d.train, d.test) if r is not None]
+    medians = [r.median for r in sets if r.median > 0]
+    limit = min(max((float(r.radius.max()) for r in sets), default=0.0), 4 * max(medians, default=0.0)) or 1.0
+    beyond = sum(int((r.radius > limit).sum()) for r in sets)
     panels = []
     for i, (network, found) in enumerate(drawn):
         with drawing() as ax:
-            found.plot(ax, bins=20)
+            found.plot(ax, bins=20, limit=limit)
             _legend_above(ax, 1)
-            ax.set_xlim(0.0, max(largest) or 1.0)
+            ax.set_xlim(0.0, limit)
             parts = [f"training {_radii(found.train)}"] + ([] if found.test is None else [f"test {_radii(found.test)}"])
             ratio = "" if math.isnan(found.ratio) else f" Ratio of the medians {found.ratio:.2f}."
             text = f"Distribution of the radius, {network.subject.name}: {'; '.join(parts)}.{ratio}"
@@ -149,7 +161,8 @@ def _radius(networks: Sequence[RunFigures]) -> Figure:
         f"The radius ξ* at which the loss of a mini-batch{size} has its minimum along its own head gradient, for"
         " training mini-batches (augmented as in training) and test mini-batches; vertical lines are medians. PoF's"
         " paper finds the test radius at about twice the training radius, and takes γ = 2 from it. Separable"
-        " mini-batches have no minimum and are counted apart.",
+        " mini-batches have no minimum and are counted apart."
+        + (f" {beyond} radii beyond four times the largest median are not drawn." if beyond else ""),
         panels,
     )
 
@@ -184,9 +197,9 @@ def _spectrum(networks: Sequence[RunFigures]) -> Figure:
 
 
 def _plane(networks: Sequence[RunFigures]) -> Figure:
+    drawn = [(n, found) for n in networks if (found := _pictures(n).plane) is not None]
     panels = []
-    for i, n in enumerate(networks):
-        plane = _pictures(n).plane
+    for i, (n, plane) in enumerate(drawn):
         with drawing(SQUARE) as ax:
             plane.plot(ax, levels=6)
             middle = len(plane.offsets) // 2
@@ -198,7 +211,7 @@ def _plane(networks: Sequence[RunFigures]) -> Figure:
     return Figure(
         "plane",
         "Around the network",
-        f"Loss on a plane through the network (cross), over {_pictures(networks[0]).plane.samples} training samples;"
+        f"Loss on a plane through the network (cross), over {drawn[0][1].samples if drawn else 0} training samples;"
         " the two random directions are the same for all networks and normalised filter by filter, so that 1 is the"
         " length of the network's own filters. Contours are evenly spaced in the logarithm of the loss.",
         panels,
@@ -236,11 +249,13 @@ def _features(networks: Sequence[RunFigures]) -> Figure:
     panels = []
     for i, (n, found) in enumerate(drawn):
         with drawing(SQUARE) as ax:
-            found.plot(ax, samples=500)
+            names = [_short(name) for name in _pictures(n).classes]
+            found.plot(ax, samples=500, names=names)
             legend = ax.get_legend()
             if legend is not None:
                 legend.remove()
-                _legend_above(ax, 10, fontsize=6.5, handletextpad=0.0, columnspacing=0.7, handlelength=1.5)
+                columns = max(1, min(10, 58 // (max(map(len, names)) + 4)))
+                _legend_above(ax, columns, fontsize=6.5, handletextpad=0.0, columnspacing=0.7, handlelength=1.5)
             share = f"{_percent(found.explained[0])} and {_percent(found.explained[1])} of the variance"
             text = f"Features of {n.subject.name} on their first two principal components, which hold {share}."
             panels.append(panel(ax, f"features-{i}", n.subject.name, text))
@@ -251,6 +266,11 @@ def _features(networks: Sequence[RunFigures]) -> Figure:
         " samples are drawn.",
         panels,
     )
+
+
+def _short(name: str) -> str:
+    # matplotlib leaves a name that begins with an underscore out of the legend.
+    return literal(f" {name}" if name.startswith("_") else name if len(name) <= 20 else f"{name[:19]}…")
 
 
 def _legend_above(ax: Axes, columns: int, **spacing: float) -> None:

@@ -16,6 +16,7 @@ from pof.app.report.quantities import side_by_side
 from pof.app.report.samples import Bounds
 from pof.app.report.subjects import Record, check_same_data, with_incoming
 from pof.app.report.template import load_template
+from pof.app.report.verdict import verdicts
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Settings:
 
 
 def write_report(
-    records: Sequence[Record], out: Path, bounds: Bounds, *, start: Start = lambda name: None
+    records: Sequence[Record], out: Path, bounds: Bounds, *, plane: bool = False, start: Start = lambda name: None
 ) -> list[RunFigures]:
     """Measure the networks of runs, and those they started from, and write the page; give the figures in its order."""
     subjects, notes = with_incoming(records)
     check_same_data(subjects)
-    networks = collect(subjects, bounds, pictures=True, start=start)
+    networks = collect(subjects, bounds, pictures=True, plane=plane, start=start)
     page = render(networks, figures_of(networks), notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
@@ -48,6 +49,7 @@ def render(networks: Sequence[RunFigures], figures: Sequence[Figure], notes: Seq
         title=title_of(networks),
         subjects=[n.subject for n in networks],
         groups=side_by_side(networks),
+        verdict=[found.sentences for found in verdicts(networks)],
         reading=reading(networks),
         figures=figures,
         notes=notes,
@@ -73,8 +75,9 @@ def reading(networks: Sequence[RunFigures]) -> list[str]:
     return [
         f"Test error: {errors}.",
         f"One run each, on {test.n} test samples: by the sample alone, a test error of {100 * test.error:.2f} % has a"
-        f" standard error of {deviation:.2f} percentage points. Differences between networks on the same samples are"
-        " less uncertain than that, but only several seeds show what a method does.",
+        f" standard error of {deviation:.2f} percentage points. The difference of two networks on the same samples is"
+        " less uncertain than that (its intervals are bootstraps over the samples, its p-values not corrected for their"
+        " number), but only several seeds show what a method does.",
     ]
 
 

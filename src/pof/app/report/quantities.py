@@ -179,11 +179,5 @@ GROUPS: dict[str, tuple[Quantity, ...]] = {
     "Features of the test set": (
         Quantity("feature_norm", "Norm", "mean", "features.norm"),
         Quantity("margin", "Margin", "median distance to a decision boundary", "features.margin"),
-        Quantity(
-            "mutual_information",
-            "Information about the label",
-            "MeanNN estimate, in nats",
-            "features.mutual_information",
-        ),
     ),
 }

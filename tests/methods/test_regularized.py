@@ -1,0 +1,33 @@
+"""What the log of a regularised training holds."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import pof
+from tests.cases import batch, mlp
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.0])
+def test_the_loss_without_and_with_the_penalty_are_two_rows(strength: float) -> None:
+    inputs, targets = batch()
+    model, rows = mlp(), []
+    start = copy.deepcopy(model)
+    make: Any = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
+    method = pof.Regularized(model, pof.FNP(strength=strength))
+    pof.fit(method, [(inputs, targets)], epochs=1, optimizer=make, device="cpu", log=rows.append)
+    (step,) = [row for row in rows if row["event"] == "step"]
+    start.requires_grad_(False)
+    plain = float(F.cross_entropy(start(inputs), targets))
+    features = pof.split(start).features(inputs)
+    penalty = strength * float(features.square().mean())
+    assert step["loss_without_penalty"] == pytest.approx(plain, rel=1e-12)
+    assert step["penalty"] == pytest.approx(penalty, rel=1e-12)
+    assert step["loss"] == pytest.approx(plain + penalty, rel=1e-12)
+    epoch = rows[-2]
+    assert (epoch["train_loss"], epoch["train_loss_without_penalty"]) == (step["loss"], step["loss_without_penalty"])
