@@ -37,7 +37,7 @@ from pof.app.splits import Splits as Splits
 from pof.app.splits import load as load
 from pof.app.splits import split as split
 from pof.app.splits import training_batches as training_batches
-from pof.data import eval_loader
+from pof.data import Data, eval_loader
 from pof.data.description import Loader
 from pof.data.mixing import class_weights
 from pof.head.search import find_head
@@ -118,10 +118,7 @@ def _train(
             log(row)
 
     evaluating = partial(eval_loader, loaded, batch_size=EVAL_BATCH, workers=data.workers, device=device)
-    weights = None
-    if training.class_weights == "balanced":
-        weights = class_weights(loaded.train_labels[splits.train], loaded.num_classes)
-        log({"event": "class_weights", **dict(zip(loaded.classes, weights.tolist(), strict=True))})
+    weights = _class_weights(training, loaded, splits, log)
     with closing(batches.iterate(0)) as first_epoch:
         statistics = batches if splits.chosen is None else evaluating("train", indices=splits.train)
         source_head = None if source_head is None else source_head.to(device)
@@ -141,6 +138,14 @@ def _train(
     if folder is not None:
         folder.finish(network, figures_of(result, before, after), card.metadata())
     return JobResult(Path(run.out), result, before, after)
+
+
+def _class_weights(training: TrainOptions, loaded: Data, splits: Splits, log: Log) -> torch.Tensor | None:
+    if training.class_weights != "balanced":
+        return None
+    weights = class_weights(loaded.train_labels[splits.train], loaded.num_classes)
+    log({"event": "class_weights", **dict(zip(loaded.classes, weights.tolist(), strict=True))})
+    return weights
 
 
 def _fit(

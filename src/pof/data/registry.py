@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pof._support.preprocessing import Interpolation, Preprocessing
 from pof.data.arrays import array_data
@@ -35,6 +35,7 @@ KNOWN: dict[str, Callable[[Path | None], ImageData]] = {
 Augment = Literal["default", "cutout", "randaugment", "none"]
 CUTOUT_SIZE = 16
 FOLDER = "folder"
+NAMED = f"{', '.join(KNOWN)}, image folders, .csv, .parquet and .npz files, and package.module:factory"
 
 
 def load_data(
@@ -57,22 +58,18 @@ def load_data(
             (``.csv``, ``.tsv``, ``.parquet``), arrays (``.npz``, a folder of ``.npy``), a folder of Hugging Face's
             datasets (``hf:FOLDER``), WebDataset shards (``NAME-{000..009}.tar``, a folder of ``.tar``); or
             ``package.module:factory``.
-        data_root: where the files are; nothing is downloaded then.  None: the cache folder, and a download if
-            they are not there.
+        data_root: where the files are, and nothing is downloaded.  None: the cache folder, or a download.
         augment: ``"default"``: what is usual for the data set; ``"cutout"``: that and a square of 16 pixels cut
             out (images in memory only); ``"randaugment"``: that and RandAugment; ``"none"``.
-        mean: per channel, in units of the full intensity; None: of image files the network's, else the data set's (for
-            CIFAR ImageNet's).
+        mean: per channel, of full intensity 1; None: of image files the network's, else the data set's.
         std: per channel, in the same units; None: as for the mean.
         image_size: side of the inputs made of image files, in pixels; None: the network's.
         interpolation: of image files where they are resized; None: the network's.
         crop: share of a resized image file's shorter side that is kept in evaluation; None: the network's.
-        preprocessing: the network's own (:func:`pof.models.preprocessing_of`), for image files; None: 224 pixels of a
-            bilinear resize to 256, with the mean and deviation of ImageNet.
+        preprocessing: the network's own, for image files (:func:`pof.models.preprocessing_of`); None: ImageNet's.
 
     Returns:
-        The data set: :class:`ImageData` if its images are in memory, :class:`StreamData` if the factory's training data
-        have no length, otherwise :class:`LazyData`.
+        :class:`ImageData` (in memory), :class:`LazyData`, or :class:`StreamData` (without length).
 
     Raises:
         DataError: if the name is unknown, files are missing or damaged, or an option does not apply.
@@ -80,17 +77,37 @@ def load_data(
     if augment not in get_args(Augment):
         raise DataError(f"augment is one of {', '.join(get_args(Augment))}; got {augment!r}")
     root = None if data_root is None else Path(data_root)
-    given = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation, "crop": crop}
     of_files = {"image_size": image_size, "interpolation": interpolation, "crop": crop}
     if name in KNOWN:
         _refuse(name, of_files)
-        data = KNOWN[name](root)
-        return replace(
-            data,
-            augmentation=_chosen(data.augmentation, augment),
-            mean=data.mean if mean is None else tuple(mean),
-            std=data.std if std is None else tuple(std),
+        data, said = KNOWN[name](root), _statistics(mean, std)
+        chosen = _chosen(data.augmentation, augment)
+        return replace(data, augmentation=chosen, mean=said.get("mean", data.mean), std=said.get("std", data.std))
+    reader = _reader(place := _place(name, root), name)
+    if reader is array_data and image_size is None:
+        _refuse(name, of_files)
+        return array_data(place, _chosen(None, augment), _statistics(mean, std), None)
+    if reader is not None:
+        _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
+        preparation = Preparation(
+            _changed(preprocessing or IMAGENET, {**of_files, "mean": mean, "std": std}), cast(Any, augment)
         )
+        return array_data(place, None, {}, preparation) if reader is array_data else reader(place, preparation)
+    if ":" in name:
+        changed = {} if augment == "default" else {"augment": augment}
+        _refuse(name, {**changed, **of_files, "mean": mean, "std": std})
+        return factory_data(name, root)
+    raise DataError(f"unknown data set {name!r}, and no such folder or file: {place}; known are {NAMED}")
+
+
+def _statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, tuple[float, ...]]:
+    """Those that are given."""
+    said = {"mean": mean, "std": std}
+    return {key: tuple(values) for key, values in said.items() if values is not None}
+
+
+def _place(name: str, root: Path | None) -> Path:
+    """Where the files are."""
     folder = name.removeprefix(PREFIX)
     place = root if name == FOLDER else Path(folder) if root is None else root / folder
     if place is None:
@@ -100,23 +117,7 @@ def load_data(
             f"{name}: {place} is no folder that datasets wrote: give one of save_to_disk or of Parquet shards"
             " (datasets.load_dataset(NAME).save_to_disk(FOLDER) makes one)"
         )
-    reader = _reader(place, name)
-    if reader is not None:
-        if reader is array_data and image_size is None:
-            _refuse(name, of_files)
-            said = {"mean": mean, "std": std}
-            statistics = {key: tuple(values) for key, values in said.items() if values is not None}
-            return array_data(place, _chosen(None, augment), statistics, None)
-        _refuse(name, {"augment": "cutout" if augment == "cutout" else None})
-        how = _changed(preprocessing or IMAGENET, given)
-        preparation = Preparation(how, "default" if augment == "cutout" else augment)
-        return array_data(place, None, {}, preparation) if reader is array_data else reader(place, preparation)
-    if ":" in name:
-        changed = None if augment == "default" else augment
-        _refuse(name, {"augment": changed, **of_files, "mean": mean, "std": std})
-        return factory_data(name, root)
-    known = f"{', '.join(KNOWN)}, image folders, .csv, .parquet and .npz files, and package.module:factory"
-    raise DataError(f"unknown data set {name!r}, and no such folder or file: {place}; known are {known}")
+    return place
 
 
 def _reader(place: Path, name: str) -> Callable[..., Data] | None:
@@ -142,8 +143,9 @@ def _refuse(name: str, options: dict[str, Any]) -> None:
 
 def _changed(own: Preprocessing, given: dict[str, Any]) -> Preprocessing:
     """The preprocessing with what the user gave in the place of the network's own."""
+    said = {"size" if name == "image_size" else name: value for name, value in given.items() if value is not None}
     try:
-        return replace(own, **{name: value for name, value in given.items() if value is not None})
+        return replace(own, **said)
     except ValueError as error:
         raise DataError(str(error)) from error
 

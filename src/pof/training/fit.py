@@ -25,7 +25,7 @@ from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
 from pof._support.described import described
 from pof._support.modules import check_values, modes_kept, refuse_lazy
-from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
+from pof._support.precision import AUTOCAST, AskedPrecision, Precision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
@@ -68,7 +68,7 @@ def fit(
 ) -> FitResult:
     """Train with a method.
 
-    Several processes (``torchrun``) are found; the loader then gives each its share, as a ``DistributedSampler`` does.
+    Several processes (``torchrun``) are found; the loader gives each its share, as a ``DistributedSampler`` does.
     Batch norms in eval mode stay frozen; modes, hooks and ``requires_grad`` are at the end as before the method.
 
     Args:
@@ -85,10 +85,9 @@ def fit(
         clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
         precision: ``"fp32"``, autocast to ``"bf16"`` or ``"fp16"`` (scaled), or ``"auto"``: bf16 where hardware has it.
         device: None takes the accelerator that Accelerate finds, else the CPU.
-        log: called with a row per step, per epoch, and at the end (docs/logging.md).
-        metric: what validation chooses by, as :func:`pof.evaluate` takes it, with the method's loss; None: fewest
-            errors of a classifier (among equals the smaller NLL), else the first figure of the loss (among equals the
-            smaller loss).  Smaller is better, unless it has the attribute ``higher_is_better``.
+        log: called with a row per step, per epoch, and at the end.
+        metric: what validation chooses by, as in :func:`pof.evaluate`; smaller is better, unless it has the attribute
+            ``higher_is_better``.  None: errors, or the first figure of another loss; among equals NLL or loss.
         progress: show a bar, or without a terminal plain lines, every 10 seconds or so many as are given.
 
     Returns:
@@ -99,19 +98,44 @@ def fit(
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
+    place = _checked(method, schedule, resume, checkpoint_dir, device, train_loader, val_loader)
+    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as stop, telling(log, progress) as tell:
+        made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
+        rates, steps = schedule.settled(Schedule(method.schedule_kind)), math.ceil(length / accumulation)
+        times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
+        settings = _settings(method, made, times, found, clip_norm, metric) | {"resume": resume}
+        _agree(settings, length, place, val_loader, checkpoint_dir)
+        parts = Stepper(method, made, found, clip_norm), micro_batches(train_loader, method.needs_reference, place)
+        return Loop(method, *parts, times, val_loader, _path(checkpoint_dir), tell, metric).run(resume, stop)
+
+
+def _checked(
+    method: Method,
+    schedule: Schedule,
+    resume: bool,
+    checkpoint_dir: str | Path | None,
+    device: str | torch.device | None,
+    train_loader: Any,
+    val_loader: Any,
+) -> torch.device:
+    """Refuse arguments that cannot be, and put the method on its device."""
     _check_choices(method, schedule, resume, checkpoint_dir)
     place = _placed(method, device)
     _check_loaders(train_loader, val_loader, checkpoint_dir)
-    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as stop, telling(log, progress) as tell:
-        made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
-        rates = schedule.settled(Schedule(method.schedule_kind))
-        times = Timetable(epochs, math.ceil(length / accumulation), accumulation, checkpoint_every, rates)
-        settings = fingerprint(method, made, times, AUTOCAST[found], clip_norm) | shared(method, checkpoint_every)
-        settings |= {} if metric is None else {"metric": described(metric)}
-        _agree(settings | {"resume": resume}, length, place, val_loader, checkpoint_dir)
-        stepper = Stepper(method, made, found, clip_norm)
-        batches = micro_batches(train_loader, method.needs_reference, stepper.device)
-        return Loop(method, stepper, batches, times, val_loader, _path(checkpoint_dir), tell, metric).run(resume, stop)
+    return place
+
+
+def _settings(
+    method: Method,
+    made: Optimizer,
+    times: Timetable,
+    precision: Precision,
+    clip_norm: float | None,
+    metric: AskedMetric,
+) -> dict[str, Any]:
+    """What must be the same in all processes."""
+    settings = fingerprint(method, made, times, AUTOCAST[precision], clip_norm) | shared(method, times.checkpoint_every)
+    return settings | ({} if metric is None else {"metric": described(metric)})
 
 
 def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:

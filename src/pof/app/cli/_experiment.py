@@ -54,6 +54,7 @@ class ExperimentOptions:
 def experiment(options: ExperimentOptions, where: "EngineOptions") -> int:
     """Run a recipe, and write its tables."""
     from pof.app.engine.options import opened
+    from pof.app.experiment.recipe import importable, read_recipe
     from pof.app.experiment.summary import check_measure
 
     if options.recipe is None:

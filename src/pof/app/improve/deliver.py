@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof._support.files import lock
@@ -78,7 +78,7 @@ def improve(
         resume: go on with what is in ``out``.
         jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         engine: what runs them instead, such as the cluster of docs/cluster.md.
-        head: qualified name of the head; found by :func:`pof.find_head` if None.
+        head: qualified name of the head; None: found by :func:`pof.find_head`.
         lr: the centre of the rates, such as the peak rate of its training; None searches for the largest stable one.
         training: optimizer, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
@@ -91,29 +91,38 @@ def improve(
     Raises:
         ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
-    _check_numbers(budget, seed, jobs, lr)
-    split(model, head)  # or says why it has no head
+    _check(model, head, budget, seed, jobs, lr)
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        question = _question(budget, candidates, seed, lr, base)
         (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
-        question |= {"weights": _digest(network.state_dict()), "labels of val_loader": _digest({"": targets})}
-        _open(folder, {**question, "length of train_loader": steps}, resume, stack)
+        own = {"weights": _digest(network.state_dict()), "labels of val_loader": _digest({"": targets})}
+        asked = _question(budget, candidates, seed, lr, base)
+        _open(folder, {**asked, **own, "length of train_loader": steps}, resume, stack)
         chooses, confirms = halves(targets, seed)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
         tried, spent = _candidates(race, kinds, base, lr, budget, named=candidates is not None)
-        runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
-        incoming = figures(logits[chooses], targets[chooses])
-        rows = _rows(runs, pool := _pool(race, runs), incoming)
-        spent += sum(run.passes for run in runs)
-        result = _deliver(race, pool, incoming, logits, confirms, rows, spent)
-        if out is not None:
-            save_model(result.model, folder / "model.safetensors", metadata=metadata)
-            write_json(folder / "result.json", as_json(result))
-        return result
+        return _kept(_raced(race, tried, budget, spent, logits, confirms), None if out is None else folder, metadata)
+
+
+def _kept(result: ImproveResult, folder: Path | None, metadata: Mapping[str, str] | None) -> ImproveResult:
+    """Write the network and the figures, if anywhere."""
+    if folder is not None:
+        save_model(result.model, folder / "model.safetensors", metadata=metadata)
+        write_json(folder / "result.json", as_json(result))
+    return result
+
+
+def _raced(
+    race: Race, tried: Sequence[Candidate], budget: float, spent: float, logits: Tensor, confirms: Tensor
+) -> ImproveResult:
+    """Let the candidates race, put the best together, and judge; ``logits`` (N, C) are the incoming network's."""
+    runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
+    incoming = figures(logits[race.chooses], race.targets[race.chooses])
+    rows = _rows(runs, pool := _pool(race, runs), incoming)
+    return _deliver(race, pool, incoming, logits, confirms, rows, spent + sum(run.passes for run in runs))
 
 
 def _candidates(
@@ -253,7 +262,8 @@ def _finite_logits(
     return logits, targets
 
 
-def _check_numbers(budget: float, seed: int, jobs: int, lr: float | None) -> None:
+def _check(model: nn.Module, head: str | None, budget: float, seed: int, jobs: int, lr: float | None) -> None:
+    split(model, head)  # or says why it has no head
     if not 0 < budget <= MOST_EPOCHS:
         raise ValueError(f"budget must be a finite number of passes > 0, at most {MOST_EPOCHS}; got {budget}")
     whole_number("seed", seed, 0, MOST_SEED)
