@@ -111,6 +111,17 @@ def test_a_finished_experiment_is_not_repeated(whole: Path, capsys: pytest.Captu
     assert "validation NLL" in capsys.readouterr().out
 
 
+def test_another_set_into_the_same_folder_is_refused_before_anything_runs(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in (whole / "tiny").iterdir()}
+    recipe = str(whole.parent / "tiny.yaml")
+    assert main(["experiment", recipe, "--out", str(whole), "--set", "train.lr=0.003"]) == 2
+    assert "of their rows would be lost" in (error := capsys.readouterr().err) and "--set name=tiny-2" in error
+    assert {path: path.read_bytes() for path in (whole / "tiny").iterdir()} == before
+    assert main(["experiment", recipe, "--out", str(whole), "--dry_run", "--set", "train.lr=0.003", "name=tiny-2"]) == 0
+
+
 def test_killed_and_interrupted_it_goes_on_to_the_same_table(whole: Path, tmp_path: Path) -> None:
     recipe, out = written(tmp_path, RECIPE), tmp_path / "out"
     command = ("experiment", recipe, "--out", str(out), "--jobs", "1")
