@@ -107,6 +107,16 @@ def test_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, mo
             distributed.destroy_process_group()
 
 
+def test_the_notebook_of_the_tutorial_has_the_code_of_the_page() -> None:
+    """The page is executed above; jupytext must find the same blocks in it."""
+    jupytext = pytest.importorskip("jupytext", reason="jupytext makes the notebook: pip install jupytext")
+    page = ROOT / "docs" / "tutorial.md"
+    blocks = [block for block in blocks_of(page) if block.language == "python"]
+    cells = [cell for cell in jupytext.read(page).cells if cell.cell_type == "code"]
+    assert [cell.source for cell in cells] == [block.code.rstrip("\n") for block in blocks]
+    assert len(cells) > 5 and all(block.reason is None for block in blocks), "every block is executed"
+
+
 def literal_blocks() -> Iterator[tuple[str, str, str]]:
     """Code in docstrings: module, name and the blocks after ``::``, one text per docstring."""
     for path in sorted(PACKAGE.rglob("*.py")):
