@@ -61,7 +61,7 @@ def rendered() -> str:
     (commands,) = (action for action in parser._actions if action.dest == "command")
     page = [INTRODUCTION]
     for name, command in COMMANDS.items():
-        options = [option for option in commands.choices[name]._actions if option.default != SUPPRESS]  # type: ignore[index, call-overload]
+        options = [option for option in commands.choices[name]._actions if option.default != SUPPRESS]  # type: ignore[index]
         rows = ["| option | values | default | |", "| --- | --- | --- | --- |", *map(row, options)]
         page.append("\n".join([f"## pof {name}\n", f"{command.help}\n", *rows, ""]))
     return "\n".join(page)
