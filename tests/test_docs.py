@@ -81,6 +81,7 @@ def blocks_of(page: Path) -> list[Block]:
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON_PAGES = list(dict.fromkeys(b.page for b in BLOCKS if b.language == "python" and b.reason is None))
 SHELL_BLOCKS = [b for b in BLOCKS if b.language in SHELL]
+BATCH_JOBS = [b for b in BLOCKS if b.language == "slurm"]
 
 
 def execute(code: str, name: str, line: int, namespace: dict[str, Any]) -> None:
@@ -105,6 +106,16 @@ def test_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, mo
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def test_the_notebook_of_the_tutorial_has_the_code_of_the_page() -> None:
+    """The page is executed above; jupytext must find the same blocks in it."""
+    jupytext = pytest.importorskip("jupytext", reason="jupytext makes the notebook: pip install jupytext")
+    page = ROOT / "docs" / "tutorial.md"
+    blocks = [block for block in blocks_of(page) if block.language == "python"]
+    cells = [cell for cell in jupytext.read(page).cells if cell.cell_type == "code"]
+    assert [cell.source for cell in cells] == [block.code.rstrip("\n") for block in blocks]
+    assert len(cells) > 5 and all(block.reason is None for block in blocks), "every block is executed"
 
 
 def literal_blocks() -> Iterator[tuple[str, str, str]]:
@@ -145,7 +156,9 @@ def test_few_blocks_are_not_executed_and_each_says_why() -> None:
     assert len(skipped) <= MOST_NOT_EXECUTED, [block.place for block in skipped]
     fences = sum(page.read_text(encoding="utf-8").count("\n```") for page in PAGES)
     assert fences == 2 * len(BLOCKS), "an indented block escapes these tests"
-    assert {block.language for block in BLOCKS} <= SHELL | {"python", "yaml", "text", ""}, "these languages are tested"
+    assert {block.language for block in BLOCKS} <= SHELL | {"slurm", "python", "yaml", "text", ""}, (
+        "these languages are tested"
+    )
     comments = sum(page.read_text(encoding="utf-8").count("\n<!-- not executed") for page in PAGES)
     assert comments == len(skipped), "'not executed' belongs directly before its block"
 
@@ -192,6 +205,14 @@ def test_commands_parse(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
             _check_other_command(words, block.place)
         else:
             cli.parse(arguments)
+
+
+@pytest.mark.parametrize("block", BATCH_JOBS, ids=lambda block: block.place)
+def test_the_command_of_a_batch_job_parses(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    own = [words[words.index("pof") + 1 :] for words in commands_of(block) if "pof" in words]
+    assert len(own) == 1
+    cli.parse(own[0])
 
 
 def _check_other_command(words: list[str], place: str) -> None:

@@ -121,13 +121,14 @@ def test_texts_from_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     asked = ["--model", f"hf:{tmp_path / 'bert'}", "--weights", "pretrained", "--data", "text_data:texts"]
     assert main(["post-train", *asked, *TRAIN, "--out", "run"]) == 0, capsys.readouterr().err
     assert read_result(tmp_path / "run")["steps"] == 3
+    assert main(["evaluate", "run", *asked[4:], "--device", "cpu"]) == 0, capsys.readouterr().err
 
 
 def test_arguments_of_the_network_on_the_command_line(tmp_path: Path) -> None:
     options = ["--data", "digits", "--model", "timm:test_resnet", "--epochs", "1", "--out", str(tmp_path / "run")]
-    model = parse(["train", *options, "--model_args", '{"drop_rate": 0.25, "norm_layer": null}'])[1][0]
+    model = parse(["train", *options, "--model_args", '{"drop_rate": 0.25, "norm_layer": null}']).options[0]
     assert model.model_args == {"drop_rate": 0.25, "norm_layer": None}
-    assert parse(["train", *options, "--model_args.drop_rate", "0.25"])[1][0].model_args == {"drop_rate": 0.25}
+    assert parse(["train", *options, "--model_args.drop_rate", "0.25"]).options[0].model_args == {"drop_rate": 0.25}
     small = ["--model_args", '{"drop_rate": 0.25}', "--train_size", "40", *TRAIN]
     assert main(["train", *options, *small]) == 0
     assert read_config(tmp_path / "run")["model"]["model_args"] == {"drop_rate": 0.25}

@@ -94,6 +94,17 @@ def test_texts(tmp_path):
     assert pof.evaluate(model, [batch]).nll == pytest.approx(float(loss), rel=1e-5)
 
 
+def test_the_length_of_texts_is_no_width_of_vectors(tmp_path):
+    theirs = folders.bert(tmp_path / "bert")
+    model = build_model(f"hf:{tmp_path / 'bert'}", num_classes=3, in_features=6, weights="pretrained").eval()
+    words = torch.arange(12).reshape(2, 6)
+    assert torch.equal(model(words), theirs(words).logits)
+    assert NetworkCard(f"hf:{tmp_path / 'bert'}", folders.NAMES, (6,)).build()(words).shape == (2, 3)
+    folders.vit(tmp_path / "vit")
+    with pytest.raises(ValueError, match="vit' takes images, and the data are vectors of 6 features: give a factory"):
+        build_model(f"hf:{tmp_path / 'vit'}", num_classes=3, in_features=6)
+
+
 def test_a_backbone_alone_gets_a_head(tmp_path):
     from transformers import ViTModel
 

@@ -7,10 +7,10 @@ from pof.data.augment import Augmentation, cutout, horizontal_flip, normalise, p
 from pof.data.checks import DataError, check_batch, check_labels
 from pof.data.description import Data, ImageData, LazyData, eval_loader, train_loader
 from pof.data.loader import DatasetLoader, TensorLoader
+from pof.data.overview import summary
 from pof.data.registry import load_data
 from pof.data.stratified import split_validation, stratified_fraction
 from pof.data.streaming import StreamData, StreamLoader
-from pof.data.summary import summary
 from pof.data.tasks import outputs_of
 
 __all__ = [

@@ -35,7 +35,8 @@ def build_model(
             a name on the Hugging Face hub; ``package.module:factory``.  docs/models.md has all of them.
         num_classes: number of outputs C: mostly that of the classes.
         in_channels: channels of the images.
-        in_features: width D of feature vectors (N, D), in the place of images: of factories only.
+        in_features: width D of feature vectors (N, D), or length of texts, in the place of images: of factories and
+            networks of texts only.
         weights: a file for :func:`pof.weights.load_weights`; ``"pretrained"``, the published weights of timm,
             torchvision or Hugging Face, with a new head unless it has as many classes; for ``hf:`` also a folder of
             Transformers.
@@ -58,7 +59,8 @@ def build_model(
     if fixed := sorted({"num_classes", "in_channels"} & set(args or ())):
         raise ValueError(f"{fixed[0]} is no further argument of a network: the data say it; leave it out of args")
     source, own_name = find_source(name)
-    if in_features is not None and not is_factory(name):
+    texts = source is PREFIXED["hf"] and in_features is not None and preprocessing_of(name, args, weights) is None
+    if in_features is not None and not (texts or is_factory(name)):
         raise ValueError(
             f"{name!r} takes images, and the data are vectors of {in_features} features: give a factory,"
             " package.module:factory, that takes in_features and num_classes"

@@ -250,7 +250,7 @@ def outputs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run a network in eval mode: outputs, at least float32, and targets of each mini-batch, on the model's device.
 
-    Arguments and errors as in :func:`evaluate`; ``end`` is what may follow the head (:class:`Reading`).
+    Arguments and errors as in :func:`evaluate`; ``end`` is as :func:`pof.split` takes it.
     """
     check_values(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,71 @@
+"""Write docs/cli.md, the reference of the command line, anew from its parser.
+
+python scripts/cli_page.py
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import SUPPRESS, Action
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pof.app.cli import COMMANDS
+from pof.app.cli._parser import make_parser
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+INTRODUCTION = """\
+# Command line
+
+Every command and every option, as the parser has them. `pof COMMAND --help-all` prints the same, without `-all` what is
+needed most. An option without a default is not set unless it is given; `true` may be left out (`--resume`).
+`--config FILE` reads options from YAML, and those on the command line count more. `pof --version` prints the version.
+[Completion](runs.md#help-and-completion) is for your shell.
+"""
+WORDS = {bool: "true, false", int: "integer", float: "number", str: "text", dict: "JSON", tuple: "[number, ...]"}
+
+
+def values(kind: Any) -> str:
+    """What an option of a type takes."""
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if (origin := get_origin(kind)) in WORDS:
+        return WORDS[origin]
+    if parts := [part for part in get_args(kind) if part is not NoneType]:
+        return ", ".join(map(values, parts))
+    return WORDS.get(kind, "" if kind is None else str(kind))
+
+
+def default(option: Action) -> str:
+    """What is taken if an option is not given."""
+    if option.required and option.option_strings:
+        return "required"
+    value = option.default
+    if value in (None, [], {}):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else list(value) if isinstance(value, tuple) else value}`"
+
+
+def row(option: Action) -> str:
+    """A row of a command's table: flags, values, default, and what the option is."""
+    flags = option.option_strings or [str(option.metavar or option.dest)]
+    helped = re.sub(r"([|<*_\[\]])", r"\\\1", " ".join((option.help or "").split()).replace("``", ""))
+    kind = getattr(option, "_typehint", None) or option.type
+    return f"| {', '.join(f'`{flag}`' for flag in flags)} | {values(kind)} | {default(option)} | {helped} |"
+
+
+def rendered() -> str:
+    """The page."""
+    parser = make_parser(COMMANDS, COMMANDS, full=True)
+    (commands,) = (action for action in parser._actions if action.dest == "command")
+    page = [INTRODUCTION]
+    for name, command in COMMANDS.items():
+        options = [option for option in commands.choices[name]._actions if option.default != SUPPRESS]  # type: ignore[index]
+        rows = ["| option | values | default | |", "| --- | --- | --- | --- |", *map(row, options)]
+        page.append("\n".join([f"## pof {name}\n", f"{command.help}\n", *rows, ""]))
+    return "\n".join(page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(), encoding="utf-8")
