@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         r"warmup_steps 5: the run has 1 steps, all of them in the warm-up",
     ),
     "reference_size": (lambda: pof.PoF(mlp(), reference_size=1.5), "reference_size must be .*; got 1.5"),
-    "loss": (lambda: pof.PoF(mlp(), loss="mse"), "loss must be a function of .* got 'mse'"),
+    "loss": (lambda: pof.PoF(mlp(), loss="mape"), "loss must be one of .* or a function of outputs .* got 'mape'"),
     "rho": (lambda: pof.SharpnessAware(mlp(), rho=-1), r"rho must be a finite number >= 0; got -1"),
     "rho is NaN": (lambda: pof.SharpnessAware(mlp(), rho=NAN), r"rho must be a finite number >= 0; got nan"),
     "rho is a text": (lambda: pof.SharpnessAware(mlp(), rho="big"), r"rho must be a finite number >= 0; got 'big'"),

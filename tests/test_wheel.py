@@ -73,7 +73,9 @@ def test_metadata_names_the_dependencies(wheel: Path) -> None:
     required = about.get_all("Requires-Dist", [])
     own = {line.split(">=")[0] for line in required if "extra ==" not in line}
     assert own == {"torch", "safetensors[torch]"}
-    assert set(about.get_all("Provides-Extra", [])) == {"app", "dev", "docs", "lightning", "transformers"}
+    assert set(about.get_all("Provides-Extra", [])) == {
+        *("app", "data", "dev", "docs", "export", "lightning", "ray", "transformers"),
+    }
 
 
 def test_installed_wheel_works_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:

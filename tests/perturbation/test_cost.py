@@ -83,6 +83,6 @@ def problem(device: str) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_search(device: str) -> None:
     """On the meta device the calls are those of an accelerator, whose labels may be ones to be ignored."""
-    given, most = problem(device), 50 if device == "cpu" else 70
+    given, most = problem(device), 55 if device == "cpu" else 80  # 3 and 10 of them are about NaN
     assert calls(line_search, *given) <= most
     assert calls(reach, *given, 20.0) <= most

@@ -217,7 +217,7 @@ BAD = {
     "mean not finite": (lambda: AdaRand(MEAN / 0, STD), "must be finite"),
     "label too large": (lambda: adarand()(F, torch.tensor([0, 5, 1])), "label 5 is out of range for 5 classes"),
     "label negative": (lambda: adarand().update(F, torch.tensor([0, -1, 1])), "label -1 is out of range"),
-    "labels per class": (lambda: adarand()(F, F), r"class indices of shape \(3,\).*soft targets"),
+    "labels per class": (lambda: adarand()(F, F), r"class indices of shape \(3,\).*soft and other targets"),
     "labels that are a mask": (lambda: adarand()(F, Y > 0), "got torch.bool of shape"),
     "too few labels": (lambda: adarand()(F, Y[:2]), r"got torch.int64 of shape \(2,\)"),
     "other dimension": (lambda: adarand()(torch.zeros(3, 7), Y), "dimension 7, the regulariser's statistics 6"),

@@ -115,7 +115,7 @@ BAD = {
     "no features": (nn.Linear(3, 2), batches(4), r"Linear has no features\(inputs\): pass pof.split"),
     "maps": (Identity(), [(torch.zeros(2, 3, 1), torch.tensor([0, 1]))], r"must be \(N, D\)"),
     "not finite": (Identity(), [(torch.full((2, 3), float("nan")), torch.tensor([0, 1]))], "feature is not finite"),
-    "soft labels": (Identity(), [(torch.zeros(2, 3), torch.ones(2, 5))], "soft targets"),
+    "soft labels": (Identity(), [(torch.zeros(2, 3), torch.ones(2, 5))], "soft and other targets"),
     "two widths": (Identity(), [*batches(11), (torch.zeros(1, 2), torch.tensor([0]))], "dimension 2"),
 }
 

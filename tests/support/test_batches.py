@@ -46,7 +46,7 @@ def test_integer_rows_are_one_hot_or_refused():
     assert torch.equal(class_targets(one_hot.bool(), 3), Y)
     for wrong in ([0, 1, 1], [0, 0, 0], [0, 2, -1]):
         one_hot[2] = torch.tensor(wrong)
-        with pytest.raises(ValueError, match=r"integer targets \(6, 3\) are not one-hot \(row 2\): for several labels"):
+        with pytest.raises(ValueError, match=r"integer targets \(6, 3\) are not one-hot \(row 2\): several labels"):
             class_targets(one_hot, 3)
 
 

@@ -70,12 +70,15 @@ def test_a_head_inside_of_a_checkpoint(make: Any) -> None:
     make(Checkpointed(False), "inner.fc")(*given).loss.backward()
 
 
-def test_one_logit_is_named_before_training() -> None:
+def test_one_logit_is_validated_by_its_own_loss() -> None:
     inputs, targets = batch(classes=2)
     method = pof.PoF(mlp(classes=1), loss=lambda z, y: nn.functional.binary_cross_entropy_with_logits(z[:, 0], y))
     loader = [(inputs, targets.double()), (inputs.flip(0), targets.flip(0).double())]
+    result = pof.fit(method, loader, epochs=1, val_loader=loader[:1], device="cpu")
+    by_hand = nn.functional.binary_cross_entropy_with_logits(result.model(inputs)[:, 0], targets.double())
+    assert result.history[result.best_epoch]["val_loss"] == pytest.approx(float(by_hand.detach()))
     with pytest.raises(ValueError, match=r"the network returns one logit, as for a binary loss"):
-        pof.fit(method, loader, epochs=1, val_loader=[(inputs, targets)], device="cpu")
+        pof.evaluate(result.model, [(inputs, targets)])
 
 
 class Auxiliary(nn.Module):

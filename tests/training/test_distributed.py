@@ -435,9 +435,12 @@ def test_resume_with_another_number_of_processes_is_refused(tmp_path: Path) -> N
 def test_process_that_fails_ends_all_with_a_message(tmp_path: Path) -> None:
     """Only the first process opens the run folder; the other one must not wait for it for ever."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("model: other\n")
+    settings = "model: {model: small-cnn}\ndata: {data: digits}\ntraining: {method: finetune}\n"
+    (tmp_path / "run" / "config.yaml").write_text(settings)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"event": "step", "step": 1, "epoch": 1, "loss": 1.0}\n')
     first, second = pof_ranks(2, *COMMAND, "--out", str(tmp_path / "run"))
     assert (first.code, second.code) == (2, 2)
     assert "run holds a run already: give another --out, or go on with --resume true" in first.err
     assert second.err.startswith("pof: error: ") and "Traceback" not in first.err + second.err
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl"}
+    assert (tmp_path / "run" / "config.yaml").read_text() == settings

@@ -27,6 +27,8 @@ def summary(data: Data) -> dict[str, str]:
         lines[f"{part} samples"] = str(len(targets[part])) if part in targets else none
     lines["classes"] = f"{data.num_classes} ({names})"
     lines |= {f"{part} samples per class": _range(count) for part, count in counts.items()}
+    if any(each.is_floating_point() for each in targets.values()):
+        lines["targets"] = "floating-point targets, no classes"
     lines |= {
         "shape of an input": " x ".join(str(n) for n in data.image_shape),
         "mean": _numbers(data.mean),

@@ -345,7 +345,7 @@ def test_shards_that_do_not_exist_are_refused() -> None:
     ],
 )
 def test_the_short_form_of_the_command(given: list[str], expected: dict[str, Any]) -> None:
-    _, options = parse(["experiment", *given, *([] if "--out" in given else ["--out", "x"])])
+    options = parse(["experiment", *given, *([] if "--out" in given else ["--out", "x"])]).options
     assert options == [ExperimentOptions("r.yaml", "x", **expected), EngineOptions()]
 
 

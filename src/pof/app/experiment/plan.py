@@ -25,14 +25,20 @@ LATER: Mapping[str, Mapping[str, Any]] = {
     "model": {"model_args": {}},
     "data": {"interpolation": None, "crop": None},
     "schedule": {"warmup": 0.0},
-    "sam": {"budget": 0.05, "rho_max": 0.5, "anneal": 1.0, "level": 0.15, "level_kind": "level", "every": None},
+    "sam": {
+        **{"budget": 0.05, "rho_max": 0.5, "anneal": 1.0, "level": 0.15, "level_kind": "level", "every": None},
+        "layers": "all",
+    },
 }
 """Options by group that came after the first experiments, and what they are where they are off."""
 RUNS = "runs"
 DIGITS = 12
 
 
-LATER_OPTIONS = {"steps_per_epoch": None, "class_weights": "none", "sampler": "shuffled", "mixup": None, "cutmix": None}
+LATER_OPTIONS = {
+    **{"steps_per_epoch": None, "class_weights": "none", "sampler": "shuffled", "mixup": None, "cutmix": None},
+    **{"loss": "cross-entropy", "metric": None},
+}
 """Options of the training that came later, and what they are where they are off."""
 END = object()
 

@@ -263,13 +263,13 @@ def _finite_logits(
 
 
 def _check(model: nn.Module, head: str | None, budget: float, seed: int, jobs: int, lr: float | None) -> None:
-    split(model, head)  # or says why it has no head
     if not 0 < budget <= MOST_EPOCHS:
         raise ValueError(f"budget must be a finite number of passes > 0, at most {MOST_EPOCHS}; got {budget}")
     whole_number("seed", seed, 0, MOST_SEED)
     whole_number("jobs", jobs, 1, MOST_PROCESSES)
     if lr is not None:
         finite("lr", lr, above=0)
+    split(model, head)  # or says why it has no head
 
 
 def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:

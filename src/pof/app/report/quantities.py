@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pof.app.cards import weights_file
 from pof.app.report.collection import RunFigures
 from pof.app.report.samples import Bounds
 from pof.app.run_folder import environment
@@ -79,7 +80,7 @@ def _network(network: RunFigures) -> dict[str, Any]:
     return {
         "name": subject.name,
         "model": subject.model.model,
-        "weights": str(subject.model.weights),
+        "weights": str(weights_file(str(subject.model.weights))),
         "data": subject.data.data,
         "figures": {row.key: row.of(network) for rows in GROUPS.values() for row in rows},
         "trace_standard_error": network.trace.standard_error,
