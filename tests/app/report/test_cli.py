@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import pof
 from pof.app.cli import main, parse
 
 FEW = ["--batches", "2", "--device", "cpu"]
@@ -122,7 +124,7 @@ def test_code_that_a_folder_names_does_not_run_without_consent(
     else:
         assert "the module 'payload' has no 'net'" in said
         assert (tmp_path / "executed").exists()
-        del sys.modules["payload"]
+    sys.modules.pop("payload", None)
 
 
 def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
