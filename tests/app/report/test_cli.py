@@ -114,6 +114,7 @@ def test_code_that_a_folder_names_does_not_run_without_consent(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "payload.py").write_text("import pathlib\n\npathlib.Path('executed').touch()\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "payload", raising=False)
     assert main([command, "--runs", str(folder), *FEW]) == 2
     assert "names the factory 'payload:net', whose code would run: give --trust_factories" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists() and "payload" not in sys.modules
@@ -124,7 +125,6 @@ def test_code_that_a_folder_names_does_not_run_without_consent(
     else:
         assert "the module 'payload' has no 'net'" in said
         assert (tmp_path / "executed").exists()
-    sys.modules.pop("payload", None)
 
 
 def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
