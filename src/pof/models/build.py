@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from pof._support.checks import MOST_CLASSES, whole_number
-from pof._support.factory import is_factory
 from pof._support.preprocessing import Preprocessing
 from pof.models.sources import PREFIXED, PRETRAINED, Request, find_source
 from pof.weights import load_weights
@@ -58,20 +57,21 @@ def build_model(
     if fixed := sorted({"num_classes", "in_channels"} & set(args or ())):
         raise ValueError(f"{fixed[0]} is no further argument of a network: the data say it; leave it out of args")
     source, own_name = find_source(name)
-    if in_features is not None and not is_factory(name):
-        raise ValueError(
-            f"{name!r} takes images, and the data are vectors of {in_features} features: give a factory,"
-            " package.module:factory, that takes in_features and num_classes"
-        )
     given = None if weights is None else os.fspath(weights)
     if given == PRETRAINED and not source.reads(given):
         raise ValueError(
             f"weights='pretrained' is known for {', '.join(f'{prefix}:' for prefix in PREFIXED)} only; for {name!r}"
             " give a file"
         )
-    model = source.build(
-        Request(own_name, num_classes, in_channels, image_size, given, dict(args or {}), tuple(classes), in_features)
+    request = Request(
+        own_name, num_classes, in_channels, image_size, given, dict(args or {}), tuple(classes), in_features
     )
+    if in_features is not None and source.of_images(request):
+        raise ValueError(
+            f"{name!r} takes images, and the data are vectors of {in_features} features: give a factory,"
+            " package.module:factory, that takes in_features and num_classes"
+        )
+    model = source.build(request)
     if given is not None and not source.reads(given):
         load_weights(model, given)
     return model
