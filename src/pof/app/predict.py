@@ -177,8 +177,8 @@ def check_outputs(card: NetworkCard) -> None:
     """Refuse a network that was trained with another loss: its outputs are no logits of one class per sample."""
     if card.outputs is not None:
         raise ValueError(
-            f"{card.model} was trained for {len(card.classes)} classes with {card.outputs} outputs, as by --loss bce, mse"
-            " or ordinal, and predictions are of one output per class: call pof.load_run(RUN).model in Python"
+            f"{card.model} was trained for {len(card.classes)} classes with {card.outputs} outputs, as by --loss bce,"
+            " mse or ordinal, and predictions are of one output per class: call pof.load_run(RUN).model in Python"
         )
 
 

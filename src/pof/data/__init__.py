@@ -10,8 +10,8 @@ from pof.data.loader import DatasetLoader, TensorLoader
 from pof.data.registry import load_data
 from pof.data.stratified import split_validation, stratified_fraction
 from pof.data.streaming import StreamData, StreamLoader
-from pof.data.summary import summary
 from pof.data.tasks import outputs_of
+from pof.data.words import summary
 
 __all__ = [
     "Augmentation",

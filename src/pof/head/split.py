@@ -211,11 +211,10 @@ class SplitModel(nn.Module):
             return self.features_and_logits(inputs)[1]
         output = call(self.model, inputs)
         if not isinstance(output, Tensor) or output.ndim != 2 or self._has_changed(output):
-            kind = getattr(output, "shape", type(output).__name__)
+            kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"the network returned {tuple(kind) if isinstance(output, Tensor) else kind}, and in the step before the"
-                " logits of its head alone, unchanged: call .train() of the method where it changes within an epoch, "
-                f"or {REMEDY.removeprefix('with ')}"
+                f"the network returned {kind}, and in the step before the logits of its head alone, unchanged: call"
+                f" .train() of the method where it changes within an epoch, or {REMEDY.removeprefix('with ')}"
             )
         return output
 

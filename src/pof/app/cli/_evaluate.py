@@ -150,7 +150,7 @@ def show_data(data: DataOptions) -> int:
     from pof.app.cli._display import console
     from pof.app.job import load
     from pof.data import summary
-    from pof.data.summary import class_counts
+    from pof.data.words import class_counts
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
