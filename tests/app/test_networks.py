@@ -12,6 +12,7 @@ from pof.app import job
 from pof.app.cli import main, parse
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import read_config, read_result
+from pof.app.runs import load_run
 from pof.data.images import Prepare
 from pof.models import Preprocessing, build_model, preprocessing_of
 from tests.data.test_images import photograph
@@ -97,8 +98,26 @@ def test_post_trained_from_a_folder_and_evaluated(tmp_path: Path, animals: str, 
     images = torch.stack([loaded.test_set[i][0] for i in range(len(loaded.test_labels))])  # type: ignore[union-attr]
     wrong = theirs(images).logits.argmax(dim=1) != loaded.test_labels
     assert result["test_before"]["error"] == pytest.approx(float(wrong.float().mean()))
+    capsys.readouterr()
+    assert main(["evaluate", *asked, "--device", "cpu", "--workers", "0"]) == 0, capsys.readouterr().err
+    assert f"{100 * result['test_before']['error']:.2f} %" in capsys.readouterr().out
     asked[3] = str(tmp_path / "run")
     assert main(["evaluate", *asked]) == 0, capsys.readouterr().err
+
+
+def test_a_run_from_a_folder_of_transformers_is_exported_as_one(tmp_path: Path, animals: str, capsys: Any) -> None:
+    import transformers
+
+    folders.vit(tmp_path / "vit", classes=("a", "b"))
+    asked = ["--model", f"hf:{tmp_path / 'vit'}", "--weights", "pretrained", "--data", animals]
+    assert main(["fine-tune", *asked, *TRAIN, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "--format", "hf", "--out", str(out)]) == 0, capsys.readouterr().err
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
+    assert theirs.config.id2label == dict(enumerate(folders.NAMES))
+    run = load_run(tmp_path / "run")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(theirs(images).logits, run.model(images))
 
 
 def test_a_zero_shot_network_with_the_names_of_the_folders(tmp_path: Path, animals: str, capsys: Any) -> None:
@@ -122,6 +141,8 @@ def test_texts_from_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert main(["post-train", *asked, *TRAIN, "--out", "run"]) == 0, capsys.readouterr().err
     assert read_result(tmp_path / "run")["steps"] == 3
     assert main(["evaluate", "run", *asked[4:], "--device", "cpu"]) == 0, capsys.readouterr().err
+    assert main(["export", "run", "--format", "hf", "--out", "out"]) == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_arguments_of_the_network_on_the_command_line(tmp_path: Path) -> None:

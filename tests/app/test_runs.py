@@ -15,9 +15,13 @@ from PIL import Image
 from torch import nn
 
 import pof
+from pof._support.random import seed_everything
+from pof.app import job
 from pof.app.cli import main, parse, settled
+from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import read_config
 from pof.app.run_folder import FILES
+from pof.data import eval_loader
 from pof.models.card import NetworkCard
 from pof.weights import load_model, read_metadata, save_model
 
@@ -247,6 +251,25 @@ def test_the_config_of_a_run_is_read_by_its_command(base: Path, tmp_path: Path) 
     assert [(out / name).read_bytes() for name in names] == [(base / "run" / name).read_bytes() for name in names]
 
 
+def test_what_is_given_beside_a_config_counts_on_either_side_of_it(base: Path) -> None:
+    file = str(base / "run" / "config.yaml")
+    for words in (["--seed", "3", "--config", file], [f"--config={file}", "--seed", "3"]):
+        parsed = parse(["train", *words, "--out", "x"])
+        _, data, training, _ = parsed.options
+        assert (training.seed, training.batch_size, data.split_seed) == (3, 20, 3)
+
+
+def test_a_folder_with_another_config_is_no_run_to_overwrite(base: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1")
+    command = ["train", "--config", str(base / "run" / "config.yaml"), "--out", str(tmp_path), "--overwrite"]
+    assert f"{tmp_path} exists and holds no run: give --out a new or empty folder" in refused(capsys, *command)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path: Path, capsys: Any) -> None:
+    assert f"no such file or folder: {tmp_path / 'runn'}" in refused(capsys, "evaluate", str(tmp_path / "runn"))
+
+
 def test_overwrite_removes_a_run_and_nothing_else(base: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     shutil.copytree(base / "run", run)
@@ -378,3 +401,53 @@ def test_improve_writes_a_network_that_knows_itself(base: Path, tmp_path: Path, 
     assert "or remove that search with --overwrite" in refused(capsys, *search)
     assert main([*search, "--overwrite", "--seed", "1"]) == 0
     assert json.loads((out / "improve.json").read_text())["seed"] == 1
+    again = tmp_path / "again"
+    assert main(["improve", "--config", str(out / "config.yaml"), "--out", str(again)]) == 0, capsys.readouterr().err
+    assert (again / "result.json").read_bytes() == (out / "result.json").read_bytes()
+
+
+def test_co_tuning_on_the_command_line_is_its_formula_and_resumes_bitwise(tmp_path: Path, monkeypatch: Any) -> None:
+    few = ["--batch_size", "20", "--device", "cpu", "--precision", "fp32"]
+    data = ["--data", "digits", "--train_size", "60"]
+    assert main(["train", "--model", "small-cnn", *data, *few, "--epochs", "1", "--out", str(tmp_path / "source")]) == 0
+    tune = ["fine-tune", "--weights", str(tmp_path / "source"), "--source_classes", "10", "--method", "co-tuning", *few]
+    tune += ["--epochs", "2", "--checkpoint_every", "1"]
+    assert main([*tune, "--out", str(tmp_path / "whole")]) == 0
+
+    model = ModelOptions("small-cnn", str(tmp_path / "source"), source_classes=10)
+    options = DataOptions("digits", train_size=60)
+    loaded = job.load(options, model)
+    splits = job.split(loaded, options)
+    seed_everything(0)
+    network, source = job.load_with_source_head(model, loaded, "cross-entropy")
+    assert source is not None
+    parts = pof.split(network.eval())
+    ((images, labels),) = eval_loader(loaded, "train", batch_size=60, indices=splits.train)
+    likely = torch.softmax(source(parts.features(images)), dim=1)
+    relationship = torch.stack([likely[labels == c].mean(dim=0) for c in range(10)])
+    first = job.training_batches(loaded, splits, options, TrainOptions("co-tuning", batch_size=20), torch.device("cpu"))
+    images, labels = next(iter(first.iterate(0)))
+    network.train()
+    hoped = torch.log_softmax(source(parts.features(images)), dim=1)
+    penalty = -2.3 * (relationship[labels] * hoped).sum(dim=1).mean()
+    rows = [json.loads(row) for row in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert next(row for row in rows if row["event"] == "step")["penalty"] == pytest.approx(
+        float(penalty.detach()), rel=1e-5
+    )
+
+    steps = 0
+    inner = pof.training.fit.Stepper.step
+
+    def interrupted(self: Any, window: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return inner(self, window)
+
+    monkeypatch.setattr(pof.training.fit.Stepper, "step", interrupted)
+    assert main([*tune, "--out", str(tmp_path / "part")]) == 130
+    monkeypatch.undo()
+    assert main([*tune, "--out", str(tmp_path / "part"), "--resume"]) == 0
+    whole, part = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
+    assert whole == part

@@ -120,6 +120,15 @@ def test_a_run_and_its_figures_equal_a_loop(task: str, tmp_path: Path, capsys: p
         assert figures["loss"] == pytest.approx(float(loss(model(inputs), targets).detach()), rel=1e-5)
 
 
+OF_CLASSES = {
+    "adarand": "FNP, RandReg with another prior, L2SP, BSS and DELTA need none",
+    "bi-tuning": "FNP, RandReg with another prior, L2SP, BSS and DELTA need none",
+    "co-tuning": "co-tuning needs the head that the network was pre-trained with",
+    "lp-ft": "lp-ft trains its head by the cross-entropy",
+}
+"""Methods of classifiers, and what they say."""
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "delta"])  # compares convolutions
 @pytest.mark.parametrize("task", ["several", "number"])
 def test_every_method_that_can(task: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,14 +138,9 @@ def test_every_method_that_can(task: str, method: str, tmp_path: Path, capsys: p
     more = ["--method", method, "--weights", str(tmp_path / "start.safetensors")]
     code = main(command(task, tmp_path / "run", *more, name="post-train"))
     said = capsys.readouterr()
-    refused = {
-        **dict.fromkeys(("adarand", "bi-tuning"), "FNP, RandReg with another prior, L2SP, BSS and DELTA need none"),
-        "lp-ft": "lp-ft trains its head by the cross-entropy",
-        "co-tuning": "co-tuning needs the head that the network was pre-trained with",
-    }
-    if method in refused:
+    if method in OF_CLASSES:
         assert code == 2
-        assert refused[method] in said.err
+        assert OF_CLASSES[method] in said.err
         return
     assert code == 0, said.err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -198,3 +202,54 @@ def test_experiments_and_reports_say_that_they_are_of_classifiers(
 def test_data_are_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--data", f"{HERE}:several"]) == 0
     assert "floating-point targets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["one logit", "several", "number", "ranks", "own"])
+def test_a_dry_run_is_of_the_loss(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(task, tmp_path / "run", "--method", "finetune", "--dry_run")) == 0, capsys.readouterr().err
+    said = " ".join(capsys.readouterr().out.split())
+    outputs = TASKS[task][2]
+    assert f"network {HERE}:net, {sum(p.numel() for p in net(outputs).parameters())} parameters" in said
+    assert "samples 24 for training, 16 for validation, 16 for the test" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_loss_than_that_of_the_run_is_said_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["--weights", str(tmp_path / "ranks"), "--method", "finetune"]
+    assert main(command("ranks", tmp_path / "ranks", "--method", "finetune")) == 0
+    capsys.readouterr()
+    usual = command("ranks", tmp_path / "post", *again, "--loss", "cross-entropy", name="post-train")
+    assert main(usual) == 2
+    said = capsys.readouterr()
+    assert "the loss cross-entropy needs 4 outputs for these data, and the network in" in said.err
+    assert "has 3: give the --loss that it was trained with" in said.err
+    assert "was trained with the loss ordinal, and is post-trained with cross-entropy" in " ".join(said.out.split())
+    assert not (tmp_path / "post").exists()
+    assert main(command("ranks", tmp_path / "post", *again, name="post-train")) == 0
+    assert "post-trained with" not in capsys.readouterr().out
+    file = ["--weights", str(tmp_path / "ranks" / "model.safetensors"), "--model", f"{HERE}:net"]
+    assert main(["evaluate", *file, "--data", f"{HERE}:ranks", "--workers", "0"]) == 2
+    assert "has 3: give the --loss that it was trained with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        (
+            "several",
+            ["--sampler", "balanced"],
+            "count the one class of each sample, and the targets are floating-point",
+        ),
+        ("several", ["--class_weights", "balanced"], "count the one class of each sample, and the targets are"),
+        ("ranks", ["--mixup", "0.2"], "mixup makes probabilities of labels, which are for the cross-entropy, and the"),
+        ("ranks", ["--loss", "cross-entropy", "--cutmix", "1"], r"are for images (K, H, W), and its inputs are (5,)"),
+    ],
+)
+def test_what_is_for_classes_of_images_is_refused_before_anything_is_written(
+    task: str, arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(task, tmp_path / "run", "--method", "finetune", *arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -90,3 +90,15 @@ def test_another_output_than_before_is_refused_until_the_mode_is_set_again():
         method(X, Y)
     method.train()
     torch.testing.assert_close(method(X, Y).logits, model(X)[1])
+
+
+def test_a_dropout_that_begins_within_an_epoch_is_refused_until_the_mode_is_set_again():
+    model = network(nn.Dropout(0.0))
+    method = pof.Finetune(model, head="2").train()
+    method(X, Y)
+    method(X, Y)
+    model[3].p = 0.5
+    with pytest.raises(ValueError, match=r"unchanged: call \.train\(\) of the method where it changes within an epoch"):
+        method(X, Y)
+    method.train()
+    torch.testing.assert_close(method(X, Y).logits, network()(X))

@@ -177,6 +177,12 @@ BAD = {
         lambda: category_relationship(pof.split(problem.network(), "head"), problem.source_head(), [], num_classes=5),
         "needs at least one sample",
     ),
+    "one source logit": (
+        lambda: category_relationship(
+            pof.split(problem.network(), "head"), nn.Linear(6, 1).double(), problem.batches(), num_classes=5
+        ),
+        "the source head gives one logit, as for a binary loss, and Co-Tuning needs one for each source class",
+    ),
 }
 
 

@@ -117,6 +117,8 @@ def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple
     if card is not None:
         check_fits(card, model, loaded)
     outputs = outputs_of(loaded, loss)
+    if card is not None and model.source_classes is None:
+        _check_outputs(card, outputs, loss, str(model.weights))
     if card is not None and file is not None and same_model(model.model, card.model):
         network = card.build()
         load_weights(network, file)
@@ -181,6 +183,14 @@ def _check_classes(card: NetworkCard, loaded: Data, where: str) -> None:
     raise ValueError(
         f"{what}: give data with the classes of the network, or train a new head (pof fine-tune --weights {where})"
     )
+
+
+def _check_outputs(card: NetworkCard, outputs: int, loss: str, where: str) -> None:
+    if (own := card.outputs or len(card.classes)) != outputs:
+        raise ValueError(
+            f"the loss {loss} needs {outputs} outputs for these data, and the network in {where} has {own}: give the"
+            f" --loss that it was trained with, or train a new head (pof fine-tune --weights {where})"
+        )
 
 
 def _check_inputs(card: NetworkCard, loaded: Data, where: str) -> None:

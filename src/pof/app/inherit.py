@@ -13,6 +13,7 @@ from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import RunError, read_config, section_of
 from pof.data.hub import PREFIX
 from pof.data.registry import KNOWN
+from pof.models import PRETRAINED
 
 
 def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) -> tuple[ModelOptions, DataOptions]:
@@ -35,6 +36,8 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
     factories = {"model": model.is_factory, "data": is_factory(data.data)}
     for name, value in (("model", model.model), ("data", data.data)):
         if not value:
+            if model.weights not in {None, PRETRAINED} and not Path(str(model.weights)).exists():
+                raise RunError(f"no such file or folder: {model.weights}")
             raise ValueError(f"give --{name}, or as --weights the folder of a run, which says it itself")
         if factories[name] and name not in given:
             raise RunError(
@@ -93,6 +96,13 @@ def check_split(model: ModelOptions, data: DataOptions) -> None:
                 f"--{name} {now}: {folder} was trained with {name} {was}, so its network has seen samples that would be"
                 f" held out now: leave out --{name}"
             )
+
+
+def loss_of(weights: str | None) -> str:
+    """The loss that the network was trained with, as its run folder says; cross-entropy where that says none."""
+    folder = Path(weights or "")
+    trained = read_config(folder).get("training", {}) if (folder / "config.yaml").is_file() else {}
+    return str(trained.get("loss", "cross-entropy"))
 
 
 def _run_of(weights: str | None) -> tuple[Path, ModelOptions, DataOptions] | None:

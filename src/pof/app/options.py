@@ -221,6 +221,11 @@ def check_numbers(training: TrainOptions) -> None:
         if (alpha := getattr(training, name)) is None:
             continue
         finite(name, alpha, above=0)
+        if training.loss in {"bce", "mse", "ordinal"}:
+            raise ValueError(
+                f"{name} makes probabilities of labels, which are for the cross-entropy, and the loss is"
+                f" {training.loss}: leave it out"
+            )
         if reads_classes(training):
             raise ValueError(
                 f"{name} makes probabilities of labels, and {training.method} reads the one class of each sample: leave"

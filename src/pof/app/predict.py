@@ -149,6 +149,7 @@ def predict(
         ValueError: if the card has no preprocessing, a number is out of range, the network has other classes than the
             card, or gives logits that are not finite.
     """
+    check_outputs(card)
     whole_number("top", top, 1, len(card.classes))
     whole_number("batch_size", batch_size, 1)
     if not 0 < temperature < math.inf:
@@ -170,6 +171,15 @@ def predict(
         card.classes,
         tuple(unreadable),
     )
+
+
+def check_outputs(card: NetworkCard) -> None:
+    """Refuse a network that was trained with another loss: its outputs are no logits of one class per sample."""
+    if card.outputs is not None:
+        raise ValueError(
+            f"{card.model} was trained for {len(card.classes)} classes with {card.outputs} outputs, as by --loss bce,"
+            " mse or ordinal, and predictions are of one output per class: call pof.load_run(RUN).model in Python"
+        )
 
 
 def temperature_on(network: nn.Module, loader: Iterable[Any], *, head: str | None = None) -> float:

@@ -85,7 +85,10 @@ class Run:
         if overwrite and resume:
             raise RunError("give --resume or --overwrite, not both: one goes on with the run, the other removes it")
         if (self.folder / "config.yaml").exists():
-            if is_run(read_config(self.folder)) and (overwrite or has_no_step(self.folder)):
+            known = is_run(read_config(self.folder))
+            if overwrite and not known:
+                raise RunError(f"{self.folder} exists and holds no run: give --out a new or empty folder")
+            if known and (overwrite or has_no_step(self.folder)):
                 self._replaced = True
                 check_removable(self.folder, self._config.get("model", {}).get("weights"))
                 self._release = lock(self.folder)

@@ -181,6 +181,11 @@ def train_loader(
     Raises:
         DataError: if the batch does not fit the processes, or ``steps`` the kind of data.
     """
+    if mixing is not None and len(data.image_shape) != 3:
+        raise DataError(
+            f"{data.name}: mixup and cutmix are for images (K, H, W), and its inputs are {data.image_shape}: leave them"
+            " out"
+        )
     if isinstance(data, StreamData):
         return _stream_loader(data, batch_size, seed, workers, mixing, steps, plain=not balanced and world_size == 1)
     if steps is not None:

@@ -79,7 +79,15 @@ def class_weights(labels: Tensor, num_classes: int) -> Tensor:
 
     Returns:
         (C,) float32; their mean over the samples is 1.
+
+    Raises:
+        DataError: if the labels are floating-point targets of another task.
     """
+    if labels.is_floating_point():
+        raise DataError(
+            "class_weights and sampler balanced count the one class of each sample, and the targets are floating-point:"
+            " leave balanced out"
+        )
     counts = torch.bincount(labels, minlength=num_classes).float()
     present = counts > 0
     return torch.where(present, len(labels) / (present.sum() * counts.clamp_min(1)), 0.0)

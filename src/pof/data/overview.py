@@ -25,10 +25,11 @@ def summary(data: Data) -> dict[str, str]:
     for part in ("training", "validation", "test"):
         none = "a stream, without a length" if part == "training" else "none of their own"
         lines[f"{part} samples"] = str(len(targets[part])) if part in targets else none
-    lines["classes"] = f"{data.num_classes} ({names})"
+    numbers = any(labels.is_floating_point() for labels in targets.values())
+    lines["outputs" if numbers else "classes"] = f"{data.num_classes} ({names})"
+    if numbers:
+        lines["targets"] = "floating-point targets, for --loss bce, mse or one of your own"
     lines |= {f"{part} samples per class": _range(count) for part, count in counts.items()}
-    if any(each.is_floating_point() for each in targets.values()):
-        lines["targets"] = "floating-point targets, no classes"
     lines |= {
         "shape of an input": " x ".join(str(n) for n in data.image_shape),
         "mean": _numbers(data.mean),

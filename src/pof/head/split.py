@@ -79,6 +79,7 @@ class SplitModel(nn.Module):
         self._place: int | str = "logits"
         # Where a training step returned the head's own output in float32 or wider: the others then need not listen.
         self._heard_on: str | None = None
+        self._made_by: type[Any] | None = None
         self._sigmoid = self._told = False
         inside = set(self._module.modules())
         owned = set(self._module.parameters())
@@ -209,10 +210,17 @@ class SplitModel(nn.Module):
         if not self.returns_logits:
             return self.features_and_logits(inputs)[1]
         output = call(self.model, inputs)
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            kind = getattr(output, "shape", type(output).__name__)
-            raise ValueError(f"the network returned {kind}, and in the step before the logits of its head alone")
+        if not isinstance(output, Tensor) or output.ndim != 2 or self._has_changed(output):
+            kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the network returned {kind}, and in the step before the logits of its head alone, unchanged: call"
+                f" .train() of the method where it changes within an epoch, or {REMEDY.removeprefix('with ')}"
+            )
         return output
+
+    def _has_changed(self, output: Tensor) -> bool:
+        """Whether something follows a linear head now, such as a dropout that was 0: it did not make this output."""
+        return self.linear and type(output.grad_fn) is not self._made_by
 
     def train(self, mode: bool = True) -> SplitModel:
         """Set the mode, as of any module; the next step listens to the head again."""
@@ -266,7 +274,7 @@ class SplitModel(nn.Module):
         wide = logits.ndim == 2 and logits.dtype in {torch.float32, torch.float64}
         plain = self.model.training and torch.is_grad_enabled() and wide
         if plain and heard[0].is_still(output) and not distributed.has_fsdp(self.model):
-            self._heard_on = logits.device.type
+            self._heard_on, self._made_by = logits.device.type, type(output.grad_fn)
         return *self._reach(output, features, logits), output
 
     def _refuse_lost_graph(self, output: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from pof._support.checks import MOST_CLASSES, whole_number
-from pof._support.factory import is_factory
 from pof._support.preprocessing import Preprocessing
 from pof.models.sources import PREFIXED, PRETRAINED, Request, find_source
 from pof.weights import load_weights
@@ -35,8 +34,7 @@ def build_model(
             a name on the Hugging Face hub; ``package.module:factory``.  docs/models.md has all of them.
         num_classes: number of outputs C: mostly that of the classes.
         in_channels: channels of the images.
-        in_features: width D of feature vectors (N, D), or length of texts, in the place of images: of factories and
-            networks of texts only.
+        in_features: width D of feature vectors (N, D), in the place of images: of factories, and T of texts (N, T).
         weights: a file for :func:`pof.weights.load_weights`; ``"pretrained"``, the published weights of timm,
             torchvision or Hugging Face, with a new head unless it has as many classes; for ``hf:`` also a folder of
             Transformers.
@@ -59,21 +57,21 @@ def build_model(
     if fixed := sorted({"num_classes", "in_channels"} & set(args or ())):
         raise ValueError(f"{fixed[0]} is no further argument of a network: the data say it; leave it out of args")
     source, own_name = find_source(name)
-    texts = source is PREFIXED["hf"] and in_features is not None and preprocessing_of(name, args, weights) is None
-    if in_features is not None and not (texts or is_factory(name)):
-        raise ValueError(
-            f"{name!r} takes images, and the data are vectors of {in_features} features: give a factory,"
-            " package.module:factory, that takes in_features and num_classes"
-        )
     given = None if weights is None else os.fspath(weights)
     if given == PRETRAINED and not source.reads(given):
         raise ValueError(
             f"weights='pretrained' is known for {', '.join(f'{prefix}:' for prefix in PREFIXED)} only; for {name!r}"
             " give a file"
         )
-    model = source.build(
-        Request(own_name, num_classes, in_channels, image_size, given, dict(args or {}), tuple(classes), in_features)
+    request = Request(
+        own_name, num_classes, in_channels, image_size, given, dict(args or {}), tuple(classes), in_features
     )
+    if in_features is not None and source.of_images(request):
+        raise ValueError(
+            f"{name!r} takes images, and the data are vectors of {in_features} features: give a factory,"
+            " package.module:factory, that takes in_features and num_classes"
+        )
+    model = source.build(request)
     if given is not None and not source.reads(given):
         load_weights(model, given)
     return model

@@ -46,6 +46,11 @@ def category_relationship(
     with evaluating(model), preserved(loader):
         for features, targets, kind in features_and_targets(model, loader, num_classes):
             logits = source_head(features.to(kind)).double().cpu()
+            if logits.shape[1] < 2:
+                raise ValueError(
+                    "the source head gives one logit, as for a binary loss, and Co-Tuning needs one for each source"
+                    " class (its penalty would be 0): take another method"
+                )
             if not sums.ndim:
                 sums = logits.new_zeros(num_classes, logits.shape[1])
             sums.index_add_(0, targets, torch.softmax(logits / temperature, dim=1))

@@ -98,13 +98,13 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
 
 def _loss(model: ModelOptions, options: EvaluateOptions) -> str:
     """The loss that is asked for, or that of the run whose folder the weights are."""
-    from pof.app.run_files import read_config
+    from pof.app.inherit import loss_of
 
-    folder = Path(str(model.weights))
-    trained = read_config(folder).get("training", {}) if folder.is_dir() else {}
-    loss: str = options.loss or trained.get("loss", "cross-entropy")
+    loss = options.loss or loss_of(model.weights)
     if options.loss is None and ":" in loss:
-        raise ValueError(f"{folder} was trained with the loss {loss!r}, whose code would run: give --loss {loss}")
+        raise ValueError(
+            f"{model.weights} was trained with the loss {loss!r}, whose code would run: give --loss {loss}"
+        )
     return loss
 
 
@@ -159,14 +159,14 @@ def show_data(data: DataOptions) -> int:
     for name, text in summary(loaded).items():
         table.add_row(name, text)
     console.print(table)
-    counts = class_counts(loaded)
-    table = Table("class", *counts)
-    rows = zip(loaded.classes, *counts.values(), strict=True)
-    for name, *numbers in islice(rows, MOST_CLASSES):
-        table.add_row(name, *map(str, numbers))
-    console.print(table)
-    if (more := loaded.num_classes - MOST_CLASSES) > 0:
-        console.print(f"and {more} more classes")
+    if counts := class_counts(loaded):
+        table = Table("class", *counts)
+        rows = zip(loaded.classes, *counts.values(), strict=True)
+        for name, *numbers in islice(rows, MOST_CLASSES):
+            table.add_row(name, *map(str, numbers))
+        console.print(table)
+        if (more := loaded.num_classes - MOST_CLASSES) > 0:
+            console.print(f"and {more} more classes")
     for warning in said:
         console.print(f"warning: {warning.message}", soft_wrap=True)
     return 0

@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from importlib import metadata
-from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -114,12 +113,18 @@ def _hide(parser: ArgumentParser, shown: Collection[str]) -> None:
 
 
 def _with_configs(arguments: Sequence[str]) -> list[str]:
-    """The words, where a file of options is the config.yaml of a run with what is in it; errors say which file."""
-    words = list(arguments)
-    for number, (flag, value) in enumerate(pairwise(arguments), 1):
-        if flag == "--config":
-            words[number] = _config(value)
-    return [f"--config={_config(w.removeprefix('--config='))}" if w.startswith("--config=") else w for w in words]
+    """The words, files of options first: what is given beside them counts, on either side of them.
+
+    A file that is the config.yaml of a run has what is in that; errors say which file.
+    """
+    files, others, words = [], [], iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != "--config" or not (equals or (value := next(words, ""))):
+            others.append(word)
+        else:
+            files.append(f"--config={_config(value)}")
+    return [*others[:1], *files, *others[1:]]
 
 
 def _config(file: str) -> str:
@@ -129,7 +134,17 @@ def _config(file: str) -> str:
         raise
     except Exception:  # the parser reads it again, and says it
         return file
+    if isinstance(values, dict) and isinstance(values.get("improve"), dict):
+        return _of_search(values)
     return _of_run(values) if isinstance(values, dict) and isinstance(values.get("training"), dict) else file
+
+
+def _of_search(config: Mapping[str, Any]) -> str:
+    """What the config.yaml of ``pof improve`` says, as its options: without where it was written to, and how."""
+    import yaml
+
+    options = {**config.get("model", {}), **config.get("data", {}), **config["improve"]}
+    return yaml.safe_dump({k: v for k, v in options.items() if k not in {"out", "resume", "overwrite", "dry_run"}})
 
 
 def _of_run(config: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tu
     check_split(model, data)
     loaded = job.load(data, model)
     splits = job.split(loaded, data)
-    network = job.load_network(model, loaded)
+    network = job.load_network(model, loaded, training.loss)
     samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)
     assert seconds is not None
     held = 0 if splits.validation is None else len(splits.validation)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pof.app import job
 from pof.app.cli._display import Display, console, metrics_table
+from pof.app.inherit import loss_of
 from pof.app.loggers import tracking
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 
@@ -47,6 +48,12 @@ def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, r
         console.print(
             "note: if this network was trained on the samples now held out for validation, they favour it over every"
             " epoch; --validation 0 hands back the last epoch unjudged",
+            soft_wrap=True,
+        )
+    if model.source_classes is None and (own := loss_of(model.weights)) != training.loss:
+        console.print(
+            f"note: {model.weights} was trained with the loss {own}, and is post-trained with {training.loss}: give"
+            f" --loss {own} to go on with that",
             soft_wrap=True,
         )
     return train(model, data, training, run)

@@ -74,7 +74,7 @@ def predict_images(network: NetworkOptions, data: NetworkData, options: PredictO
     """Print or write the classes of image files; 1 if some could not be read."""
     from pof.app.cli._display import console
     from pof.app.known import held_out, known_network
-    from pof.app.predict import check_table, image_files, predict, temperature_on, write_table
+    from pof.app.predict import check_outputs, check_table, image_files, predict, temperature_on, write_table
     from pof.training.fit import find_device
 
     if options.calibrate and options.temperature is not None:
@@ -87,6 +87,7 @@ def predict_images(network: NetworkOptions, data: NetworkData, options: PredictO
     if note:
         console.print(f"note: {note}", soft_wrap=True)
     trained, card = known_network(model, data, given, purpose="predict")
+    check_outputs(card)
     trained = trained.to(find_device(options.device))
     temperature = 1.0 if options.temperature is None else options.temperature
     if options.calibrate:

@@ -30,7 +30,6 @@ from pof.app.method_options import AverageOptions
 from pof.app.methods import Context, build_method
 from pof.app.options import TrainOptions, plain
 from pof.app.run_files import read_config, read_result
-from pof.data import train_loader
 from pof.training.fit import find_device
 from pof.training.step import Stepper
 from pof.training.stream import micro_batches, windows
@@ -136,28 +135,29 @@ def time_pass(stage: Stage, threads: int | None, *, timed: bool) -> tuple[int, f
     """Count the training samples of a stage, and time a few steps of plain training on a network made for that."""
     device = find_device(stage.training.device)
     loaded = job.load(stage.data, stage.model)
-    indices = job.split(loaded, stage.data).train
+    splits = job.split(loaded, stage.data)
+    # A stream's epoch is as long as one says.
+    chosen, steps = splits.chosen, stage.training.steps_per_epoch
+    samples = stage.training.batch_size * (steps or 0) if chosen is None else len(chosen)
     if not timed:
-        return len(indices), None
+        return samples, None
     training = replace(stage.training, method="finetune", average=AverageOptions())
     with _threads(threads), isolated(0, device):
-        network = job.load_network(stage.model, loaded).to(device)
+        network = job.load_network(stage.model, loaded, training.loss).to(device)
         method = build_method(Context(network, stage.model.head, training, loaded.num_classes, ()))
         precision = find_precision(training.precision, device)
         stepper = Stepper(method.to(device), job.make_optimizer(method, training), precision)
-        batches = train_loader(
-            loaded, batch_size=training.batch_size, seed=0, indices=indices, workers=0, device=device
-        )
+        batches = job.training_batches(loaded, splits, replace(stage.data, workers=0), training, device)
         stream = micro_batches(batches, False, device)
         epochs = (windows(stream, training.accumulation, epoch) for epoch in count())
-        steps = islice(chain.from_iterable(epochs), PROBE_STEPS + 1)
+        probes = islice(chain.from_iterable(epochs), PROBE_STEPS + 1)
         method.train()
-        stepper.step(next(steps))  # the first one is slower
+        stepper.step(next(probes))  # the first one is slower
         _synchronise(device)
         start = time.perf_counter()
-        done = sum(stepper.step(window).samples for window in steps)
+        done = sum(stepper.step(window).samples for window in probes)
         _synchronise(device)
-    return len(indices), (time.perf_counter() - start) / done * len(indices)
+    return samples, (time.perf_counter() - start) / done * samples
 
 
 def _synchronise(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pof._support.preprocessing import Preprocessing
 from pof.models.card import NetworkCard
+from pof.models.sources.huggingface import Classifier
 
 Network = Callable[[Tensor], Any]
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
@@ -32,15 +33,22 @@ def to_hf(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
     if _is_of_timm(network):
         to_timm(network, card, folder)
         return _read(transformers.AutoModelForImageClassification, folder)
-    if not isinstance(network, transformers.PreTrainedModel):
+    inner: Any = of_transformers(network)
+    if not isinstance(inner, transformers.PreTrainedModel):
         raise _cannot_hold("hf", "Transformers and timm", network, card)
-    network.config.id2label = dict(enumerate(card.classes))
-    network.config.label2id = {name: c for c, name in enumerate(card.classes)}
+    names = card.classes if card.outputs is None else tuple(map(str, range(card.outputs)))
+    inner.config.id2label = dict(enumerate(names))
+    inner.config.label2id = {name: c for c, name in enumerate(names)}
     with _without_bars():
-        network.save_pretrained(folder)
+        inner.save_pretrained(folder)
     if card.preprocessing is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor(card.preprocessing), indent=2) + "\n")
-    return _read(type(network), folder)
+    return _read(type(inner), folder)
+
+
+def of_transformers(network: nn.Module) -> nn.Module:
+    """The network of Transformers inside of the one that gives its logits alone; any other network as it is."""
+    return network.model if isinstance(network, Classifier) else network
 
 
 def to_timm(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
@@ -51,7 +59,8 @@ def to_timm(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
 
     described: Any = copy.copy(network)
     described.pretrained_cfg = _timm_config(dict(described.pretrained_cfg), card)
-    labels, arguments = {"label_names": list(card.classes)}, dict(card.model_args)
+    labels = {} if card.outputs is not None else {"label_names": list(card.classes)}
+    arguments = dict(card.model_args)
     timm.models.save_for_hf(described, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -105,7 +114,7 @@ def processor(how: Preprocessing) -> dict[str, Any]:
 def _timm_config(config: dict[str, Any], card: NetworkCard) -> dict[str, Any]:
     """Describe weights and their input as timm does, for what this network was trained with."""
     kept = {key: value for key, value in config.items() if not key.startswith("test_")}
-    kept |= {"num_classes": len(card.classes), "input_size": card.input_shape, "pool_size": None}
+    kept |= {"num_classes": card.outputs or len(card.classes), "input_size": card.input_shape, "pool_size": None}
     how = card.preprocessing
     if how is None:  # inputs come as tensors, and are taken as they are
         neutral = {"mean": (0.0,) * card.input_shape[0], "std": (1.0,) * card.input_shape[0]}

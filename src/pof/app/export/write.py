@@ -25,7 +25,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pof._support.files import PARTIAL, naming
 from pof._support.random import seeded
-from pof.app.export.folders import ExportError, to_hf, to_timm
+from pof.app.export.folders import ExportError, of_transformers, to_hf, to_timm
 from pof.head.reading import Reading
 from pof.models.card import NetworkCard
 from pof.weights import load_model, save_model
@@ -112,13 +112,14 @@ def export(
 def random_inputs(network: nn.Module, card: NetworkCard, count: int) -> Tensor:
     """Inputs (count, ...) for a network, from the standard normal distribution; token numbers for one of texts."""
     if takes_tokens(network):
-        return torch.randint(network.config.vocab_size, (count, 16), generator=seeded(count))  # type: ignore[union-attr, arg-type]
+        words: Any = of_transformers(network).config
+        return torch.randint(words.vocab_size, (count, 16), generator=seeded(count))
     return torch.randn(count, *card.input_shape, generator=seeded(count))
 
 
 def takes_tokens(network: nn.Module) -> bool:
     """Whether a network of Transformers takes texts."""
-    return getattr(network, "main_input_name", None) == "input_ids"
+    return getattr(of_transformers(network), "main_input_name", None) == "input_ids"
 
 
 def _bare(network: nn.Module) -> nn.Module:

@@ -53,6 +53,7 @@ class Source:
         reads: whether ``build`` puts these weights into the network itself.
         names: those that can be listed.
         preprocessing: of images, as the network was trained with; None if that is not known.
+        of_images: whether a network takes images alone, and no vectors.
     """
 
     build: Callable[[Request], nn.Module]
@@ -60,6 +61,7 @@ class Source:
     reads: Callable[[str], bool] = PRETRAINED.__eq__
     names: Callable[[], Sequence[str]] = tuple
     preprocessing: Callable[[Request], Preprocessing | None] = lambda request: None
+    of_images: Callable[[Request], bool] = lambda request: True
 
 
 def argument_of_size(request: Request, argument: str, own: int) -> dict[str, int]:

@@ -21,4 +21,6 @@ def _build(request: Request) -> nn.Module:
     return model
 
 
-FACTORY = Source(build=_build, knows=lambda name: ":" in name, reads=lambda weights: False)
+FACTORY = Source(
+    build=_build, knows=lambda name: ":" in name, reads=lambda weights: False, of_images=lambda request: False
+)

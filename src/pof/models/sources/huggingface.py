@@ -180,11 +180,13 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _of_images(request: Request) -> bool:
+    config = _config(request, _origin(request) or request.name)
+    return any(hasattr(config, setting) for setting in ("image_size", "num_channels", "vision_config"))
+
+
 def _preprocessing(request: Request) -> Preprocessing | None:
-    name = _origin(request) or request.name
-    config = _config(request, name)
-    of_images = any(hasattr(config, setting) for setting in ("image_size", "num_channels", "vision_config"))
-    return read_processor(name) if of_images else None
+    return read_processor(_origin(request) or request.name) if _of_images(request) else None
 
 
-HUGGING_FACE = Source(_build, lambda name: True, _reads, preprocessing=_preprocessing)
+HUGGING_FACE = Source(_build, lambda name: True, _reads, preprocessing=_preprocessing, of_images=_of_images)
