@@ -63,9 +63,8 @@ def build_model(
             f"weights='pretrained' is known for {', '.join(f'{prefix}:' for prefix in PREFIXED)} only; for {name!r}"
             " give a file"
         )
-    request = Request(
-        own_name, num_classes, in_channels, image_size, given, dict(args or {}), tuple(classes), in_features
-    )
+    sizes = (num_classes, in_channels, image_size)
+    request = Request(own_name, *sizes, given, dict(args or {}), tuple(classes), in_features)
     if in_features is not None and source.of_images(request):
         raise ValueError(
             f"{name!r} takes images, and the data are vectors of {in_features} features: give a factory,"
