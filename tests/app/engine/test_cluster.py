@@ -26,7 +26,7 @@ from tests.app.improve.test_improve import FAST, loaders, network
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "digits.yaml"
 METHODS = "methods={pof: {method: pof, lr: 0.01}}"
-TINY = ["--set", "seeds=4", METHODS, "control=pof", "pretrain.epochs=6", "budget=3"]
+TINY = ["--set", "seeds=4", METHODS, "control=pof", "pretrain.epochs=80", "budget=40"]
 
 
 class Nodes:
