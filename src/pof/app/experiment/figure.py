@@ -31,7 +31,7 @@ def differences_panel(summary: Summary, setting: str, number: int) -> Panel:
         if any(entry.to_control for entry in entries):
             ax.plot([], [], "s-", color=TO_CONTROL, label=f"minus {summary.control}")
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+            ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
         said = "; ".join(
             f"{entry.method}: {_said(entry.to_incoming, scale)} to the incoming network,"
             f" {_said(entry.to_control, scale)} to the control"
