@@ -29,6 +29,7 @@ $(VENV)/.all: $(VENV)/.app
 
 # MkDocs 1.x and its theme print banners about MkDocs 2; constraints.txt keeps 1.x.
 docs: $(VENV)/.all
+	$(BIN)/python scripts/gallery.py build/gallery
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 # Bad inputs, kills, damaged states, processes that disagree; not in CI.  HOSTILE="--only kills --seed 1" for a part.

@@ -24,6 +24,7 @@ from pof.app.run_folder import FILES
 from pof.data import eval_loader
 from pof.models.card import NetworkCard
 from pof.weights import load_model, read_metadata, save_model
+from tests.interrupted import resumes_bitwise
 
 SMALL = ["--epochs", "1", "--batch_size", "20", "--device", "cpu", "--precision", "fp32", "--workers", "0"]
 COLOURS = {"green": (20, 200, 40), "red": (220, 30, 30)}
@@ -434,20 +435,4 @@ def test_co_tuning_on_the_command_line_is_its_formula_and_resumes_bitwise(tmp_pa
     assert next(row for row in rows if row["event"] == "step")["penalty"] == pytest.approx(
         float(penalty.detach()), rel=1e-5
     )
-
-    steps = 0
-    inner = pof.training.fit.Stepper.step
-
-    def interrupted(self: Any, window: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 5:
-            raise KeyboardInterrupt
-        return inner(self, window)
-
-    monkeypatch.setattr(pof.training.fit.Stepper, "step", interrupted)
-    assert main([*tune, "--out", str(tmp_path / "part")]) == 130
-    monkeypatch.undo()
-    assert main([*tune, "--out", str(tmp_path / "part"), "--resume"]) == 0
-    whole, part = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
-    assert whole == part
+    assert resumes_bitwise(tune, tmp_path, monkeypatch, step=5)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-import pof.training.fit
 from pof._support.random import derive_seed, isolated
 from pof.app.cli import main
 from pof.app.methods import METHODS, Context, build_method
@@ -21,6 +20,7 @@ from pof.data import Augmentation, DataError, DatasetLoader, TensorLoader, load_
 from pof.data.mixing import Mixing, class_weights
 from tests.cases import batches, mlp
 from tests.data.test_folder import write_images
+from tests.interrupted import resumes_bitwise
 
 IMAGES = torch.randint(256, (24, 3, 6, 5), generator=torch.Generator().manual_seed(0)).byte()
 LABELS = torch.tensor([0] * 16 + [1] * 6 + [2] * 2)
@@ -223,19 +223,4 @@ def test_on_the_command_line_and_resumed_bitwise(tmp_path, options, capsys, monk
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     said = capsys.readouterr().out
     assert ("class weights: 0 " in said) == ("--class_weights" in options)
-    steps = 0
-    inner = pof.training.fit.Stepper.step
-
-    def interrupted(self: Any, window: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 5:
-            raise KeyboardInterrupt
-        return inner(self, window)
-
-    monkeypatch.setattr(pof.training.fit.Stepper, "step", interrupted)
-    assert main([*arguments, "--out", str(tmp_path / "part")]) == 130
-    monkeypatch.undo()
-    assert main([*arguments, "--out", str(tmp_path / "part"), "--resume"]) == 0
-    whole, part = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
-    assert whole == part
+    assert resumes_bitwise(arguments, tmp_path, monkeypatch, step=5)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-import pof.training.fit
 from pof.app import job
 from pof.app.cli import main
 from pof.app.options import DataOptions
 from pof.data import DataError, eval_loader, load_data, train_loader
 from pof.data.mixing import Mixing
 from pof.data.streaming import StreamLoader
+from tests.interrupted import resumes_bitwise
 
 CLASSES = ["a", "b", "c"]
 
@@ -176,19 +176,4 @@ def test_trained_on_the_command_line_and_resumed_bitwise(tmp_path, factory, opti
         arguments[0] = "post-train"
         arguments += ["--method", "pof", "--weights", str(tmp_path / "first" / "model.safetensors")]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    steps = 0
-    inner = pof.training.fit.Stepper.step
-
-    def interrupted(self: Any, window: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise KeyboardInterrupt
-        return inner(self, window)
-
-    monkeypatch.setattr(pof.training.fit.Stepper, "step", interrupted)
-    assert main([*arguments, "--out", str(tmp_path / "part")]) == 130
-    monkeypatch.undo()
-    assert main([*arguments, "--out", str(tmp_path / "part"), "--resume"]) == 0, capsys.readouterr().err
-    whole, part = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
-    assert whole == part
+    assert resumes_bitwise(arguments, tmp_path, monkeypatch, step=7)
