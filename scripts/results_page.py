@@ -3,20 +3,26 @@
 python scripts/results_page.py
 
 A place for a table is ``<!-- NAME -->`` ... ``<!-- end -->``, NAME being that of a file in benchmarks/results; with
-``<!-- NAME: method; method -->`` only these methods are in it.
+``<!-- NAME: method; method -->`` only these methods are in it, with ``<!-- NAME, METHOD minus: method; method -->`` it
+compares one with others, from the CSV of the same name.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+from pof.app.experiment.statistics import corrected, paired
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 FIGURE = ROOT / "docs" / "figures" / "gains.svg"
-PLACE = re.compile(r"<!-- (?P<name>[\w-]+)(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+PLACE = re.compile(
+    r"<!-- (?P<name>[\w-]+)(?:, (?P<one>[^:>]+) minus)?(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL
+)
 NONE = "–"
 # Of the figure: file and setting, and the row that stands for each kind of method, by the first name that is there.
 REGIMES = {
@@ -76,6 +82,19 @@ def table(found: dict[str, Any], methods: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def against(name: str, one: str, others: list[str]) -> str:
+    """The paired differences of one method to others; p corrected over them."""
+    errors: dict[str, dict[str, float]] = {}
+    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            errors.setdefault(row["method"], {})[row["seed"]] = float(row["error"])
+    own = errors[one]
+    tests = corrected([paired([errors[other][seed] for seed in own], list(own.values())) for other in others])
+    rows = [[other, *difference(vars(test))] for other, test in zip(others, tests, strict=True)]
+    lines = [["other", f"{one} minus it", "p"], ["---"] * 3, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def origin(name: str, found: dict[str, Any]) -> str:
     seeds = sorted({entry["figures"]["n"] for entry in found["entries"]})
     count = " or ".join(map(str, seeds))
@@ -91,7 +110,8 @@ def rendered(page: str) -> str:
         if missing:
             raise ValueError(f"{place['name']}.json has no method {sorted(missing)[0]!r}")
         opening = place[0].partition("\n")[0]
-        return f"{opening}\n{table(found, methods)}\n\n{origin(place['name'], found)}\n<!-- end -->"
+        made = against(place["name"], place["one"], methods) if place["one"] else table(found, methods)
+        return f"{opening}\n{made}\n\n{origin(place['name'], found)}\n<!-- end -->"
 
     return PLACE.sub(fill, page)
 

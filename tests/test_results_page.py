@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-rendered = runpy.run_path(str(ROOT / "scripts" / "results_page.py"))["rendered"]
+PAGE = runpy.run_path(str(ROOT / "scripts" / "results_page.py"))
+rendered = PAGE["rendered"]
 
 
 @pytest.mark.parametrize("name", ["docs/results.md", "README.md"])
@@ -16,6 +17,11 @@ def test_the_page_shows_what_was_measured(name: str) -> None:
     page = (ROOT / name).read_text()
     assert rendered(page) == page, "run python scripts/results_page.py"
     assert "<!-- end -->" in page
+
+
+def test_the_figure_is_drawn_from_the_same() -> None:
+    found = PAGE["draw"]()
+    assert found == PAGE["FIGURE"].read_text(), "run python scripts/results_page.py"
 
 
 def test_the_results_are_a_page_that_one_can_read() -> None:
