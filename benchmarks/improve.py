@@ -36,6 +36,7 @@ from pof.app.options import DataOptions, ImproveOptions, ModelOptions
 from pof.app.run_folder import environment, write_json
 from pof.data import eval_loader
 from pof.training.evaluation import evaluate
+from pof.training.fit import find_device
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURES = ("error", "nll", "ece")
@@ -45,7 +46,8 @@ def search(model: ModelOptions, data: DataOptions, options: ImproveOptions) -> N
     """One search, and the test figures of its best single training, which no choice has seen."""
     torch.set_num_threads(1)
     result, _ = improve_network(model, data, options, lambda row: None)
-    test = eval_loader(job.load(data), "test", batch_size=job.EVAL_BATCH, workers=0, device=torch.device("cpu"))
+    device = find_device(options.device)
+    test = eval_loader(job.load(data), "test", batch_size=job.EVAL_BATCH, workers=0, device=device)
     write_json(Path(options.out) / "single.json", vars(evaluate(result.single, test)))
 
 
@@ -53,7 +55,7 @@ def folder_of(out: Path, trial: Trial, budget: float) -> Path:
     return out / f"improve-{budget:g}" / f"{trial.setting}-{trial.seed}"
 
 
-def searches(plan: Plan, out: Path, budget: float, jobs: int) -> None:
+def searches(plan: Plan, out: Path, budget: float, jobs: int, device: str | None) -> None:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = []
         for trial in plan.trials:
@@ -61,7 +63,7 @@ def searches(plan: Plan, out: Path, budget: float, jobs: int) -> None:
             if (folder / "single.json").exists():
                 continue
             model = replace(stage.model, weights=str(out / RUNS / stage.name))
-            options = ImproveOptions(str(folder), resume=True, budget=budget, seed=trial.seed, device="cpu")
+            options = ImproveOptions(str(folder), resume=True, budget=budget, seed=trial.seed, device=device)
             waiting.append(pool.submit(search, model, replace(stage.data, workers=0), options))
         for number, future in enumerate(waiting, start=1):
             future.result()
@@ -115,13 +117,14 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--budget", type=float, default=20.0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--device", help="of the searches; found if not given")
     parser.add_argument("--set", action="append", default=[], help="as in pof experiment")
     options = parser.parse_args()
     plan, out = make_plan(read_recipe(options.recipe, options.set)), Path(options.out)
     failed = execute(plan, out, Processes(options.jobs))
     if failed:
         raise SystemExit(f"failed: {failed}")
-    searches(plan, out, options.budget, options.jobs)
+    searches(plan, out, options.budget, options.jobs, options.device)
     found = collect(plan, out, options.budget)
     for setting, part in found.items():
         for name, gain in part["compared"]["error"]["against incoming"].items():

@@ -123,6 +123,8 @@ def _train(
         statistics = batches if splits.chosen is None else evaluating("train", indices=splits.train)
         source_head = None if source_head is None else source_head.to(device)
         own = (loaded.num_classes, statistics, first_epoch, not model.is_trained, weights, source_head)
+        if training.compile:
+            network.compile(dynamic=False)  # an epoch has two sizes of mini-batches at most
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     if folder is not None:

@@ -115,6 +115,7 @@ class TrainOptions(MethodOptions):
         precision: Number format of the forward pass: fp32, bf16 or fp16. With auto it is bf16 where the hardware
             computes in it, else fp32.
         device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
+        compile: Compile the network with torch.compile: minutes at the start, faster steps on an accelerator.
         checkpoint_every: Optimizer steps between checkpoints, beside the one after each epoch.
     """
 
@@ -133,6 +134,7 @@ class TrainOptions(MethodOptions):
     freeze_head: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str | None = None
+    compile: bool = False
     checkpoint_every: int | None = None
 
 

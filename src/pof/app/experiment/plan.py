@@ -37,7 +37,7 @@ DIGITS = 12
 
 LATER_OPTIONS = {
     **{"steps_per_epoch": None, "class_weights": "none", "sampler": "shuffled", "mixup": None, "cutmix": None},
-    **{"loss": "cross-entropy", "metric": None},
+    **{"loss": "cross-entropy", "metric": None, "compile": False},
 }
 """Options of the training that came later, and what they are where they are off."""
 END = object()
