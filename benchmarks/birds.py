@@ -19,18 +19,21 @@ import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from scipy.optimize import brentq
 from scipy.stats import nct, t
-from torch import nn
 
+from pof._support.precision import float32_products
 from pof.app import job
 from pof.app.cli import main as pof
-from pof.app.experiment.plan import RUNS, Plan, make_plan
+from pof.app.experiment.plan import RUNS, Plan, Stage, make_plan
 from pof.app.experiment.recipe import importable, read_recipe
 from pof.app.experiment.statistics import corrected, paired, spread
 from pof.app.runs import load_run
@@ -99,42 +102,51 @@ def keep(name: str, out: Path, more: Mapping[str, Any]) -> None:
     shutil.copyfile(out / name / "results.csv", RESULTS / f"{name}.csv")
 
 
-def put_together(plan: Plan, out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Test errors of interpolations and soups by setting, one row a seed."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def put_together(setting: str, seed: int, incoming: Path, trained: Mapping[str, Path], stage: Stage) -> dict[str, Any]:
+    """Test errors of an interpolation and a soup of trained networks of one setting and seed."""
+    torch.set_num_threads(1)
     device = find_device(None)
-    for trial in plan.trials:
-        stages = {name: plan.stages[stage] for name, stage in trial.methods.items()}
-        stage = stages[HALFWAY]
-        loaded = job.load(stage.data, stage.model)
-        splits = job.split(loaded, stage.data)
-        part = eval_loader(loaded, "train", batch_size=500, workers=0, device=device, indices=splits.train)
-        test = eval_loader(loaded, "test", batch_size=500, workers=0, device=device)
-
-        def network(name: str, out: Path = out) -> nn.Module:
-            return load_run(out / RUNS / name, trust_factories=True).model.to(device)
-
-        incoming = network(str(trial.pretrain))
-        trained = {name: network(stages[name].name) for name in {*SOUP, HALFWAY}}
-        made = {
-            f"halfway to {HALFWAY}": interpolate(incoming, trained[HALFWAY], 0.5),
-            "soup": soup([trained[name] for name in SOUP]),
-        }
-        row: dict[str, Any] = {"seed": trial.seed, "incoming": evaluate(incoming, test).error}
-        for name, model in made.items():
-            estimate_statistics(model, part)
-            row[name] = evaluate(model, test).error
-        found.setdefault(trial.setting, []).append(row)
-    return found
-
-
-def compared(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    names = [name for name in rows[0] if name not in {"seed", "incoming"}]
-    tests = corrected([paired([row["incoming"] for row in rows], [row[name] for row in rows]) for name in names])
-    return {
-        name: {"figures": asdict(spread([row[name] for row in rows])), "to_incoming": asdict(test)}
-        for name, test in zip(names, tests, strict=True)
+    loaded = job.load(stage.data, stage.model)
+    part = job.split(loaded, stage.data).train
+    batches = eval_loader(loaded, "train", batch_size=job.EVAL_BATCH, workers=0, device=device, indices=part)
+    test = eval_loader(loaded, "test", batch_size=job.EVAL_BATCH, workers=0, device=device)
+    with importable(RECIPES), float32_products(device, "high"):
+        networks = {name: load_run(path, trust_factories=True).model.to(device) for name, path in trained.items()}
+        start = load_run(incoming, trust_factories=True).model.to(device)
+    made = {
+        f"halfway to {HALFWAY}": interpolate(start, networks[HALFWAY], 0.5),
+        "soup": soup([networks[name] for name in SOUP]),
     }
+    row: dict[str, Any] = {"setting": setting, "seed": seed, "incoming": evaluate(start, test).error}
+    for name, model in made.items():
+        estimate_statistics(model, batches)
+        row[name] = evaluate(model, test).error
+    return row
+
+
+def all_put_together(plan: Plan, out: Path, jobs: int) -> list[dict[str, Any]]:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = []
+        for trial in plan.trials:
+            runs = {name: out / RUNS / stage for name, stage in trial.methods.items() if name in {*SOUP, HALFWAY}}
+            stage = plan.stages[trial.methods[HALFWAY]]
+            start = out / RUNS / str(trial.pretrain)
+            waiting.append(pool.submit(put_together, trial.setting, trial.seed, start, runs, stage))
+        return [future.result() for future in waiting]
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each against the incoming network, paired by seed, in every setting."""
+    found: dict[str, Any] = {}
+    names = [name for name in rows[0] if name not in {"setting", "seed", "incoming"}]
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        own = [row for row in rows if row["setting"] == setting]
+        tests = corrected([paired([row["incoming"] for row in own], [row[name] for row in own]) for name in names])
+        found[setting] = {
+            name: {"figures": asdict(spread([row[name] for row in own])), "to_incoming": asdict(test)}
+            for name, test in zip(names, tests, strict=True)
+        }
+    return found
 
 
 def strengths(options: argparse.Namespace, out: Path) -> dict[str, tuple[str, float]]:
@@ -169,9 +181,8 @@ def main() -> None:
     if "post" in options.only:
         run("birds-post", options, [])
         plan = make_plan(read_recipe(RECIPES / "birds-post.yaml", [f"data.data={options.data}", *options.set]))
-        with importable(RECIPES):
-            rows = put_together(plan, out)
-        keep("birds-post", out, {"put together": {name: compared(part) for name, part in rows.items()}, "rows": rows})
+        rows = all_put_together(plan, out, options.jobs)
+        keep("birds-post", out, {"put together": compared(rows), "rows": rows})
 
 
 if __name__ == "__main__":

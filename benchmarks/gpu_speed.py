@@ -30,6 +30,7 @@ from pof.models import build_model
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda")
 BATCH = 128
+KINDS = ("eager", "compiled")
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "mlp": (mlp, (1, 8, 8), 10),
     "small-cnn": (small_cnn, (1, 8, 8), 10),
@@ -114,13 +115,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for name in options.only:
         build, shape, classes = NETWORKS[name]
-        for compiled in (False, True):
-            key = f"{name}{', compiled' if compiled else ''}"
-            found[key] = measure(build, shape, classes, compiled, options.repetitions)
+        for kind in options.kinds:
+            key = f"{name}, {kind}"
+            found[key] = measure(build, shape, classes, kind == "compiled", options.repetitions)
             rows = {method: (row["launches"], round(row["ratio"], 2)) for method, row in found[key].items()}
             print(key, round(found[key]["plain"]["images_per_second"]), rows, flush=True)
     about = {name: value for name, value in environment().items() if name != "command"}
