@@ -111,6 +111,12 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], classes: int
     }
 
 
+def write(found: dict[str, Any]) -> None:
+    about = {name: value for name, value in environment().items() if name != "command"}
+    written = {"batch": BATCH, "precision": "bf16", "environment": about, "networks": found}
+    (ROOT / "benchmarks" / "results" / "gpu_speed.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=30)
@@ -124,10 +130,8 @@ def main() -> None:
             key = f"{name}, {kind}"
             found[key] = measure(build, shape, classes, kind == "compiled", options.repetitions)
             rows = {method: (row["launches"], round(row["ratio"], 2)) for method, row in found[key].items()}
+            write(found)
             print(key, round(found[key]["plain"]["images_per_second"]), rows, flush=True)
-    about = {name: value for name, value in environment().items() if name != "command"}
-    written = {"batch": BATCH, "precision": "bf16", "environment": about, "networks": found}
-    (ROOT / "benchmarks" / "results" / "gpu_speed.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
 if __name__ == "__main__":
