@@ -57,7 +57,7 @@ def detectable(sd: float, seeds: int, power: float = 0.8, level: float = 0.05) -
         shift = effect * seeds**0.5
         return float(nct.sf(bound, seeds - 1, shift) + nct.cdf(-bound, seeds - 1, shift) - power)
 
-    return sd * float(brentq(lacking, 1e-3, 20.0))
+    return sd * float(brentq(lacking, 1e-3, 5.0))
 
 
 def sampling_sd(disagreement: float, images: int) -> float:
