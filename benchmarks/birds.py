@@ -54,10 +54,9 @@ def detectable(sd: float, seeds: int, power: float = 0.8, level: float = 0.05) -
     bound = t.ppf(1 - level / 2, seeds - 1)
 
     def lacking(effect: float) -> float:
-        shift = effect * seeds**0.5
-        return float(nct.sf(bound, seeds - 1, shift) + nct.cdf(-bound, seeds - 1, shift) - power)
+        return float(nct.sf(bound, seeds - 1, effect * seeds**0.5) - power)  # the other tail has no mass there
 
-    return sd * float(brentq(lacking, 1e-3, 5.0))
+    return sd * float(brentq(lacking, 0.1, 3.0))
 
 
 def sampling_sd(disagreement: float, images: int) -> float:
