@@ -1,4 +1,4 @@
-"""The environment of all tests: one thread per process, and no process group or cache of the person who runs them."""
+"""The environment of all tests: one thread per process, no GPU, and no process group or cache of who runs them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"
 for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "POF_TRACEBACK"):
     os.environ.pop(variable, None)
+# The values are those of a processor, and two processes cannot share a GPU by NCCL; tests/test_cuda.py takes it.
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
