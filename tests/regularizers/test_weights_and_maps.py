@@ -123,6 +123,14 @@ def test_delta_refuses_weights_of_another_width_and_layers_without_a_tensor() ->
         lstm(torch.zeros(1, 1, 2))
 
 
+def test_widest_convolutions_take_inputs_of_another_device() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3)).to("meta")
+    places = []  # the meta device takes tensors of others, a GPU does not
+    network.register_forward_pre_hook(lambda module, args: places.append(args[0].device.type))
+    assert widest_convolutions(network, torch.zeros(1, 3, 9, 9)) == ("0", "1")
+    assert places == ["meta"]
+
+
 def test_widest_convolutions_are_the_ends_of_a_resnets_stages() -> None:
     with torch.random.fork_rng():
         resnet = torchvision.models.resnet50().train()
