@@ -37,6 +37,7 @@ KINDS = {
     "PoF, drawn": ("pof",),
     "head ascent": ("head-ascent",),
     "SAM, radius from the data": ("sam auto",),
+    "EMA, constant rate 0.1": ("ema 0.1",),
 }
 
 
@@ -62,6 +63,11 @@ def difference(test: dict[str, Any] | None) -> list[str]:
     return [f"{mean} [{100 * test['low']:+.2f}, {100 * test['high']:+.2f}]", p]
 
 
+def spread(figures: dict[str, Any]) -> str:
+    sd = "" if figures["sd"] is None else f" ± {100 * figures['sd']:.2f}"
+    return f"{100 * figures['mean']:.2f}{sd}"
+
+
 def table(found: dict[str, Any], methods: list[str]) -> str:
     """The rows of an experiment, paired by seed."""
     entries = [entry for entry in found["entries"] if not methods or entry["method"] in methods]
@@ -72,7 +78,7 @@ def table(found: dict[str, Any], methods: list[str]) -> str:
             *([entry["setting"]] if settings else []),
             entry["method"],
             f"{entry['units']:.0f}",
-            f"{100 * entry['figures']['mean']:.2f} ± {100 * entry['figures']['sd']:.2f}",
+            spread(entry["figures"]),
             *difference(entry["to_incoming"]),
             *difference(entry["to_control"]),
         ]
@@ -98,7 +104,8 @@ def against(name: str, one: str, others: list[str]) -> str:
 def origin(name: str, found: dict[str, Any]) -> str:
     seeds = sorted({entry["figures"]["n"] for entry in found["entries"]})
     count = " or ".join(map(str, seeds))
-    return f"{count} seeds; `{name}.json`, commit {', '.join(found['commits'])}."
+    hardware = f", {found['hardware']}" if "hardware" in found else ""
+    return f"{count} seed{'s' if count != '1' else ''}; `{name}.json`, commit {', '.join(found['commits'])}{hardware}."
 
 
 def rendered(page: str) -> str:
@@ -136,7 +143,7 @@ def draw() -> str:
             test = next((rows[name] for name in names if name in rows), None)
             if test is None:
                 continue
-            y, mean = place + 0.16 * (number - (len(KINDS) - 1) / 2), 100 * test["mean"]
+            y, mean = place + 0.14 * (number - (len(KINDS) - 1) / 2), 100 * test["mean"]
             if test["low"] is not None:
                 ax.plot([100 * test["low"], 100 * test["high"]], [y, y], color=style.color, lw=1.6)
             label = kind if place == 0 else None
