@@ -107,7 +107,7 @@ DATA = f"{__name__}:without_validation"
 
 def test_what_needs_every_label_is_refused_with_the_remedy():
     data = load_data(DATA)
-    assert (data.classes, data.in_features) == (tuple(CLASSES), 3)
+    assert (data.classes, data.image_shape) == (tuple(CLASSES), (3,))
     for options in ({}, {"validation": 0, "train_size": 4}, {"validation": 0, "fraction": 0.5}):
         with pytest.raises(
             DataError, match=r"are a stream .*: let the factory return \(training, validation, test\), or"

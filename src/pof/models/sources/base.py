@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -33,7 +33,7 @@ class Request:
     in_channels: int = 3
     image_size: int | None = None
     weights: str | None = None
-    args: Mapping[str, Any] = ()  # type: ignore[assignment]
+    args: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     in_features: int | None = None
 
