@@ -53,7 +53,7 @@ def test_pixels_labels_and_parts_are_those_of_a_reading_by_hand(images, header, 
 
 
 def test_parquet_is_the_same_as_csv(images):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'pof[data]'")
     from pyarrow import parquet
 
     path, label, split = zip(*rows(split=True), strict=True)

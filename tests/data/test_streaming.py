@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from pof.app import job
 from pof.app.cli import main
 from pof.app.options import DataOptions
+from pof.app.splits import split
 from pof.data import DataError, eval_loader, load_data, train_loader
 from pof.data.mixing import Mixing
 from pof.data.streaming import StreamLoader
@@ -112,8 +112,8 @@ def test_what_needs_every_label_is_refused_with_the_remedy():
         with pytest.raises(
             DataError, match=r"are a stream .*: let the factory return \(training, validation, test\), or"
         ):
-            job.split(data, DataOptions(DATA, **options))
-    splits = job.split(data, DataOptions(DATA, validation=0))
+            split(data, DataOptions(DATA, **options))
+    splits = split(data, DataOptions(DATA, validation=0))
     with pytest.raises(ValueError, match="are a stream, whose samples have no numbers: give a Dataset with a length"):
         len(splits.train)
     with pytest.raises(DataError, match="the training data are a stream without a length: give --steps_per_epoch"):

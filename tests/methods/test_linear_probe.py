@@ -42,7 +42,7 @@ def test_the_head_is_the_minimum_that_newton_finds(l2: float) -> None:
 
 
 def test_the_head_is_that_of_scikit_learn() -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="compares with scikit-learn")
     model, data = problem.network(), problem.batches()
     pof.linear_probe(model, data, "head", l2=0.01)
     features, targets = features_of(model, data)
