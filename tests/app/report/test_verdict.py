@@ -73,6 +73,18 @@ def test_the_verdict_is_that_of_the_networks_on_the_test_set(networks: list[RunF
     assert found.nll[0] <= found.nll[1] <= found.nll[2]
 
 
+def test_only_the_later_network_corrects_and_breaks(networks: list[RunFigures]) -> None:
+    before, after = networks
+    right = before.calibration.correct.clone()
+    right[:5], right[5:7] = False, True
+    fewer, more = right.clone(), right.clone()
+    fewer[5:7], more[:5] = False, True
+    both = (replace(n, calibration=replace(n.calibration, correct=c)) for n, c in ((before, fewer), (after, more)))
+    (found,) = verdicts(list(both))
+    assert (found.counts.fixed, found.counts.broken) == (7, 0)
+    assert found.error[1] == pytest.approx(-7 / found.n)
+
+
 def test_destroyed_outputs_give_no_interval(networks: list[RunFigures]) -> None:
     before, after = networks
     losses = after.calibration.losses.clone()
