@@ -1,4 +1,4 @@
-"""Where the data of an earlier run are, and whether two options name the same."""
+"""Where the data of an earlier run are, whether two options name the same, and what is held out of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from pof.app.inherit import located, same_data
-from pof.app.options import DataOptions
+from pof.app.known import held_out
+from pof.app.options import DataOptions, ModelOptions
+from tests.app import test_tasks as tasks
 
 
 def test_a_path_of_a_run_is_looked_for_from_the_folders_around_it(
@@ -32,3 +35,15 @@ def test_the_same_name_below_another_data_root_is_other_data(tmp_path: Path) -> 
     assert not same_data(here, DataOptions("cifar10"))
     assert not same_data(here, DataOptions("cifar10", data_root=str(tmp_path / "other")))
     assert not same_data(here, DataOptions("cifar100", data_root=str(tmp_path)))
+
+
+def test_the_validation_part_of_the_data_is_held_out_where_it_has_one() -> None:
+    model, data = ModelOptions(f"{tasks.HERE}:net"), DataOptions(f"{tasks.HERE}:one_logit")
+    ((inputs, labels),) = held_out(model, data, {"model", "data"}, batch_size=16)
+    wanted = tasks.one_logit()[1].tensors
+    assert torch.equal(inputs, wanted[0]) and torch.equal(labels, wanted[1])
+
+
+def test_without_samples_held_out_there_is_the_remedy() -> None:
+    with pytest.raises(ValueError, match="no validation samples: give --validation"):
+        held_out(ModelOptions("small-cnn"), DataOptions("digits", validation=0), {"model", "data"}, batch_size=16)
