@@ -1,16 +1,22 @@
-"""Where the data of an earlier run are, whether two options name the same, and what is held out of them."""
+"""What a network says of data: where they are, how they are prepared, and what is held out of them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pof._support.preprocessing import Preprocessing
+from pof.app.cards import as_trained
 from pof.app.inherit import located, same_data
 from pof.app.known import held_out
 from pof.app.options import DataOptions, ModelOptions
+from pof.app.splits import load
+from pof.models.card import NetworkCard
+from pof.weights import save_model
 from tests.app import test_tasks as tasks
 
 
@@ -47,3 +53,22 @@ def test_the_validation_part_of_the_data_is_held_out_where_it_has_one() -> None:
 def test_without_samples_held_out_there_is_the_remedy() -> None:
     with pytest.raises(ValueError, match="no validation samples: give --validation"):
         held_out(ModelOptions("small-cnn"), DataOptions("digits", validation=0), {"model", "data"}, batch_size=16)
+
+
+def test_data_are_prepared_as_the_network_says_unless_the_user_says_something_else() -> None:
+    mean, std, other = (0.5, 0.4, 0.3), (0.3, 0.2, 0.2), (0.1, 0.1, 0.1)
+    card = NetworkCard("small-cnn", ("a", "b"), (3, 8, 8), preprocessing=Preprocessing(8, mean, std, "bicubic", 0.9))
+    own: dict[str, Any] = {"image_size": 8, "interpolation": "bicubic", "crop": 0.9, "mean": mean, "std": std}
+    assert as_trained(DataOptions("images"), card) == DataOptions("images", **own)
+    said: dict[str, Any] = {"image_size": 16, "mean": other}
+    assert as_trained(DataOptions("images", **said), card) == DataOptions("images", **own | said)
+    assert as_trained(DataOptions("cifar10"), card) == DataOptions("cifar10", mean=mean, std=std)  # of one size
+    assert as_trained(DataOptions("module:factory"), card) == DataOptions("module:factory")
+    assert as_trained(DataOptions("images"), None) == DataOptions("images")
+
+
+def test_images_in_memory_are_normalised_as_the_network_was_trained(tmp_path: Path) -> None:
+    card = NetworkCard("small-cnn", tuple("0123456789"), (1, 8, 8), preprocessing=Preprocessing(8, (0.3,), (0.2,)))
+    save_model(card.build(), tmp_path / "w.safetensors", metadata=card.metadata())
+    loaded = load(DataOptions("digits"), ModelOptions("small-cnn", weights=str(tmp_path / "w.safetensors")))
+    assert (loaded.mean, loaded.std) == ((0.3,), (0.2,))
