@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from pof._support.preprocessing import Preprocessing
 from pof.app.cards import as_trained
-from pof.app.inherit import located, same_data
+from pof.app.inherit import given_in, inherited, located, same_data
 from pof.app.known import held_out
 from pof.app.options import DataOptions, ModelOptions
+from pof.app.run_files import RunError
 from pof.app.splits import load
 from pof.models.card import NetworkCard
 from pof.weights import save_model
@@ -72,3 +74,30 @@ def test_images_in_memory_are_normalised_as_the_network_was_trained(tmp_path: Pa
     save_model(card.build(), tmp_path / "w.safetensors", metadata=card.metadata())
     loaded = load(DataOptions("digits"), ModelOptions("small-cnn", weights=str(tmp_path / "w.safetensors")))
     assert (loaded.mean, loaded.std) == ((0.3,), (0.2,))
+
+
+def run_of(folder: Path, data: dict[str, Any]) -> ModelOptions:
+    """A run of an older version, whose weights have no card."""
+    save_model(torch.nn.Linear(2, 2), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"model": "small-cnn"}, "data": data}))
+    return ModelOptions("", weights=str(folder))
+
+
+def test_code_that_a_run_names_for_its_data_runs_by_consent_only(tmp_path: Path) -> None:
+    model = run_of(tmp_path, {"data": "module:factory"})
+    with pytest.raises(RunError, match=r"factory 'module:factory', whose code would run: give --data module:factory"):
+        inherited(model, DataOptions(""), {"weights"})
+    found = inherited(model, DataOptions("module:factory"), {"weights", "data"})
+    assert (found[0].model, found[1].data) == ("small-cnn", "module:factory")
+
+
+def test_one_of_the_two_sizes_takes_the_place_of_the_other(tmp_path: Path) -> None:
+    model = run_of(tmp_path, {"data": "digits", "fraction": 0.5, "split_seed": 3})
+    _, data = inherited(model, DataOptions("", train_size=8), {"weights", "train_size"})
+    assert (data.data, data.train_size, data.fraction, data.split_seed) == ("digits", 8, None, 3)
+    assert inherited(model, DataOptions(""), {"weights"})[1].fraction == 0.5
+
+
+def test_given_is_what_is_neither_usual_nor_empty() -> None:
+    assert given_in(ModelOptions("", weights="w"), DataOptions("", validation=0.3)) == {"weights", "validation"}
+    assert given_in(ModelOptions("small-cnn"), DataOptions("digits")) == {"model", "data"}

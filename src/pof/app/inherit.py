@@ -48,7 +48,7 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
 def given_in(*groups: Any) -> set[str]:
     """Names of the options in groups that are neither as they are by default nor empty."""
     options = ((field, getattr(group, field.name)) for group in groups for field in fields(group))
-    return {field.name for field, value in options if value not in (field.default, "")}
+    return {field.name for field, value in options if value not in (field.default, "", {})}
 
 
 def consent_to(weights: str | None, option: str, factory: str) -> RunError:
