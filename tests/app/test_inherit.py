@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from pof._support.preprocessing import Preprocessing
-from pof.app.cards import as_trained
+from pof.app.cards import as_trained, check_fits
 from pof.app.inherit import given_in, inherited, located, same_data
 from pof.app.known import held_out
 from pof.app.options import DataOptions, ModelOptions
@@ -101,3 +101,11 @@ def test_one_of_the_two_sizes_takes_the_place_of_the_other(tmp_path: Path) -> No
 def test_given_is_what_is_neither_usual_nor_empty() -> None:
     assert given_in(ModelOptions("", weights="w"), DataOptions("", validation=0.3)) == {"weights", "validation"}
     assert given_in(ModelOptions("small-cnn"), DataOptions("digits")) == {"model", "data"}
+
+
+def test_a_network_is_not_built_with_other_arguments_than_it_was_trained_with() -> None:
+    card = NetworkCard("small-cnn", tuple("0123456789"), (1, 8, 8), {"drop_rate": 0.25})
+    loaded = load(DataOptions("digits"))
+    check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.25}), loaded)
+    with pytest.raises(ValueError, match=r"--model_args \{'drop_rate': 0.5\}: the network in w was built with"):
+        check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.5}), loaded)
