@@ -37,6 +37,7 @@ from pof.app.experiment.plan import RUNS, Plan, Stage, make_plan
 from pof.app.experiment.recipe import importable, read_recipe
 from pof.app.experiment.statistics import corrected, paired, spread
 from pof.app.runs import load_run
+from pof.app.splits import load, split
 from pof.combine import estimate_statistics, interpolate, soup
 from pof.data import eval_loader
 from pof.training.evaluation import evaluate
@@ -105,8 +106,8 @@ def put_together(setting: str, seed: int, incoming: Path, trained: Mapping[str, 
     """Test errors of an interpolation and a soup of trained networks of one setting and seed."""
     torch.set_num_threads(1)
     device = find_device(None)
-    loaded = job.load(stage.data, stage.model)
-    part = job.split(loaded, stage.data).train
+    loaded = load(stage.data, stage.model)
+    part = split(loaded, stage.data).train
     batches = eval_loader(loaded, "train", batch_size=job.EVAL_BATCH, workers=0, device=device, indices=part)
     test = eval_loader(loaded, "test", batch_size=job.EVAL_BATCH, workers=0, device=device)
     with importable(RECIPES), float32_products(device, "high"):

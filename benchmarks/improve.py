@@ -34,6 +34,7 @@ from pof.app.experiment.table import rows_of
 from pof.app.improve.job import improve_network
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions
 from pof.app.run_folder import environment, write_json
+from pof.app.splits import load
 from pof.data import eval_loader
 from pof.training.evaluation import evaluate
 from pof.training.fit import find_device
@@ -47,7 +48,7 @@ def search(model: ModelOptions, data: DataOptions, options: ImproveOptions) -> N
     torch.set_num_threads(1)
     result, _ = improve_network(model, data, options, lambda row: None)
     device = find_device(options.device)
-    test = eval_loader(job.load(data), "test", batch_size=job.EVAL_BATCH, workers=0, device=device)
+    test = eval_loader(load(data), "test", batch_size=job.EVAL_BATCH, workers=0, device=device)
     write_json(Path(options.out) / "single.json", vars(evaluate(result.single, test)))
 
 

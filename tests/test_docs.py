@@ -138,7 +138,7 @@ def test_python_of_a_docstring_runs(
     module: str, name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    pytest.importorskip(module, exc_type=ImportError)
+    pytest.importorskip(module, reason=f"the example needs {module}", exc_type=ImportError)
     # The names of the module itself are at hand, as for its readers.
     execute(code, name, 1, vars(import_module(module)) | stand_ins(code))
 

@@ -22,8 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import IterableDataset, TensorDataset
 
 import pof
-from pof.app import job
-from pof.app.cards import card_of
+from pof.app.cards import card_of, load_network
 from pof.app.inherit import check_split
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, check_numbers
 from pof.app.run_folder import write_yaml
@@ -66,7 +65,7 @@ def of_a_run() -> str:
     folder, model = Path("run"), ModelOptions("small-cnn")
     folder.mkdir()
     save_model(
-        job.load_network(model, DIGITS), folder / "model.safetensors", metadata=card_of(model, DIGITS, "fc").metadata()
+        load_network(model, DIGITS), folder / "model.safetensors", metadata=card_of(model, DIGITS, "fc").metadata()
     )
     write_yaml(folder / "config.yaml", {"model": vars(model), "data": vars(DataOptions("digits"))})
     return str(folder)
@@ -565,11 +564,11 @@ CASES: dict[str, Callable[[], Any]] = {
         TrainOptions("finetune", class_weights="balanced", sampler="balanced")
     ),
     "weights: `.safetensors`": safetensors,
-    "weights: a run folder": lambda: job.load_network(ModelOptions("small-cnn", of_a_run()), DIGITS),
-    "weights: a run folder, for images of another size": lambda: job.load_network(
+    "weights: a run folder": lambda: load_network(ModelOptions("small-cnn", of_a_run()), DIGITS),
+    "weights: a run folder, for images of another size": lambda: load_network(
         ModelOptions("small-cnn", of_a_run()), replace(DIGITS, train_images=zoomed(DIGITS.train_images))
     ),
-    "weights: a run folder, for classes in another order": lambda: job.load_network(
+    "weights: a run folder, for classes in another order": lambda: load_network(
         ModelOptions("small-cnn", of_a_run()), replace(DIGITS, classes=DIGITS.classes[::-1])
     ),
     "weights: a run folder, for another validation split": lambda: check_split(

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from pof.app.assess import assessment
 from pof.app.cli import main
-from pof.app.job import load
 from pof.app.options import DataOptions
+from pof.app.splits import load
 from pof.data import split_validation
 from pof.models import build_model
 from pof.training.evaluation import evaluate, judged

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pof._support import precision
-from pof.app import job
+from pof.app.cards import load_network
 from pof.app.cli import main
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import read_config, read_rows
+from pof.app.splits import load, split
 from pof.data import eval_loader, train_loader
 from pof.methods import SharpnessAware
 from pof.training.evaluation import Metrics, evaluate
@@ -174,9 +175,9 @@ def test_the_precision_that_auto_found_is_written_down(
 
 def validation_error(weights: Path) -> Metrics:
     data = DataOptions(data="digits", train_size=300)
-    loaded = job.load(data)
-    network = job.load_network(ModelOptions(model="small-cnn", weights=str(weights)), loaded)
-    loader = eval_loader(loaded, "train", batch_size=100, indices=job.split(loaded, data).validation)
+    loaded = load(data)
+    network = load_network(ModelOptions(model="small-cnn", weights=str(weights)), loaded)
+    loader = eval_loader(loaded, "train", batch_size=100, indices=split(loaded, data).validation)
     return evaluate(network, loader)
 
 
@@ -333,9 +334,9 @@ def test_radius_from_the_data_is_that_of_the_mini_batches_trained_with(trained: 
     settings = ["--train_size", "300", "--epochs", "1", "--method", "sam", "--sam.rho", "auto"]
     assert main(["post-train", *SMALL, *settings, "--weights", str(trained), "--out", str(tmp_path / "out")]) == 0
     data = DataOptions(data="digits", train_size=300)
-    loaded = job.load(data)
-    batches = train_loader(loaded, batch_size=20, seed=0, indices=job.split(loaded, data).train)
-    method = SharpnessAware(job.load_network(ModelOptions(model="small-cnn", weights=str(trained)), loaded))
+    loaded = load(data)
+    batches = train_loader(loaded, batch_size=20, seed=0, indices=split(loaded, data).train)
+    method = SharpnessAware(load_network(ModelOptions(model="small-cnn", weights=str(trained)), loaded))
     rho = method.calibrate(batches)
     assert rho > 0.1
     (radius,) = {row["radius"] for row in read_rows(tmp_path / "out") if row["event"] == "step"}

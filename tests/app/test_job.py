@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -12,10 +13,12 @@ from torch import nn
 
 from pof._support.modules import convolutions_channels_last
 from pof.app.cli import main
+from pof.app.job import _class_weights, _of_all, make_optimizer
 from pof.app.job import find_learning_rate as learning_rate
-from pof.app.job import make_optimizer
 from pof.app.methods import Context, build_method
 from pof.app.options import ModelOptions, TrainOptions
+from pof.app.splits import Splits
+from pof.data import ImageData, load_data
 
 
 def folder(path: Path, training: str) -> ModelOptions:
@@ -32,6 +35,24 @@ def test_it_follows_the_training(method: str, rate: float, tmp_path: Path) -> No
 
 def test_a_number_is_taken_as_it_is() -> None:
     assert learning_rate(ModelOptions("small-cnn"), TrainOptions("pof", lr=0.3)) == 0.3
+
+
+def test_balanced_class_weights_count_the_samples_that_are_trained_with() -> None:
+    loaded, rows = load_data("digits"), list[Any]()
+    assert isinstance(loaded, ImageData)
+    zeros, ones = ((loaded.train_labels == label).nonzero()[:, 0] for label in (0, 1))
+    splits = Splits(torch.cat([zeros[:6], ones[:2]]), None)
+    weights = _class_weights(TrainOptions("finetune", class_weights="balanced"), loaded, splits, rows.append)
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([8 / (2 * 6), 8 / (2 * 2), *[0.0] * 8])
+    assert (rows[0]["event"], rows[0]["1"]) == ("class_weights", pytest.approx(2.0))
+
+
+def test_processes_share_all_settings_but_places() -> None:
+    parts = {"model": {"model": "small-cnn"}, "data": {"data": "digits"}, "training": {"lr": 0.1}}
+    own = {"model": {"weights": "a"}, "data": {"data_root": "b", "workers": 2}, "training": {"device": "cuda:1"}}
+    whole = {name: part | own[name] for name, part in parts.items()}
+    assert _of_all({**whole, "processes": 2}) == {**parts, "processes": 2}
 
 
 def test_it_says_what_it_cannot_know(tmp_path: Path) -> None:

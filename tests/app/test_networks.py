@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pof.app import job
+from pof.app.cards import load_network
 from pof.app.cli import main, parse
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import read_config, read_result
 from pof.app.runs import load_run
+from pof.app.splits import load
 from pof.data.images import Prepare
 from pof.models import Preprocessing, build_model, preprocessing_of
 from tests.data.test_images import photograph
@@ -57,7 +58,7 @@ def animals(tmp_path: Path) -> str:
 
 
 def prepared(data: DataOptions, model: ModelOptions) -> Preprocessing:
-    transform: Any = job.load(data, model).test_set.transform  # type: ignore[union-attr]
+    transform: Any = load(data, model).test_set.transform  # type: ignore[union-attr]
     assert isinstance(transform, Prepare)
     return transform.how
 
@@ -73,13 +74,13 @@ def test_images_are_prepared_as_the_network_says_unless_the_user_does(animals: s
     ours = prepared(DataOptions(animals), ModelOptions("small-cnn"))
     assert (ours.size, ours.interpolation, ours.crop, ours.mean[0]) == (224, "bilinear", 7 / 8, 0.485)
     sized = ModelOptions("timm:test_vit", model_args={"img_size": 32})
-    assert job.load(DataOptions(animals), sized).image_shape == (3, 32, 32)
+    assert load(DataOptions(animals), sized).image_shape == (3, 32, 32)
 
 
 def test_a_network_of_a_fixed_size_is_built_for_the_images(animals: str) -> None:
     model = ModelOptions("timm:test_vit")
-    loaded = job.load(DataOptions(animals, image_size=32), model)
-    assert job.load_network(model, loaded).patch_embed.img_size == (32, 32)
+    loaded = load(DataOptions(animals, image_size=32), model)
+    assert load_network(model, loaded).patch_embed.img_size == (32, 32)
 
 
 def test_fine_tuned_from_a_folder_of_transformers(tmp_path: Path, animals: str, capsys: Any) -> None:
@@ -94,7 +95,7 @@ def test_post_trained_from_a_folder_and_evaluated(tmp_path: Path, animals: str, 
     asked = ["--model", f"hf:{tmp_path / 'vit'}", "--weights", str(tmp_path / "vit"), "--data", animals]
     assert main(["post-train", *asked, *TRAIN, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     result = read_result(tmp_path / "run")
-    loaded = job.load(DataOptions(animals), ModelOptions(asked[1]))
+    loaded = load(DataOptions(animals), ModelOptions(asked[1]))
     images = torch.stack([loaded.test_set[i][0] for i in range(len(loaded.test_labels))])  # type: ignore[union-attr]
     wrong = theirs(images).logits.argmax(dim=1) != loaded.test_labels
     assert result["test_before"]["error"] == pytest.approx(float(wrong.float().mean()))
@@ -125,7 +126,7 @@ def test_a_zero_shot_network_with_the_names_of_the_folders(tmp_path: Path, anima
     asked = ["--model", f"hf:{tmp_path / 'clip'}", "--weights", "pretrained", "--data", animals]
     assert main(["evaluate", *asked, "--model_args", '{"templates": "a sketch of a {}."}']) == 0
     model = ModelOptions(asked[1], weights="pretrained", model_args={"templates": "a sketch of a {}."})
-    made = job.load_network(model, job.load(DataOptions(animals), model))
+    made = load_network(model, load(DataOptions(animals), model))
     wanted = build_model(
         asked[1], num_classes=3, weights="pretrained", classes=folders.NAMES, args={"templates": ["a sketch of a {}."]}
     )

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pof._support.preprocessing import Preprocessing
-from pof.app.predict import check_table, image_files, paths_in, predict, temperature_on, write_table
+from pof.app.predict import check_table, image_files, predict, temperature_on, write_table
 from pof.app.run_folder import RunError
 from pof.data import eval_loader, load_data
 from pof.data.checks import DataError
@@ -111,15 +111,17 @@ def test_images_are_found_in_folders_tables_and_by_name(folder: Path, tmp_path: 
         "files left out, as no images that are read here: 1 .csv, 1 .tsv, 1 .txt",
     )
     assert image_files([str(tmp_path / "list.csv"), str(one)]) == ([str(one)] * 3, "")
-    assert paths_in(tmp_path / "list.tsv") == [str(one)]
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(arrow.table({"path": ["sub/one.png"]}), tmp_path / "list.parquet")
-    assert paths_in(tmp_path / "list.parquet") == [str(one)]
-    (tmp_path / "list.csv").write_text("file\nsub/one.png\n")
+    assert image_files([str(tmp_path / "list.tsv")]) == ([str(one)], "")
+    arrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'pof[data]'")
+    from pyarrow import parquet
+
+    parquet.write_table(arrow.table({"File": ["sub/one.png"], "box": [[1, 2]]}), tmp_path / "list.parquet")
+    assert image_files([str(tmp_path / "list.parquet")]) == ([str(one)], "")
+    (tmp_path / "list.csv").write_text("name,label\nsub/one.png,red\n")
     (tmp_path / "short.csv").write_text("label,path\nred,sub/one.png\nblue\n")
     for given, said in (
-        ("short.csv", "row 2 has no path"),
-        ("list.csv", "no column is called path; the columns are file"),
+        ("short.csv", "row 3 has 1 values, too few"),
+        ("list.csv", "no column for the path; the columns are name, label: call one path or file"),
         ("gone", "no such file or folder"),
     ):
         with pytest.raises(DataError, match=said):
@@ -185,7 +187,7 @@ def test_tables_hold_what_was_found_and_no_formulas(network: nn.Module, tmp_path
     assert [row[0] for row in rows] == ["'=HYPERLINK(1).png", "'+1,2.png", "plain.png", "\\xff.png"]
     assert [CLASSES.index(row[3]) for row in rows] == found.labels[:, 1].tolist()
     assert [float(row[2]) for row in rows] == found.probabilities[:, 0].tolist(), "to the last bit"
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs pyarrow: pip install 'pof[data]'")
     write_table(found, tmp_path / "out.parquet")
     table = parquet.read_table(tmp_path / "out.parquet").to_pydict()
     assert table["path"][0] == names[0] and table["probability"] == found.probabilities[:, 0].tolist()
@@ -193,7 +195,9 @@ def test_tables_hold_what_was_found_and_no_formulas(network: nn.Module, tmp_path
 
 
 def test_only_tables_of_its_own_are_replaced(network: nn.Module, folder: Path, tmp_path: Path) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'pof[data]'")
+    from pyarrow import parquet
+
     found = predict(network, CARD, [folder / "test/red/0.png"])
     for end in (".csv", ".parquet"):
         check_table(tmp_path / f"out{end}")

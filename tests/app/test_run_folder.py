@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,16 @@ from torch import nn
 
 from pof._support.files import LOCK
 from pof.app.run_files import RunError, read_config, read_rows
-from pof.app.run_folder import CONTENT, FILES, Run, check_replaceable, commit_of, content_of, environment
+from pof.app.run_folder import (
+    CONTENT,
+    FILES,
+    Run,
+    check_replaceable,
+    commit_of,
+    content_of,
+    environment,
+    figures_of,
+)
 from pof.training.checkpoint import STATE_FILE, CheckpointError
 from pof.weights import load_model, save_model
 from tests.processes import Process
@@ -367,3 +377,17 @@ def test_only_what_a_command_has_written_itself_is_replaced(tmp_path: Path) -> N
     for name, message in refused.items():
         with pytest.raises(RunError, match=f"{name}.*{message}"):
             check_replaceable(tmp_path / name, "<meta name=pof>")
+
+
+def test_figures_are_of_the_first_the_best_and_the_last_epoch() -> None:
+    history = [
+        {"event": "epoch", "epoch": n, "seconds": 1.5, "val_error": error} | ({"train_loss": loss} if n else {})
+        for n, (error, loss) in enumerate([(0.5, 0.0), (0.2, 2.0), (0.3, 1.0)])
+    ]
+    fitted: Any = SimpleNamespace(history=history, best_epoch=1, epochs=2, steps=6, stopped=None, message="done")
+    test: Any = SimpleNamespace(named=lambda: {"error": 0.4})
+    assert figures_of(fitted, None, test) == {
+        **{"best_epoch": 1, "epochs": 2, "steps": 6, "stopped": None, "message": "done", "seconds": 4.5},
+        **{"test_before": None, "test_after": {"error": 0.4}, "train_last": {"loss": 1.0}},
+        **{f"validation_{name}": {"error": e} for name, e in (("before", 0.5), ("after", 0.2), ("last", 0.3))},
+    }

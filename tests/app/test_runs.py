@@ -16,11 +16,12 @@ from torch import nn
 
 import pof
 from pof._support.random import seed_everything
-from pof.app import job
+from pof.app.cards import load_with_source_head
 from pof.app.cli import main, parse, settled
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import read_config
 from pof.app.run_folder import FILES
+from pof.app.splits import load, split, training_batches
 from pof.data import eval_loader
 from pof.models.card import NetworkCard
 from pof.weights import load_model, read_metadata, save_model
@@ -31,11 +32,11 @@ COLOURS = {"green": (20, 200, 40), "red": (220, 30, 30)}
 
 
 def images(root: Path, classes: dict[str, tuple[int, int, int]]) -> Path:
-    for split, count in (("train", 40), ("test", 5)):
+    for part, count in (("train", 40), ("test", 5)):
         for name, colour in classes.items():
-            (root / split / name).mkdir(parents=True)
+            (root / part / name).mkdir(parents=True)
             for number in range(count):
-                Image.new("RGB", (40, 36), colour).save(root / split / name / f"{number}.png")
+                Image.new("RGB", (40, 36), colour).save(root / part / name / f"{number}.png")
     return root
 
 
@@ -417,16 +418,16 @@ def test_co_tuning_on_the_command_line_is_its_formula_and_resumes_bitwise(tmp_pa
 
     model = ModelOptions("small-cnn", str(tmp_path / "source"), source_classes=10)
     options = DataOptions("digits", train_size=60)
-    loaded = job.load(options, model)
-    splits = job.split(loaded, options)
+    loaded = load(options, model)
+    splits = split(loaded, options)
     seed_everything(0)
-    network, source = job.load_with_source_head(model, loaded, "cross-entropy")
+    network, source = load_with_source_head(model, loaded, "cross-entropy")
     assert source is not None
     parts = pof.split(network.eval())
     ((images, labels),) = eval_loader(loaded, "train", batch_size=60, indices=splits.train)
     likely = torch.softmax(source(parts.features(images)), dim=1)
     relationship = torch.stack([likely[labels == c].mean(dim=0) for c in range(10)])
-    first = job.training_batches(loaded, splits, options, TrainOptions("co-tuning", batch_size=20), torch.device("cpu"))
+    first = training_batches(loaded, splits, options, TrainOptions("co-tuning", batch_size=20), torch.device("cpu"))
     images, labels = next(iter(first.iterate(0)))
     network.train()
     hoped = torch.log_softmax(source(parts.features(images)), dim=1)

@@ -123,7 +123,9 @@ def of_csv(here: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def of_parquet(here: Path, _: pytest.MonkeyPatch) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'pof[data]'")
+    from pyarrow import parquet
+
     animals(here)
     split, label, path = zip(*SAMPLES, strict=True)
     parquet.write_table(arrow.table({"path": path, "label": label, "split": split}), here / "animals.parquet")

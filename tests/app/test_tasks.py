@@ -120,6 +120,39 @@ def test_a_run_and_its_figures_equal_a_loop(task: str, tmp_path: Path, capsys: p
         assert figures["loss"] == pytest.approx(float(loss(model(inputs), targets).detach()), rel=1e-5)
 
 
+OF_FIT: dict[str, tuple[list[str], Any]] = {
+    "sam": (["--sam.rho", "0.3"], lambda model, loss: pof.SharpnessAware(model, kind="sam", rho=0.3, loss=loss)),
+    "head-ascent": (["--ascent.level", "0.4"], lambda model, loss: pof.HeadAscent(model, level=0.4, loss=loss)),
+    "pof": (["--pof.gamma", "0.7"], lambda model, loss: pof.PoF(model, gamma=0.7, seed=5, loss=loss)),
+}
+"""Method -> options on the command line, the same in Python."""
+
+
+@pytest.mark.parametrize("method", OF_FIT)
+@pytest.mark.parametrize("task", ["several", "number"])
+def test_the_command_line_delivers_what_fit_does(task: str, method: str, tmp_path: Path) -> None:
+    options, made = OF_FIT[method]
+    data, loss, outputs, _ = TASKS[task]
+    run = ["--method", method, *options, "--seed", "5", "--metric", "loss"]
+    assert main(command(task, tmp_path / "run", *run)) == 0
+    direct, loaded = net(outputs), load_data(f"{HERE}:{data}")
+    trained = made(direct, loss)
+    fitted = pof.fit(
+        trained,
+        train_loader(loaded, batch_size=8, seed=5),
+        epochs=2,
+        optimizer=trained.build_optimizer(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+        schedule=pof.Schedule("constant"),
+        val_loader=eval_loader(loaded, "validation", batch_size=500),
+        device="cpu",
+        metric="loss",
+    )
+    assert fitted.best_epoch == json.loads((tmp_path / "run" / "result.json").read_text())["best_epoch"] > 0
+    delivered = net(outputs)
+    pof.load_weights(delivered, tmp_path / "run" / "model.safetensors")
+    torch.testing.assert_close(delivered.state_dict(), direct.state_dict(), rtol=0, atol=0)
+
+
 OF_CLASSES = {
     "adarand": "FNP, RandReg with another prior, L2SP, BSS and DELTA need none",
     "bi-tuning": "FNP, RandReg with another prior, L2SP, BSS and DELTA need none",

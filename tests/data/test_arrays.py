@@ -43,7 +43,7 @@ def test_images_under_every_usual_name(tmp_path, names, column):
     labels = LABELS[:, None] if column else LABELS
     data = load_data(save(tmp_path, **parts(COLOURS, labels.astype(numpy.uint8), names)))
     assert isinstance(data, ImageData)
-    assert (data.classes, data.image_shape, data.in_features) == (("0", "1", "2"), (3, 6, 5), None)
+    assert (data.classes, data.image_shape) == (("0", "1", "2"), (3, 6, 5))
     assert data.train_labels.tolist() == LABELS[:18].tolist()
     scaled = COLOURS[:18].astype(float) / 255
     assert numpy.allclose(data.mean, scaled.mean(axis=(0, 1, 2)), atol=1e-12)
@@ -86,7 +86,7 @@ def test_vectors_from_an_npz_and_from_a_folder(tmp_path):
         numpy.save(tmp_path / "folder" / f"{name}.npy", array)
     for path in (save(tmp_path, **arrays), str(tmp_path / "folder")):
         data = load_data(path)
-        assert (data.in_features, data.image_shape, data.classes) == (4, (4,), ("0", "1", "2"))
+        assert (data.image_shape, data.classes) == ((4,), ("0", "1", "2"))
         ((vectors, labels),) = eval_loader(data, "validation", batch_size=30)
         assert torch.equal(vectors, torch.from_numpy(VECTORS[18:24]).float())
         assert labels.tolist() == LABELS[18:24].tolist()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from pof.app import job
 from pof.app.options import DataOptions
+from pof.app.splits import split
 from pof.data import DataError, custom, eval_loader, load_data, outputs_of, summary, train_loader
 from pof.data.custom import labels_of
 
@@ -113,7 +113,7 @@ def test_validation_data_of_its_own(name):
     ((images, labels),) = eval_loader(data, "validation", batch_size=100)
     assert labels.tolist() == data.val_labels.tolist() == [0, 1, 2] * 2
     assert torch.equal(images[:, 0, 0, 0], -labels.float())
-    held = job.split(data, DataOptions(f"{name}:three"))
+    held = split(data, DataOptions(f"{name}:three"))
     assert held.held_in == "validation" and len(held.train) == 12 and len(held.validation) == 6
 
 

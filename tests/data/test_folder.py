@@ -12,10 +12,10 @@ from PIL import Image
 
 from pof._support.preprocessing import Preprocessing
 from pof._support.random import isolated
-from pof.app import job
 from pof.app.cli import main
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, samples_of
+from pof.app.splits import load, split
 from pof.data import DataError, eval_loader, load_data, summary, train_loader, walk
 from pof.data.images import Prepare
 from pof.data.parts import SPLITS
@@ -94,12 +94,12 @@ def test_a_job_validates_on_the_data_for_it(tmp_path):
     for part, count in (("train", 10), ("valid", 3), ("test", 2)):
         write_images(tmp_path / part, {"red": count, "green": count})
     options = DataOptions(str(tmp_path), image_size=8)
-    data = job.load(options)
-    splits = job.split(data, options)
+    data = load(options)
+    splits = split(data, options)
     assert splits.train.tolist() == list(range(20))
     (_, labels), *_ = eval_loader(data, splits.held_in, batch_size=9, indices=splits.validation)
     assert labels.tolist() == [0] * 3 + [1] * 3
-    assert job.split(data, replace(options, validation=0)).validation is None
+    assert split(data, replace(options, validation=0)).validation is None
     assert samples_of(data, options, Bounds(1, 4, torch.device("cpu"))).validation.dataset.dataset is data.val_set
 
 

@@ -51,7 +51,7 @@ def options(**others: Any) -> Any:
 
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    found = pytest.importorskip("datasets")
+    found = pytest.importorskip("datasets", reason="folders of datasets need it: pip install 'pof[data]'")
     monkeypatch.setattr(found.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     found.disable_progress_bars()
     return found
@@ -159,7 +159,7 @@ def test_shards_of_a_folder(tmp_path):
 
 
 def test_shards_that_the_library_writes(tmp_path):
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = pytest.importorskip("webdataset", reason="compares with webdataset: pip install webdataset")
     for number in range(2):
         with webdataset.TarWriter(str(tmp_path / f"shards-00{number}.tar")) as writer:
             for row in range(6 * number, 6 * number + 6):

@@ -13,6 +13,8 @@ from pof.data import DataError, eval_loader, load_data
 from tests.data.test_folder import write_images
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+COLOURS = ("green", "red")
+"""In this order in the rows of the test set, in the other elsewhere."""
 
 
 def write(root: Path, text: str, name: str = "index.csv") -> str:
@@ -27,7 +29,7 @@ def images(tmp_path: Path) -> Path:
 
 def rows(*, split: bool = False) -> list[tuple[str, ...]]:
     parts = ("train", "train", "Test", "val", "train")
-    found = [(f"images/{c}/{i}.png", c, parts[i]) for i in range(5) for c in ("red", "green")]
+    found = [(f"images/{c}/{i}.png", c, parts[i]) for i in range(5) for c in COLOURS[:: 1 if i == 2 else -1]]
     return found if split else [row[:2] for row in found]
 
 
@@ -45,15 +47,15 @@ def test_pixels_labels_and_parts_are_those_of_a_reading_by_hand(images, header, 
     assert data.classes == ("green", "red")
     assert [len(labels) for labels in (data.train_labels, data.val_labels, data.test_labels)] == [6, 2, 2]
     (pixels, labels), *_ = eval_loader(data, "test", batch_size=9)
-    assert labels.tolist() == [1, 0]
-    for found, colour in zip(pixels, ("red", "green"), strict=True):
+    assert labels.tolist() == [0, 1]
+    for found, colour in zip(pixels, COLOURS, strict=True):
         image = Image.open(images / "images" / colour / "2.png").resize((11, 8), Image.Resampling.BILINEAR)
         by_hand = torch.tensor([[image.getpixel((x, y)) for x in range(2, 9)] for y in range(7)]).permute(2, 0, 1)
         assert (by_hand / 255 - 0.5).div(0.25).sub(found).abs().max() < 1e-6  # float32 in another order
 
 
 def test_parquet_is_the_same_as_csv(images):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'pof[data]'")
     from pyarrow import parquet
 
     path, label, split = zip(*rows(split=True), strict=True)

@@ -88,6 +88,28 @@ def test_cutmix_takes_a_rectangle_and_its_share_of_the_label():
         assert torch.allclose(targets, expected.float(), atol=1e-6)
 
 
+def drawn(seeds: int = 200, **alphas: float) -> tuple[Tensor, Tensor]:
+    """The share of the own class, and whether pixels are blends, of many mini-batches of a black and a white image."""
+    mixing, images = Mixing(2, **alphas), torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 40, 40)
+    made = [mixing((images, torch.arange(2)), seed) for seed in range(seeds)]
+    blends = [bool(((found > 0) & (found < 1)).any()) for found, _ in made]
+    return torch.stack([targets[0, 0] for _, targets in made]), torch.tensor(blends)
+
+
+def test_shares_are_drawn_from_the_beta_distribution():
+    for alpha in (0.4, 4.0):
+        shares, _ = drawn(mixup=alpha)
+        variance = 1 / (4 * (2 * alpha + 1))
+        assert float(shares.mean()) == pytest.approx(0.5, abs=4 * (variance / 200) ** 0.5)
+        assert float(shares.var()) == pytest.approx(variance, rel=0.3)
+    # Half of the image for a large alpha, less at its border; anything for a small one.
+    cut = 1 - drawn(cutmix=1000.0)[0]
+    assert 0.45 < float(cut.max()) < 0.56
+    assert float((1 - drawn(cutmix=0.1)[0]).max()) > 0.7
+    _, blends = drawn(mixup=1000.0, cutmix=1000.0)
+    assert 70 < int(blends.sum()) < 130
+
+
 def test_randaugment_is_torchvisions_image_by_image():
     loader = in_memory(augment=Augmentation(pad=0, flip=False, randaugment=True), mean=(0.0,) * 3, std=(1 / 255,) * 3)
     images, _ = loader.batch(0, 1)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from pof.app import job
 from pof.app.cli import main
 from pof.app.options import DataOptions
+from pof.app.splits import split
 from pof.data import DataError, eval_loader, load_data, train_loader
 from pof.data.mixing import Mixing
 from pof.data.streaming import StreamLoader
@@ -107,13 +107,13 @@ DATA = f"{__name__}:without_validation"
 
 def test_what_needs_every_label_is_refused_with_the_remedy():
     data = load_data(DATA)
-    assert (data.classes, data.in_features) == (tuple(CLASSES), 3)
+    assert (data.classes, data.image_shape) == (tuple(CLASSES), (3,))
     for options in ({}, {"validation": 0, "train_size": 4}, {"validation": 0, "fraction": 0.5}):
         with pytest.raises(
             DataError, match=r"are a stream .*: let the factory return \(training, validation, test\), or"
         ):
-            job.split(data, DataOptions(DATA, **options))
-    splits = job.split(data, DataOptions(DATA, validation=0))
+            split(data, DataOptions(DATA, **options))
+    splits = split(data, DataOptions(DATA, validation=0))
     with pytest.raises(ValueError, match="are a stream, whose samples have no numbers: give a Dataset with a length"):
         len(splits.train)
     with pytest.raises(DataError, match="the training data are a stream without a length: give --steps_per_epoch"):

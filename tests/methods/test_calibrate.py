@@ -326,6 +326,25 @@ def test_a_rise_counts_from_the_loss_as_it_is_and_a_network_that_does_not_fit_ge
         pof.SharpnessAware(model).calibrate(batches, every=0)
 
 
+def test_a_rise_with_smoothed_labels_counts_from_the_loss_and_not_from_their_entropy() -> None:
+    model, batches = fitted(norm=False)
+    method = pof.SharpnessAware(model, label_smoothing=0.2)
+    rho = method.calibrate(batches[:1], level_kind="rise")
+    (inputs, targets), smoothing = batches[0], 0.2
+    soft = torch.tensor([1 - smoothing * 2 / 3, smoothing / 3, smoothing / 3], dtype=torch.float64)
+    rise = 0.15 * (math.log(3) - float(torch.special.entr(soft).sum()))
+    start = F.cross_entropy(model(inputs), targets, label_smoothing=smoothing)
+    gradients = torch.autograd.grad(start, list(model.parameters()))
+    norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+
+    def risen(radius: float) -> float:
+        moved = {n: p + radius * g / norm for (n, p), g in zip(model.named_parameters(), gradients, strict=True)}
+        logits = torch.func.functional_call(model, moved, (inputs,))
+        return float((F.cross_entropy(logits, targets, label_smoothing=smoothing) - start).detach())
+
+    assert risen(rho / 1.1) < rise < risen(rho * 1.1)
+
+
 def test_a_larger_mini_batch_has_a_larger_radius() -> None:
     model, batches = fitted(norm=False)
     whole = [(torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))]
@@ -373,7 +392,7 @@ def test_the_radius_is_taken_anew_and_a_resumed_run_has_it(last_epochs: int | No
     radii = [row["train_radius"] for row in whole.history[1:]]
     first, second, third = radii[1], radii[2], radii[4]
     assert radii == [0.0 if last_epochs else first, first, second, second, third]
-    assert len({first, second, third}) == 3
+    assert len({first, second, third}) == 3 and min(first, second, third) > 0
     with pytest.raises(Stopped):
         run("b", stop=4)
     resumed = run("b", resume=True)

@@ -42,7 +42,7 @@ def test_the_head_is_the_minimum_that_newton_finds(l2: float) -> None:
 
 
 def test_the_head_is_that_of_scikit_learn() -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="compares with scikit-learn")
     model, data = problem.network(), problem.batches()
     pof.linear_probe(model, data, "head", l2=0.01)
     features, targets = features_of(model, data)
@@ -65,6 +65,18 @@ def test_everything_else_stays_and_the_old_head_does_not_matter() -> None:
     assert model.training and not model.norm.training
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_a_class_of_twice_the_weight_counts_as_twice_the_samples() -> None:
+    data = problem.batches()
+    weighted, repeated = problem.network(), problem.network()
+    weights = torch.ones(problem.CLASSES, dtype=torch.float64)
+    weights[1] = 2.0
+    twice = [(torch.cat([x, x[y == 1]]), torch.cat([y, y[y == 1]])) for x, y in data]
+    value = pof.linear_probe(weighted, data, class_weights=weights)
+    # As near as the minimum is found: rounding differs, and with it the number of steps.
+    assert value == pytest.approx(pof.linear_probe(repeated, twice), rel=1e-8)
+    torch.testing.assert_close(head_of(weighted)[0], head_of(repeated)[0], rtol=0, atol=1e-5)
 
 
 def test_samples_to_be_ignored_have_no_part_and_smoothing_has() -> None:

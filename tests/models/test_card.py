@@ -26,6 +26,24 @@ def test_a_card_comes_back_from_a_file_with_its_network(tmp_path):
     assert again(x).shape == (4, 3)
 
 
+class TwoHeads(torch.nn.Module):
+    """The one that counts is not the last."""
+
+    def __init__(self, num_classes: int, in_features: int, width: int = 3) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(in_features, width)
+        self.main, self.other = (torch.nn.Linear(width, num_classes) for _ in range(2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.main(self.body(inputs))
+
+
+def test_a_network_is_built_with_its_arguments_and_its_new_head():
+    card = NetworkCard(f"{__name__}:TwoHeads", ("a", "b"), (4,), {"width": 5}, "main", source_classes=7)
+    shapes = {name: tuple(p.shape) for name, p in card.build().named_parameters() if p.ndim == 2}
+    assert shapes == {"body.weight": (5, 4), "main.weight": (2, 5), "other.weight": (7, 5)}
+
+
 def test_all_of_a_card_is_kept():
     assert NetworkCard.read(CARD.metadata()) == CARD
 

@@ -50,7 +50,7 @@ def test_the_weights_may_be_the_folder_or_its_file(tmp_path):
 
 def test_post_training_and_a_file_of_ours(tmp_path):
     folders.vit(tmp_path)
-    card = NetworkCard(f"hf:{tmp_path}", folders.NAMES, (3, 32, 32))
+    card = NetworkCard(f"hf:{tmp_path}", ("x", "y", "z"), (3, 32, 32))
     model = build_model(card.model, num_classes=3, weights="pretrained")
     before = model.model.vit.embeddings.cls_token.clone()
     steps(model, [(X, Y)] * 3)
@@ -60,6 +60,7 @@ def test_post_training_and_a_file_of_ours(tmp_path):
     again = card.build()
     pof.load_weights(again, tmp_path / "ours" / "w.safetensors")
     assert torch.equal(again.eval()(X), model.eval()(X))
+    assert again.model.config.id2label == {0: "x", 1: "y", 2: "z"}
 
 
 def test_other_classes_get_a_new_head(tmp_path):

@@ -148,3 +148,9 @@ def test_networks_that_say_nothing(tmp_path):
     assert preprocessing_of("some.module:factory") is None
     folders.bert(tmp_path)
     assert preprocessing_of(f"hf:{tmp_path}") is None
+
+
+def test_a_crop_that_is_a_quotient_of_whole_numbers_gives_the_size_back():
+    for side in range(224, 448):  # of 354 for one 224 / (224 / 354) is less than 354
+        how = Preprocessing(224, (0.5,) * 3, (0.5,) * 3, crop=224 / side)
+        assert how.resized(side, 2 * side) == (side, 2 * side)

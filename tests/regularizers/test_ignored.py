@@ -38,6 +38,15 @@ def feature_prior(model: nn.Module) -> Regularizer:
     return pof.RandReg("features", mean=torch.ones(D).double(), std=torch.zeros(D).double())
 
 
+def bi_tuning(model: nn.Module) -> Regularizer:
+    """With a key of each class."""
+    made = pof.BiTuning(model, dimension=3, keys=2)
+    inputs, targets = torch.randn(K, 4, dtype=torch.float64), torch.arange(K)
+    made(model.get_submodule("0")(inputs), targets, inputs)
+    made.update(inputs, targets)
+    return made
+
+
 MAKES: list[Callable[[nn.Module], Regularizer]] = [
     adarand,
     class_prior,
@@ -46,6 +55,7 @@ MAKES: list[Callable[[nn.Module], Regularizer]] = [
     lambda model: pof.BSS(k=2),
     lambda model: pof.DELTA(model, ["0.0", "0.2"], channel_weights=[torch.rand(6), torch.rand(D)]),
     lambda model: pof.CoTuning(nn.Linear(D, 4).double(), torch.eye(K, 4).double()),
+    bi_tuning,
 ]
 
 

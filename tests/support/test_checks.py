@@ -16,9 +16,10 @@ import pof
 from pof import flatness
 from pof._support.batches import check_inputs
 from pof._support.checks import MOST, finite, whole_number
-from pof.app import job
+from pof.app.cards import load_network
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, check_numbers
 from pof.app.report.samples import Bounds, samples_of
+from pof.app.splits import load
 from pof.models import build_model
 from pof.training.schedules import Schedule
 from tests.cases import batch, mlp
@@ -37,7 +38,7 @@ def trained(**options: Any) -> None:
 
 
 def loaded(**options: Any) -> Any:
-    return job.load(DataOptions("digits", **options))
+    return load(DataOptions("digits", **options))
 
 
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
@@ -156,7 +157,7 @@ def test_other_folders_and_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint_dir must be a folder; got the file"):
         fit(checkpoint_dir=tmp_path / "file")
     with pytest.raises(ValueError, match="source_classes must be a whole number >= 2; got 0"):
-        job.load_network(ModelOptions("small-cnn", source_classes=0), loaded())
+        load_network(ModelOptions("small-cnn", source_classes=0), loaded())
     huge = Bounds(10**6, 128, torch.device("cpu"))
     with pytest.raises(ValueError, match="batches times batch_size must be at most 1000000; got 128000000"):
         samples_of(loaded(), DataOptions("digits"), huge)

@@ -12,7 +12,8 @@ from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
 import pof
-from pof.training.progress import Progress
+from pof._support import distributed
+from pof.training.progress import Progress, telling
 from tests.cases import mlp
 
 
@@ -78,6 +79,18 @@ def test_fit_shows_each_epoch_and_the_end_and_still_logs(capsys: pytest.CaptureF
     assert [row["event"] for row in rows].count("step") == 6
     run()
     assert capsys.readouterr() == ("", "")
+
+
+def test_only_the_first_process_shows_something(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Any] = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        with telling(rows.append, True) as tell:
+            tell(EPOCH)
+    assert rows == [EPOCH, EPOCH]
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_without_rich_there_are_plain_lines(

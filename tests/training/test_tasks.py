@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 
 import pof
 from pof.perturbation.tasks import LOSSES
+from pof.training.selection import Selection
+from pof.training.tasks import TaskMetrics
 from tests.cases import batch, mlp
 
 
@@ -236,6 +239,21 @@ def test_levels_are_shares_of_the_loss_of_guessing(task: str) -> None:
     assert float(out.loss.detach()) == pytest.approx(wanted, rel=1e-4)
     assert float(out.radius) > 0
     assert float(at(-float(out.radius))) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_levels_of_soft_labels_and_of_several_numbers_by_hand() -> None:
+    soft = torch.tensor([[0.2, 1.0], [0.5, 0.9]], dtype=torch.float64)
+    least = sum(-p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.2, 0.5, 0.9)) / 4
+    assert float(LOSSES["bce"]().level(0.25, soft, soft)) == pytest.approx(0.75 * least + 0.25 * math.log(2))
+    numbers = torch.tensor([[0.0, 10.0], [2.0, 16.0]], dtype=torch.float64)  # variances 1 and 9
+    assert float(LOSSES["mse"]().level(0.25, numbers, numbers)) == pytest.approx(0.25 * 5)
+
+
+def test_a_figure_that_is_no_number_is_the_worst_and_replaced_by_any_other() -> None:
+    lost, large = (TaskMetrics("rmse", value, 1.0, 4, {}) for value in (math.nan, 1e9))
+    selection, model = Selection(), nn.Linear(2, 2)
+    assert [selection.consider(epoch, model, each) for epoch, each in enumerate([lost, large, lost])] == [1, 1, 0]
+    assert large.rank() < replace(lost, higher_is_better=True).rank()
 
 
 @pytest.mark.parametrize("task", TASKS)

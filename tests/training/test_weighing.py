@@ -168,6 +168,7 @@ def test_the_weight_of_every_kind_of_loss() -> None:
         (CrossEntropy(class_weights=weights), targets, 7.1),
         (CrossEntropy(class_weights=weights), soft, 5),
         (nn.CrossEntropyLoss(weight=weights, ignore_index=1), targets.clamp_min(0), 6.2),
+        (nn.NLLLoss(weight=weights), targets, 7.1),
         (F.cross_entropy, targets, 4),
         (own, targets, 5),
         (None, targets, 5),

@@ -18,7 +18,7 @@ from pof.data import Data, ImageData, outputs_of
 from pof.data.registry import KNOWN
 from pof.head.split import split as split_at_head
 from pof.models import PRETRAINED, build_model, replace_head
-from pof.models.build import square_side
+from pof.models.build import input_arguments
 from pof.models.card import NetworkCard
 from pof.models.sources.huggingface import saved_by_transformers
 from pof.weights import load_weights, read_metadata
@@ -127,12 +127,10 @@ def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple
         network = build_model(
             model.model,
             num_classes=model.source_classes or outputs,
-            in_channels=loaded.in_channels,
-            in_features=loaded.in_features,
             weights=weights,
             args=model.model_args,
-            image_size=square_side(loaded.image_shape),
             classes=loaded.classes if model.source_classes is None and outputs == loaded.num_classes else (),
+            **input_arguments(loaded.image_shape),
         )
     source_head = None
     if model.source_classes is not None:

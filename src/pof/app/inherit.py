@@ -40,12 +40,22 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
                 raise RunError(f"no such file or folder: {model.weights}")
             raise ValueError(f"give --{name}, or as --weights the folder of a run, which says it itself")
         if factories[name] and name not in given:
-            raise RunError(
-                f"{model.weights} names the factory {value!r}, whose code would run: give --{name} {value} if you trust"
-                " it"
-            )
+            raise consent_to(model.weights, name, value)
     check_split(model, data)
     return model, data
+
+
+def given_in(*groups: Any) -> set[str]:
+    """Names of the options in groups that are neither as they are by default nor empty."""
+    options = ((field, getattr(group, field.name)) for group in groups for field in fields(group))
+    return {field.name for field, value in options if value not in (field.default, "", {})}
+
+
+def consent_to(weights: str | None, option: str, factory: str) -> RunError:
+    """The refusal to import a factory that only the weights name."""
+    return RunError(
+        f"{weights} names the factory {factory!r}, whose code would run: give --{option} {factory} if you trust it"
+    )
 
 
 def _completed(options: Any, given: Collection[str], **values: Any) -> Any:

@@ -19,7 +19,6 @@ from pof._support.distributed import gather_objects
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
 from pof.app.cards import card_of, load_with_source_head
-from pof.app.cards import load_network as load_network
 from pof.app.inherit import check_split
 from pof.app.methods import Context, build_method, entry_of, named_function
 from pof.app.options import (
@@ -33,10 +32,7 @@ from pof.app.options import (
 )
 from pof.app.run_files import read_config
 from pof.app.run_folder import COMMIT, CONTENT, NETWORK, Run, commit, content_of, figures_of
-from pof.app.splits import Splits as Splits
-from pof.app.splits import load as load
-from pof.app.splits import split as split
-from pof.app.splits import training_batches as training_batches
+from pof.app.splits import Splits, load, split, training_batches
 from pof.data import Data, eval_loader
 from pof.data.description import Loader
 from pof.data.mixing import class_weights

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from pof.app import job
-from pof.app.cards import card_in, card_of, same_model, weights_file
-from pof.app.inherit import check_split, inherited
+from pof.app.cards import card_in, card_of, load_network, same_model, weights_file
+from pof.app.inherit import consent_to, inherited
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.run_files import RunError
-from pof.data import DatasetLoader, TensorLoader, eval_loader
+from pof.app.splits import load, validation_of
+from pof.data import eval_loader
+from pof.data.description import Loader
 from pof.models.card import NetworkCard
 from pof.weights import load_weights
 
@@ -38,29 +38,20 @@ def known_network(
     card = card_in(weights)
     if card is None:
         model, data = inherited(model, data, given)
-        loaded = job.load(data, model)
-        return job.load_network(model, loaded).eval(), card_of(model, loaded, model.head)
+        loaded = load(data, model)
+        return load_network(model, loaded).eval(), card_of(model, loaded, model.head)
     if "model" in given and not same_model(model.model, card.model):
         raise ValueError(f"--model {model.model}: the network in {model.weights} is {card.model}: leave out --model")
     if replace(model, model=card.model).is_factory and "model" not in given:
-        raise RunError(
-            f"{model.weights} names the factory {card.model!r}, whose code would run: give --model {card.model} if you"
-            " trust it"
-        )
+        raise consent_to(weights, "model", card.model)
     network = card.build()
     load_weights(network, weights_file(weights))
     return network.eval(), card
 
 
-def held_out(
-    model: ModelOptions, data: DataOptions, given: Collection[str], *, batch_size: int
-) -> TensorLoader | DatasetLoader:
+def held_out(model: ModelOptions, data: DataOptions, given: Collection[str], *, batch_size: int) -> Loader:
     """The loader of the samples that the training of a run folder did not see, or of those held out of other data."""
     model, data = inherited(model, data, given)
-    check_split(model, data)
-    loaded = job.load(data, model)
-    splits = job.split(loaded, data)
-    if splits.validation is None:
-        raise ValueError("there are no validation samples: give --validation, the share of the training set held out")
-    rows, workers = splits.validation, data.workers
-    return eval_loader(loaded, splits.held_in, batch_size=batch_size, indices=rows, workers=workers)
+    loaded = load(data, model)
+    part, rows = validation_of(loaded, data)
+    return eval_loader(loaded, part, batch_size=batch_size, indices=rows, workers=data.workers)

@@ -22,6 +22,7 @@ from pof.app.run_files import RunError
 from pof.app.run_folder import check_replaceable
 from pof.data.checks import DataError
 from pof.data.images import Prepare, is_image, opened
+from pof.data.index import INDEX_ENDS, paths_in
 from pof.data.walk import Walk
 from pof.flatness import fit_temperature
 from pof.models.card import NetworkCard
@@ -32,7 +33,6 @@ MARK = "path,class,probability"
 WRITTEN_BY = {b"written_by": b"pof predict"}
 """The same in a Parquet file."""
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
-TABLES = (".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Predictions:
 
 
 def image_files(given: Sequence[str]) -> tuple[list[str], str]:
-    """Find the images that are meant: files, all below folders, and those that a table has in its column ``path``.
+    """Find the images that are meant: files, all below folders, and those that a table names.
 
     Returns:
         Their paths, and what is to be said of other files in the folders.
@@ -79,7 +79,7 @@ def image_files(given: Sequence[str]) -> tuple[list[str], str]:
             walk = Walk(place, is_image)
             found += walk.images_below(place)
             notes.append(walk.left_out())
-        elif place.lower().endswith(TABLES):
+        elif place.lower().endswith(INDEX_ENDS):
             found += paths_in(Path(place))
         elif os.path.lexists(place):
             found.append(place)
@@ -88,37 +88,6 @@ def image_files(given: Sequence[str]) -> tuple[list[str], str]:
     if not found:
         raise DataError(f"no image in {', '.join(given) or 'nothing: give --images'}")
     return found, "; ".join(note for note in notes if note)
-
-
-def paths_in(file: Path) -> list[str]:
-    """The images that a table names in its column ``path``, relative to the table's folder."""
-    names, rows = _rows_of_parquet(file) if file.suffix.lower() == ".parquet" else _rows_of_text(file)
-    name = next((name for name in names if name.strip().lower() == "path"), None)
-    if name is None:
-        raise DataError(f"{file}: no column is called path; the columns are {', '.join(names)}")
-    paths = [row[name] for row in rows]
-    if not all(paths):
-        raise DataError(f"{file}: row {[bool(path) for path in paths].index(False) + 1} has no path")
-    return [os.path.join(file.parent, str(path)) for path in paths]
-
-
-def _rows_of_text(file: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, delimiter=separator, strict=True)
-            return reader.fieldnames or (), list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not a table in UTF-8 ({error})") from error
-
-
-def _rows_of_parquet(file: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
-    parquet, arrow = _parquet()
-    try:
-        table = parquet.read_table(file)
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
-    return table.column_names, table.to_pylist()
 
 
 def predict(

@@ -12,11 +12,11 @@ from torch import nn
 
 from pof._support.factory import is_factory
 from pof._support.preprocessing import Preprocessing
-from pof.app import job
 from pof.app.cards import card_in, known_card, weights_file
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.predict import Predictions, predict
 from pof.app.run_files import RunError, read_config, section_of
+from pof.app.splits import load
 from pof.models.card import NetworkCard
 from pof.weights import load_weights
 
@@ -83,7 +83,7 @@ def load_run(folder: str | os.PathLike[str], *, trust_factories: bool = False) -
     card = card_in(file)
     check_trusted(path, model, section_of(config, path, "data") if card is None else None, trust_factories)
     if card is None:  # of an older version: the data say which classes there are
-        card = known_card(ModelOptions(model.model, str(path)), job.load(section_of(config, path, "data"), model))
+        card = known_card(ModelOptions(model.model, str(path)), load(section_of(config, path, "data"), model))
     assert card is not None
     network = card.build()
     load_weights(network, file)

@@ -84,6 +84,14 @@ def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
     )
 
 
+def validation_of(loaded: Data, options: DataOptions) -> tuple[DataSplit, torch.Tensor]:
+    """The part of the data set that holds the validation samples, and which of it they are; a ValueError for none."""
+    found = split(loaded, options)
+    if found.validation is None:
+        raise ValueError("no validation samples: give --validation, the share of the training set held out")
+    return found.held_in, found.validation
+
+
 def split(loaded: Data, options: DataOptions) -> Splits:
     """Split the training set into training and validation, and cut training to size.
 

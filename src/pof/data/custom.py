@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from pof._support.batches import class_targets, unpack
 from pof._support.factory import call_factory
 from pof._support.random import preserved
+from pof._support.text import first_of
 from pof.data.checks import DataError
 from pof.data.description import LazyData
 from pof.data.streaming import StreamData, first_input
@@ -94,7 +95,7 @@ def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     """Without names there are as many classes as the largest label says, and each of them has a sample."""
     found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
     if found[0] >= 0 and len(found) <= largest:
-        shown = ", ".join(str(label) for label in found[:5]) + (", ..." if len(found) > 5 else "")
+        shown = first_of([str(label) for label in found])
         raise DataError(
             f"{name}: labels are {shown}, which would make {largest + 1} classes, {largest + 1 - len(found)} of them"
             " empty: count classes from 0 without gaps (torch.unique(labels, return_inverse=True) does), or give the"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -49,8 +49,6 @@ class ImageData:
     """(V, K, H, W) uint8: validation data of its own; None if there are none."""
     val_labels: Tensor | None = None
     """(V,) int64; None if there are none."""
-    in_features: ClassVar[None] = None
-    """No feature vectors."""
 
     def __post_init__(self) -> None:
         for labels in ("train_labels", "test_labels", "val_labels"):
@@ -125,11 +123,6 @@ class LazyData:
     def in_channels(self) -> int:
         """Channels K of the inputs; of feature vectors their width."""
         return self.image_shape[0]
-
-    @property
-    def in_features(self) -> int | None:
-        """Width D of feature vectors; None if the inputs are no vectors."""
-        return self.image_shape[0] if len(self.image_shape) == 1 else None
 
     def subset(self, indices: Tensor) -> LazyData:
         """The data set with some of the training items only, by their indices (int64); the test set stays."""

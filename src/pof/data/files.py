@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pof._support.text import reason
 from pof.data.checks import DataError
 
 
@@ -37,7 +38,7 @@ def not_found(
     name: str, files: Sequence[str], *, data_root: Path | None, remedy: str, error: Exception | None
 ) -> DataError:
     """The error to raise: which files are expected in ``data_root`` (None: a download has failed), and a remedy."""
-    cause = " ".join(str(error).split())
+    cause = reason(error)
     if data_root is None:
         return DataError(
             f"{name} is not in {cache_folder()} and cannot be downloaded ({cause}); "

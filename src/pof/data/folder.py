@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pof._support.text import first_of
 from pof.data.checks import DataError
 from pof.data.description import DataSplit, LazyData
 from pof.data.images import is_image
@@ -74,7 +75,7 @@ def _classes(root: Path, walk: Walk) -> tuple[list[str], list[Sample]]:
         raise DataError(f"{root}: only one class ({names[0]}); a classifier needs at least two subfolders{hint}")
     samples = _samples_of(root, names, walk)
     if empty := sorted(set(range(len(names))) - {label for _, label in samples}):
-        shown = ", ".join(names[label] for label in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        shown = first_of([names[label] for label in empty])
         raise DataError(f"{root}: no image in the folders {shown}; add images to these folders, or remove them")
     return names, samples
 

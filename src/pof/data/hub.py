@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pof._support.text import reason
 from pof.data.checks import DataError
 from pof.data.description import DataSplit, LazyData
 from pof.data.images import content_of
@@ -55,7 +56,8 @@ def is_hub(place: Path) -> bool:
 
 def hub_data(place: Path, preparation: Preparation) -> LazyData:
     """Describe the images of a folder."""
-    tables, notes = _tables(place)
+    tables = _tables(place)
+    notes: list[str] = []
     image, label = _columns(place, next(iter(tables.values())).features)
     classes: list[str] = []
     parts: dict[DataSplit, list[Sample]] = {}
@@ -91,25 +93,23 @@ def _shards(place: Path) -> list[Path]:
     return sorted([*place.glob("*.parquet"), *place.glob("data/*.parquet")])
 
 
-def _tables(place: Path) -> tuple[dict[str, Any], list[str]]:
-    """The tables of the parts by their names, and what is to be said."""
+def _tables(place: Path) -> dict[str, Any]:
+    """The tables of the parts by their names."""
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"{place}: folders of datasets need another package: pip install 'pof[data]'") from error
+    found: dict[str, list[str]] = {}
+    for path in _shards(place):
+        found.setdefault(_part(path), []).append(str(path))
     try:
-        if not (shards := _shards(place)):
-            loaded = datasets.load_from_disk(str(place))
-            return (dict(loaded), []) if isinstance(loaded, datasets.DatasetDict) else ({"train": loaded}, [])
-        found: dict[str, list[Path]] = {}
-        for path in shards:
-            found.setdefault(_part(path), []).append(path)
-        return {part: datasets.Dataset.from_parquet([str(p) for p in paths]) for part, paths in found.items()}, []
-    except DataError:
-        raise
+        if found:
+            return {part: datasets.Dataset.from_parquet(paths) for part, paths in found.items()}
+        loaded = datasets.load_from_disk(str(place))
     except Exception as error:  # JSON, Arrow and the library itself have their own kinds
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise DataError(f"{place}: not a readable folder of datasets ({reason}); write it again") from error
+        said = reason(error.__cause__ or error)
+        raise DataError(f"{place}: not a readable folder of datasets ({said}); write it again") from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
 
 
 def _part(path: Path) -> str:

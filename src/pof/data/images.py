@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pof._support.preprocessing import Interpolation, Preprocessing
+from pof._support.text import reason
 from pof.data.checks import DataError
 
 # Pillow knows more; some of them start other programs (EPS: Ghostscript).
@@ -84,8 +85,8 @@ def opened(path: Source) -> Iterator[Any]:
             f"{path}: not a readable image (none of {', '.join(_known()[0])}); replace or remove it"
         ) from error
     except Exception as error:  # a damaged file raises almost anything: SyntaxError, struct.error, OverflowError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+        said = getattr(error, "strerror", None) or reason(error) or type(error).__name__
+        raise DataError(f"{path}: not a readable image ({said}); replace or remove it") from error
 
 
 def content_of(path: str) -> bytes:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pof._support.text import first_of, reason
 from pof.data.checks import DataError
 from pof.data.description import DataSplit, LazyData
 from pof.data.parts import SPLITS, Preparation, Sample, image_data, named_classes, role_of
@@ -29,7 +30,7 @@ def index_data(file: Path, preparation: Preparation) -> LazyData:
     """Describe the images that an index names."""
     if not file.is_file():
         raise DataError(f"{file}: no regular file, but a FIFO or a device; replace it")
-    header, lines = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+    header, lines = _table(file)
     places, notes = _columns(file, header)
     rows, dropped = _rows(file, lines, places)
     if not rows:
@@ -49,6 +50,18 @@ def index_data(file: Path, preparation: Preparation) -> LazyData:
         raise DataError(f"{file}: no row is for training; call the part {' or '.join(SPLITS['train'])}")
     names = {role: part for part, role in roles.items()}
     return image_data(file.stem, str(file), classes, parts, preparation, notes=[*notes, dropped], names=names)
+
+
+def paths_in(file: Path) -> list[str]:
+    """The images that a table names, in the order of its rows; it needs no labels."""
+    header, lines = _table(file)
+    places, _ = _columns(file, header, ("path",))
+    return [os.path.join(file.parent, values["path"]) for _, values in _values(file, lines, places)]
+
+
+def _table(file: Path) -> tuple[list[str], Iterator[list[str]]]:
+    """The names of a table's columns, and its rows."""
+    return _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
 
 
 def _csv(file: Path) -> tuple[list[str], Iterator[list[str]]]:
@@ -79,26 +92,32 @@ def _parquet(file: Path) -> tuple[list[str], Iterator[list[str]]]:
     try:
         table = parquet.read_table(file)
     except (ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
-    if nested := [field.name for field in table.schema if field.type.num_fields]:
+        raise DataError(f"{file}: not a readable Parquet file ({reason(error)})") from error
+    if nested := [field.name for field in table.schema if field.type.num_fields and _role_of(field.name) == "path"]:
         raise DataError(f"{file}: {nested[0]} holds no paths, but images: give the folder of the shards, hf:FOLDER")
     columns = [column.to_pylist() for column in table.columns]
     rows = (["" if value is None else str(value) for value in row] for row in zip(*columns, strict=True))
     return list(table.column_names), rows
 
 
-def _columns(file: Path, header: list[str]) -> tuple[dict[str, int], list[str]]:
+def _role_of(name: str) -> str | None:
+    """Which of path, label and part the column of a name is; None for another."""
+    plain = name.strip().lower().replace(" ", "_").replace("-", "_")
+    return next((role for role, names in COLUMNS.items() if plain in names), None)
+
+
+def _columns(file: Path, header: list[str], roles: Iterable[str] = tuple(COLUMNS)) -> tuple[dict[str, int], list[str]]:
     """Where path, label and part stand in a row, and what is said of the other columns."""
-    found: dict[str, list[int]] = {role: [] for role in COLUMNS}
+    found: dict[str, list[int]] = {role: [] for role in roles}
     unknown = []
     for place, name in enumerate(header):
-        plain = name.strip().lower().replace(" ", "_").replace("-", "_")
-        role = next((role for role, names in COLUMNS.items() if plain in names), None)
-        if role is None:
-            unknown.append(repr(name))
-        else:
+        role = _role_of(name)
+        if role in found:
             found[role].append(place)
-    for role, known in COLUMNS.items():
+        else:
+            unknown.append(repr(name))
+    for role in found:
+        known = COLUMNS[role]
         if len(found[role]) > 1:
             same = " and ".join(repr(header[place]) for place in found[role])
             raise DataError(f"{file}: the columns {same} are both the {role}: keep one of them")
@@ -114,14 +133,7 @@ def _rows(file: Path, lines: Iterable[list[str]], places: dict[str, int]) -> tup
     """The rows, each image once, with whole paths; and what is said of those that were there again."""
     seen: dict[str, Row] = {}
     dropped = 0
-    for number, line in enumerate(lines, 2):
-        if not any(field.strip() for field in line):
-            continue
-        if len(line) <= max(places.values()):
-            raise DataError(f"{file}: row {number} has {len(line)} values, too few for the columns: {line}")
-        values = {role: line[place].strip() for role, place in places.items()}
-        if empty := next((role for role, value in values.items() if not value), None):
-            raise DataError(f"{file}: row {number} has no {empty}; add it, or take the row out")
+    for number, values in _values(file, lines, places):
         path = os.path.normpath(file.parent / values["path"])
         row = (number, path, values["label"], values.get("split", "train"))
         before = seen.setdefault(path, row)
@@ -132,6 +144,19 @@ def _rows(file: Path, lines: Iterable[list[str]], places: dict[str, int]) -> tup
             )
         dropped += before is not row
     return list(seen.values()), f"{dropped} rows left out, which were there already" if dropped else ""
+
+
+def _values(file: Path, lines: Iterable[list[str]], places: dict[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Numbers of the rows that are not blank, and what each says, by its role."""
+    for number, line in enumerate(lines, 2):
+        if not any(field.strip() for field in line):
+            continue
+        if len(line) <= max(places.values()):
+            raise DataError(f"{file}: row {number} has {len(line)} values, too few for the columns: {line}")
+        values = {role: line[place].strip() for role, place in places.items()}
+        if empty := next((role for role, value in values.items() if not value), None):
+            raise DataError(f"{file}: row {number} has no {empty}; add it, or take the row out")
+        yield number, values
 
 
 def _role(file: Path, number: int, part: str) -> DataSplit:
@@ -145,8 +170,7 @@ def _role(file: Path, number: int, part: str) -> DataSplit:
 def _check_files(file: Path, paths: list[str]) -> None:
     absent = [path for path in paths if "\0" in path or not os.path.isfile(path)]
     if absent:
-        shown = ", ".join(repr(path) for path in absent[:3]) + (", ..." if len(absent) > 3 else "")
         raise DataError(
-            f"{file}: {len(absent)} of {len(paths)} images are not there, or no regular files: {shown}; paths are"
-            " relative to the index's folder"
+            f"{file}: {len(absent)} of {len(paths)} images are not there, or no regular files:"
+            f" {first_of([repr(path) for path in absent], 3)}; paths are relative to the index's folder"
         )

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from pof._support.text import reason
 from pof.data.checks import DataError
 from pof.data.walk import listed
 
@@ -56,7 +57,7 @@ def read_array(place: Path, name: str) -> Any:
     except DataError as error:
         raise DataError(f"{place}: {name}: {error}") from error
     except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{place}: {name}: not a readable array ({' '.join(str(error).split())[:200]})") from error
+        raise DataError(f"{place}: {name}: not a readable array ({reason(error)})") from error
 
 
 def _check_header(stream: Any, size: int) -> None:

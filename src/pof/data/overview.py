@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pof._support.text import first_of
 from pof.data.description import Data, ImageData
 from pof.data.streaming import StreamData
 
@@ -20,13 +21,12 @@ def summary(data: Data) -> dict[str, str]:
     Returns:
         Texts by what they describe: counts, classes, shapes, normalisation, where the files are.
     """
-    names = ", ".join(data.classes[:10]) + (", ..." if data.num_classes > 10 else "")
     counts, targets, lines = class_counts(data), _targets(data), {"name": data.name}
     for part in ("training", "validation", "test"):
         none = "a stream, without a length" if part == "training" else "none of their own"
         lines[f"{part} samples"] = str(len(targets[part])) if part in targets else none
     numbers = any(labels.is_floating_point() for labels in targets.values())
-    lines["outputs" if numbers else "classes"] = f"{data.num_classes} ({names})"
+    lines["outputs" if numbers else "classes"] = f"{data.num_classes} ({first_of(data.classes, 10)})"
     if numbers:
         lines["targets"] = "floating-point targets, for --loss bce, mse or one of your own"
     lines |= {f"{part} samples per class": _range(count) for part, count in counts.items()}

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pof._support.text import first_of
 from pof.data.checks import DataError
 from pof.data.description import DataSplit, LazyData
 from pof.data.images import is_image
@@ -93,8 +94,9 @@ def _paths(place: Path) -> list[Path]:
         names = [RANGE.sub(number, name, count=1) for name in names for number in numbers]
     absent = [name for name in names if not os.path.isfile(name)]
     if absent:
-        shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        raise DataError(f"{place}: {len(absent)} of {len(names)} shards are not there, or no regular files: {shown}")
+        raise DataError(
+            f"{place}: {len(absent)} of {len(names)} shards are not there, or no regular files: {first_of(absent, 3)}"
+        )
     return [Path(name) for name in names]
 
 

@@ -66,11 +66,6 @@ class StreamData:
         return self.image_shape[0]
 
     @property
-    def in_features(self) -> int | None:
-        """Width D of feature vectors; None if the inputs are no vectors."""
-        return self.image_shape[0] if len(self.image_shape) == 1 else None
-
-    @property
     def train_labels(self) -> Tensor:
         """Nobody knows them before the end: a DataError that says what to do."""
         raise DataError(

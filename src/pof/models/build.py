@@ -98,6 +98,11 @@ def preprocessing_of(
     return source.preprocessing(Request(own_name, weights=given, args=dict(args or {})))
 
 
-def square_side(shape: Sequence[int]) -> int | None:
-    """The side of square images of a shape (K, H, W); None of other inputs."""
-    return shape[1] if len(shape) == 3 and shape[1] == shape[2] else None
+def input_arguments(shape: Sequence[int]) -> dict[str, Any]:
+    """What :func:`build_model` is told of inputs of a shape: (K, H, W) of images, (D,) of vectors."""
+    square = len(shape) == 3 and shape[1] == shape[2]
+    return {
+        "in_channels": shape[0],
+        "in_features": shape[0] if len(shape) == 1 else None,
+        "image_size": shape[1] if square else None,
+    }

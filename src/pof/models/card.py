@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pof._support.preprocessing import Preprocessing
-from pof.models.build import build_model, square_side
+from pof.models.build import build_model, input_arguments
 from pof.models.new_head import replace_head
 
 KEY = "pof"
@@ -46,11 +46,9 @@ class NetworkCard:
         network = build_model(
             self.model,
             num_classes=self.source_classes or outputs,
-            in_channels=self.input_shape[0],
-            in_features=self.input_shape[0] if len(self.input_shape) == 1 else None,
             args=self.model_args,
-            image_size=square_side(self.input_shape),
             classes=self.classes if self.source_classes is None and outputs == len(self.classes) else (),
+            **input_arguments(self.input_shape),
         )
         if self.source_classes is not None:
             replace_head(network, outputs, self.head)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ import torch
 import pof
 from pof.app.cli import main
 from pof.app.engine import cluster as module
-from pof.app.engine.base import Ended, Numerics
+from pof.app.engine.base import Ended, Numerics, packed
 from pof.app.engine.cluster import _Place, connected
 from tests.app.experiment.test_executor import table, wait_until
 from tests.app.improve.test_improve import FAST, loaders, network
@@ -151,7 +150,7 @@ def test_what_dies_costs_its_task_and_errors_come_back(
     numerics = Numerics(1, torch.float64, "medium")
     with connected(nodes.cluster.address, jobs=1) as engine:
         assert engine.slots() == 1
-        with engine.workers(pickle.dumps((make, ("",))), numerics, tmp_path) as workers:
+        with engine.workers(packed(make, ""), numerics, tmp_path) as workers:
             ended: list[Ended] = list(workers.run(iter(["good", "die", None]).__next__))
             assert ended[0].value == ("good", os.getcwd(), "1", numerics)
             assert ended[1].value is None and "out of memory?" in str(ended[1].lost)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pof.app.engine.base import Numerics, Workers
+from pof.app.engine.base import Numerics, Workers, packed
 from pof.app.engine.options import EngineOptions, opened
 from pof.app.engine.processes import Processes
 
@@ -56,7 +55,7 @@ def wait_for_sigterm(path: Path) -> None:
     path.write_text("saved")
 
 
-SENT = pickle.dumps((make, (10,)))
+SENT = packed(make, 10)
 
 
 def ended(workers: Workers, *tasks: Any) -> dict[Any, Any]:

@@ -202,6 +202,27 @@ def test_other_logits_are_an_error(empty: Path) -> None:
         export(Wrong(), VECTORS, empty / "net.pt2", format="torch-export")
 
 
+def test_large_logits_may_differ_by_a_share_of_the_largest(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Linear(4, 3)
+    with torch.no_grad():
+        network.weight.zero_()
+        network.bias.copy_(torch.tensor([2000.0, 0.0, -1.0]))
+    for off, refused in ((0.19, False), (0.21, True)):
+
+        def writer(subject: nn.Module, of: NetworkCard, file: Path, off: float = off) -> Any:
+            file.write_text("")
+            return lambda inputs: subject(inputs) + torch.tensor([0.0, off, 0.0])
+
+        monkeypatch.setitem(write.WRITERS, "safetensors", writer)
+        if refused:
+            with pytest.raises(ExportError, match=r"differ by 0.21, and 0.2 is allowed"):
+                export(network, VECTORS, empty / "n.safetensors", format="safetensors")
+        else:
+            done = export(network, VECTORS, empty / "n.safetensors", format="safetensors")
+            assert done.difference == pytest.approx(off)
+            done.paths[0].unlink()
+
+
 def test_what_cannot_be_traced_is_named(empty: Path) -> None:
     with pytest.raises(ExportError, match="torch cannot export mine for a batch of any size as torch-export: "):
         export(PerSample(), VECTORS, empty / "net.pt2", format="torch-export")

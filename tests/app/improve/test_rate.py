@@ -79,6 +79,10 @@ def test_each_family_has_its_own_and_the_passes_are_counted() -> None:
     assert round(tries) >= 1 and tries == pytest.approx(round(tries))
 
 
+def test_pof_begins_at_four_times_its_share_of_half_the_largest_rate() -> None:
+    assert first_rate(0.8, "pof") == pytest.approx(4 * 1.6e-3 * 0.5 * 0.8)
+
+
 def test_a_rate_of_its_own_is_taken_and_costs_nothing() -> None:
     given = search(*sharp(1.0))
     assert given.rates({"mine": SGD | {"lr": 0.3}}, BASE) == {"mine": 0.3}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 import pof
+from pof.app.engine.base import packed
 from pof.app.engine.processes import Processes
 from pof.app.run_folder import RunError
 from tests.app.improve.test_improve import FAST, loaders, network
@@ -43,7 +43,7 @@ def test_a_process_that_dies_is_said(tmp_path: Path) -> None:
         """Whatever is asked of a process, it is gone."""
 
         def workers(self, sent: bytes, *rest: Any) -> Any:
-            return super().workers(pickle.dumps((dying, ())), *rest)
+            return super().workers(packed(dying), *rest)
 
     with pytest.raises(RunError, match=r"a run of the search was lost: .*SIGKILL\): out of memory\?.* fewer jobs"):
         pof.improve(network(), *loaders(), candidates=["sgd", "pof"], engine=Died(1), out=tmp_path, **FAST)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import pof
-from pof.app import job
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.report import Bounds, RunFigures, Subject, collect, read_run, subject_of_file, subject_of_run
 from pof.app.report.collection import common_reach, measure_pictures
 from pof.app.report.figures import figures_of
 from pof.app.report.samples import Samples, samples_of
 from pof.app.run_files import RunError
+from pof.app.splits import load
 from pof.flatness import head_hessian, radius_distribution
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def figures(subject: Subject) -> RunFigures:
 
 @pytest.fixture(scope="module")
 def samples() -> Samples:
-    return samples_of(job.load(DATA), DATA, BOUNDS)
+    return samples_of(load(DATA), DATA, BOUNDS)
 
 
 def test_test_figures_are_those_of_the_run(figures: RunFigures, subject: Subject) -> None:
@@ -58,7 +58,7 @@ def test_test_figures_are_those_of_the_run(figures: RunFigures, subject: Subject
 
 
 def test_eigenvalue_is_that_of_the_dense_hessian(figures: RunFigures, subject: Subject, samples: Samples) -> None:
-    network = pof.split(subject.network(job.load(DATA)).eval())
+    network = pof.split(subject.network(load(DATA)).eval())
     with torch.no_grad():
         features = torch.cat([network.features(images) for images, _ in samples.train])
     assert network.bias is not None
@@ -76,7 +76,7 @@ def test_radii_are_of_whole_batches_of_the_given_number(figures: RunFigures) -> 
 
 
 def test_gamma_is_the_ratio_of_validation_to_training(figures: RunFigures, subject: Subject, samples: Samples) -> None:
-    network = subject.network(job.load(DATA))
+    network = subject.network(load(DATA))
     found = radius_distribution(network, samples.drawn_train, test_loader=samples.drawn_validation, batches=3)
     assert figures.gamma is not None
     assert figures.gamma.value == found.ratio
@@ -128,7 +128,7 @@ def test_reach_is_common_to_all(figures: RunFigures, subject: Subject, samples: 
     reach = common_reach([figures])
     assert figures.radii is not None and figures.radii.test is not None
     assert reach == 2 * max(figures.radii.train.median, figures.radii.test.median)
-    network = subject.network(job.load(DATA))
+    network = subject.network(load(DATA))
     pictures = measure_pictures(subject, network, samples, reach, None, ("0",), plane=False)
     assert pictures.landscape is not None
     assert pictures.plane is None  # nobody asked for it
@@ -146,7 +146,7 @@ def test_progress_tells_the_network_and_the_stage(subject: Subject) -> None:
 
 
 def test_samples_are_drawn_at_random_and_bounded(samples: Samples) -> None:
-    labels, all_labels = torch.cat([y for _, y in samples.test]), job.load(DATA).test_labels
+    labels, all_labels = torch.cat([y for _, y in samples.test]), load(DATA).test_labels
     assert len(labels) == 96
     assert not torch.equal(labels, all_labels[:96])
     held = samples.drawn_validation
@@ -156,7 +156,7 @@ def test_samples_are_drawn_at_random_and_bounded(samples: Samples) -> None:
 
 
 def test_a_small_set_is_gone_through_again_in_another_order() -> None:
-    few = samples_of(job.load(DATA), DATA, Bounds(5, 64, CPU)).drawn_validation
+    few = samples_of(load(DATA), DATA, Bounds(5, 64, CPU)).drawn_validation
     assert few is not None
     batches = [y for _, y in few]
     assert [len(y) for y in batches] == [64] * 5
@@ -164,7 +164,7 @@ def test_a_small_set_is_gone_through_again_in_another_order() -> None:
 
 
 def test_too_small_a_validation_split_gives_no_gamma(subject: Subject) -> None:
-    samples = samples_of(job.load(DATA), DATA, Bounds(2, 128, CPU))
+    samples = samples_of(load(DATA), DATA, Bounds(2, 128, CPU))
     assert samples.drawn_validation is None
     assert collect([subject], Bounds(2, 128, CPU))[0].gamma is None
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pof.app import job
 from pof.app.comparison import Disagreement
 from pof.app.report import Bounds, RunFigures, Verdict, collect, read_run, verdicts
 from pof.app.report.subjects import with_incoming
+from pof.app.splits import load
+from pof.data import eval_loader
 
 SAME = (0.0, 0.0, 0.0)
 
@@ -55,11 +56,11 @@ def networks(runs: Path) -> list[RunFigures]:
 
 def test_the_verdict_is_that_of_the_networks_on_the_test_set(networks: list[RunFigures]) -> None:
     (found,) = verdicts(networks)
-    data = job.load(networks[0].subject.data)
+    data = load(networks[0].subject.data)
     logits = []
     with torch.no_grad():
         for n in networks:
-            images = job.eval_loader(data, "test", batch_size=1000, workers=0, device=torch.device("cpu"))
+            images = eval_loader(data, "test", batch_size=1000, workers=0, device=torch.device("cpu"))
             network = n.subject.network(data).eval()
             logits.append(torch.cat([network(x) for x, _ in images]).double())
     right = [z.argmax(dim=1) == data.test_labels for z in logits]
@@ -70,6 +71,18 @@ def test_the_verdict_is_that_of_the_networks_on_the_test_set(networks: list[RunF
     # The same softmax in double precision instead of single.
     assert found.nll[1] == pytest.approx(networks[1].test.nll - networks[0].test.nll, abs=1e-6)
     assert found.nll[0] <= found.nll[1] <= found.nll[2]
+
+
+def test_only_the_later_network_corrects_and_breaks(networks: list[RunFigures]) -> None:
+    before, after = networks
+    right = before.calibration.correct.clone()
+    right[:5], right[5:7] = False, True
+    fewer, more = right.clone(), right.clone()
+    fewer[5:7], more[:5] = False, True
+    both = (replace(n, calibration=replace(n.calibration, correct=c)) for n, c in ((before, fewer), (after, more)))
+    (found,) = verdicts(list(both))
+    assert (found.counts.fixed, found.counts.broken) == (7, 0)
+    assert found.error[1] == pytest.approx(-7 / found.n)
 
 
 def test_destroyed_outputs_give_no_interval(networks: list[RunFigures]) -> None:

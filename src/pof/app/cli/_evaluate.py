@@ -50,10 +50,11 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     """Print the figures of a network on a data set, or write them as JSON."""
     from pof._support.checks import whole_number
     from pof.app.assess import MARK, assessment
+    from pof.app.cards import load_network
     from pof.app.cli._display import console, metrics_table
-    from pof.app.job import load, load_network
     from pof.app.methods import named_function
     from pof.app.run_folder import check_replaceable, write_json
+    from pof.app.splits import load
     from pof.data.description import path_of
     from pof.training.evaluation import evaluate, figures_of, judged
     from pof.training.fit import find_device
@@ -68,7 +69,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     loaded = load(data, model)
     loss = _loss(model, options)
     network = load_network(model, loaded, loss).to(device)
-    loader, indices, part = _loader(model, loaded, data, options, device)
+    loader, indices, part = _loader(loaded, data, options, device)
     asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}
     title = f"{model.model} on {data.data}, {options.split} set"
     if loss != "cross-entropy" or options.metric is not None:
@@ -109,20 +110,15 @@ def _loss(model: ModelOptions, options: EvaluateOptions) -> str:
 
 
 def _loader(
-    model: ModelOptions, loaded: "Data", data: DataOptions, options: EvaluateOptions, device: "torch.device"
+    loaded: "Data", data: DataOptions, options: EvaluateOptions, device: "torch.device"
 ) -> tuple["Loader", "torch.Tensor | None", "DataSplit"]:
     """The mini-batches of the split; which samples of which part of the data set they are (None: all)."""
-    from pof.app.inherit import check_split
-    from pof.app.job import split
+    from pof.app.splits import validation_of
     from pof.data import eval_loader
 
     part, indices = options.split, None
     if part == "validation":
-        check_split(model, data)
-        held = split(loaded, data)
-        if held.validation is None:
-            raise ValueError("no validation samples: give --validation, the share of the training set held out")
-        part, indices = held.held_in, held.validation
+        part, indices = validation_of(loaded, data)
     size = options.batch_size
     made = eval_loader(loaded, part, batch_size=size, indices=indices, workers=data.workers, device=device)
     return made, indices, part
@@ -148,7 +144,7 @@ def show_data(data: DataOptions) -> int:
     from rich.table import Table
 
     from pof.app.cli._display import console
-    from pof.app.job import load
+    from pof.app.splits import load
     from pof.data import summary
     from pof.data.overview import class_counts
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pof._support.precision import find_precision
 from pof.app import job
 from pof.app.budget import passes
+from pof.app.cards import load_network
 from pof.app.cli._display import console
 from pof.app.experiment.estimate import time_pass
 from pof.app.experiment.plan import Stage
@@ -25,6 +26,7 @@ from pof.app.options import (
     schedule_of,
 )
 from pof.app.run_folder import Run
+from pof.app.splits import load, split
 from pof.training.fit import find_device
 
 
@@ -73,9 +75,9 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
 def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tuple[dict[str, str], int, float]:
     """Network and data in words, the number of training samples, and seconds of a pass over them."""
     check_split(model, data)
-    loaded = job.load(data, model)
-    splits = job.split(loaded, data)
-    network = job.load_network(model, loaded, training.loss)
+    loaded = load(data, model)
+    splits = split(loaded, data)
+    network = load_network(model, loaded, training.loss)
     samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)
     assert seconds is not None
     held = 0 if splits.validation is None else len(splits.validation)

@@ -154,10 +154,10 @@ def _file(out: str | Path, name: str) -> Path:
 
 def _checkpoint(path: Path, name: str, model: CheckpointOptions, data: CheckpointData) -> "Subject":
     from pof.app.cards import card_in
-    from pof.app.inherit import inherited
+    from pof.app.inherit import given_in, inherited
     from pof.app.report.subjects import subject_of_file
 
-    given = {key for key, value in {**vars(model), "data": data.data}.items() if value}
+    given = given_in(model, data)
     said = given | (set() if card_in(path) is None else {"model"})
     missing = [f"--{key}" for key in ("model", "data") if key not in said]
     if missing:

@@ -1,8 +1,8 @@
 """``pof predict`` and ``pof export``."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pof.app.options import DataOptions, ModelOptions
 
@@ -39,7 +39,7 @@ class PredictOptions:
     """What to predict.
 
     Args:
-        images: Image files, folders with images at any depth, or tables (CSV or Parquet) with a column called path.
+        images: Image files, folders with images at any depth, or tables (CSV or Parquet) with a column for the path.
         out: CSV or Parquet file to write. Without it a table is printed.
         top: Number of classes to name for each image, the most probable one first.
         temperature: Temperature that the logits are divided by.
@@ -73,6 +73,7 @@ class ExportOptions:
 def predict_images(network: NetworkOptions, data: NetworkData, options: PredictOptions) -> int:
     """Print or write the classes of image files; 1 if some could not be read."""
     from pof.app.cli._display import console
+    from pof.app.inherit import given_in
     from pof.app.known import held_out, known_network
     from pof.app.predict import check_outputs, check_table, image_files, predict, temperature_on, write_table
     from pof.training.fit import find_device
@@ -82,7 +83,7 @@ def predict_images(network: NetworkOptions, data: NetworkData, options: PredictO
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_table(out)
-    model, given = ModelOptions(**vars(network)), _given(network, data)
+    model, given = ModelOptions(**vars(network)), given_in(network, data)
     paths, note = image_files(options.images)
     if note:
         console.print(f"note: {note}", soft_wrap=True)
@@ -123,10 +124,11 @@ def export_network(network: NetworkOptions, data: NetworkData, options: ExportOp
     """Write a network for other programs, and print how far its logits are from the network's own there."""
     from pof.app.cli._display import console
     from pof.app.export.write import check_target, export
+    from pof.app.inherit import given_in
     from pof.app.known import known_network
 
     check_target(Path(options.out), options.format)
-    model, given = ModelOptions(**vars(network)), _given(network, data)
+    model, given = ModelOptions(**vars(network)), given_in(network, data)
     trained, card = known_network(model, data, given, purpose="export")
     samples, why = _real(model, data, given)
     done = export(trained, card, options.out, format=options.format, samples=samples)
@@ -152,9 +154,3 @@ def _real(model: ModelOptions, data: NetworkData, given: set[str]) -> tuple["Ten
             raise
         return None, one_line(error)
     return (inputs, None) if isinstance(inputs, Tensor) else (None, "they are several tensors")
-
-
-def _given(*groups: Any) -> set[str]:
-    """Names of the options that are not as they are by default."""
-    found = {field.name for group in groups for field in fields(group) if getattr(group, field.name) != field.default}
-    return found - {name for group in groups for name in ("model", "data") if getattr(group, name, None) == ""}

@@ -1,12 +1,13 @@
 """The one interface of what runs trainings: an engine opens workers, which take tasks and give back how they end.
 
-All workers make the same function out of a pickled pair ``(make, arguments)`` and call it with each task.  Engines
+All workers make the same function of a call that is packed (:func:`packed`), and call it with each task.  Engines
 differ in nothing that a result depends on: a task goes on from its own state on disk, with random states of its own,
 and with the numerics that it is sent.
 """
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -57,6 +58,28 @@ class Ended:
     """Why there is no value: the worker died."""
 
 
+def packed(make: Callable[..., Callable[[Any], Any]], *arguments: Any) -> bytes:
+    """Pack the call that makes a worker's function; a ValueError if it cannot be pickled.
+
+    Pickled here, and not by what carries it: multiprocessing would move tensors into memory that all processes share,
+    Ray would unpack before its task is in the right folder, and give arrays that cannot be written to.
+    """
+    try:
+        return pickle.dumps((make, arguments))
+    except Exception as error:  # whatever a user's objects raise
+        raise ValueError(
+            "other processes get copies of what they work on, such as the network and its loaders, which cannot be"
+            f" pickled: {error}; give jobs 1"
+        ) from error
+
+
+def unpacked(sent: bytes) -> Callable[[Any], Any]:
+    """Make a worker's function of what :func:`packed` gave in the process that started it: never of a file."""
+    make, arguments = pickle.loads(sent)
+    function: Callable[[Any], Any] = make(*arguments)
+    return function
+
+
 class Workers(ABC):
     """Take tasks, each in a process of its own machine or another; one that dies costs its task."""
 
@@ -95,7 +118,7 @@ class Engine(Protocol):
         """Call a function where the workers' kind of device is found."""
 
     def workers(self, sent: bytes, numerics: Numerics, folder: Path) -> AbstractContextManager[Workers]:
-        """Open workers for a pickled pair ``(make, arguments)`` that write to a folder.
+        """Open workers, which write to a folder, for what :func:`packed` gave.
 
         What raises inside, Ctrl-C first of all, interrupts them: they save their states after the step.
         """

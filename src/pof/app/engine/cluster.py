@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
 import platform
 import socket
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pof._support.checks import finite
-from pof.app.engine.base import PATIENCE, Ended, Numerics, Workers
+from pof.app.engine.base import PATIENCE, Ended, Numerics, Workers, packed, unpacked
 from pof.app.errors import shortened
 
 RETRIES = 3
@@ -94,7 +93,7 @@ class Cluster:
         return max(1, min([*rooms, *([] if self.jobs is None else [self.jobs])]))
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        with self.workers(pickle.dumps((_caller, ())), Numerics(1)) as workers:
+        with self.workers(packed(_caller), Numerics(1)) as workers:
             workers.submit((function, arguments))
             ended = workers.wait()
         if ended.lost is not None:
@@ -203,5 +202,4 @@ def _run(sent: bytes, place: _Place, task: Any) -> tuple[Any, float]:
     """What a worker does with a task; gives its value and seconds."""
     since = time.monotonic()
     place.enter()
-    make, arguments = pickle.loads(sent)
-    return make(*arguments)(task), time.monotonic() - since
+    return unpacked(sent)(task), time.monotonic() - since

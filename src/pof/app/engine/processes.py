@@ -22,7 +22,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from pof.app.engine.base import PATIENCE, Ended, Numerics, Workers
+from pof.app.engine.base import PATIENCE, Ended, Numerics, Workers, unpacked
 from pof.app.errors import one_line
 
 
@@ -130,8 +130,7 @@ def _work(connection: Connection, sent: bytes, numerics: Numerics) -> None:
             value, error = None, None
             try:
                 if function is None:
-                    make, arguments = pickle.loads(sent)
-                    function = make(*arguments)
+                    function = unpacked(sent)
                 value = function(task)
             except BaseException as raised:
                 error = _sendable(raised)
@@ -142,7 +141,7 @@ def _sendable(error: BaseException) -> BaseException:
     """An error that reaches the parent, and tells where it was raised."""
     error.add_note(traceback.format_exc())
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # as the connection will
     except Exception:  # whatever a user's error does
         return RuntimeError(one_line(error))
     return error

@@ -23,6 +23,7 @@ from pof._support.precision import find_precision
 from pof._support.random import isolated
 from pof.app import job
 from pof.app.budget import passes
+from pof.app.cards import load_network
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.recipe import parse_section
 from pof.app.experiment.worker import is_finished
@@ -30,6 +31,7 @@ from pof.app.method_options import AverageOptions
 from pof.app.methods import Context, build_method
 from pof.app.options import TrainOptions, plain
 from pof.app.run_files import read_config, read_result
+from pof.app.splits import load, split, training_batches
 from pof.training.fit import find_device
 from pof.training.step import Stepper
 from pof.training.stream import micro_batches, windows
@@ -134,8 +136,8 @@ def _rate(known: Mapping[str, Sequence[float]], method: str) -> float | None:
 def time_pass(stage: Stage, threads: int | None, *, timed: bool) -> tuple[int, float | None]:
     """Count the training samples of a stage, and time a few steps of plain training on a network made for that."""
     device = find_device(stage.training.device)
-    loaded = job.load(stage.data, stage.model)
-    splits = job.split(loaded, stage.data)
+    loaded = load(stage.data, stage.model)
+    splits = split(loaded, stage.data)
     # A stream's epoch is as long as one says.
     chosen, steps = splits.chosen, stage.training.steps_per_epoch
     samples = stage.training.batch_size * (steps or 0) if chosen is None else len(chosen)
@@ -143,11 +145,11 @@ def time_pass(stage: Stage, threads: int | None, *, timed: bool) -> tuple[int, f
         return samples, None
     training = replace(stage.training, method="finetune", average=AverageOptions())
     with _threads(threads), isolated(0, device):
-        network = job.load_network(stage.model, loaded, training.loss).to(device)
+        network = load_network(stage.model, loaded, training.loss).to(device)
         method = build_method(Context(network, stage.model.head, training, loaded.num_classes, ()))
         precision = find_precision(training.precision, device)
         stepper = Stepper(method.to(device), job.make_optimizer(method, training), precision)
-        batches = job.training_batches(loaded, splits, replace(stage.data, workers=0), training, device)
+        batches = training_batches(loaded, splits, replace(stage.data, workers=0), training, device)
         stream = micro_batches(batches, False, device)
         epochs = (windows(stream, training.accumulation, epoch) for epoch in count())
         probes = islice(chain.from_iterable(epochs), PROBE_STEPS + 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pof.app.engine import base
-from pof.app.engine.base import Engine, Numerics
+from pof.app.engine.base import Engine, Numerics, packed
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import Outcome, appears, discard_state, is_finished, stage_runner
 from pof.app.run_files import read_result
@@ -81,8 +80,7 @@ def execute(plan: Plan, out: Path, engine: Engine, report: Report = lambda ended
     progress = _Progress(plan, out / RUNS, report)
     if not progress.waiting:
         return progress.failed
-    sent = pickle.dumps((stage_runner, (out / RUNS,)))
-    with engine.workers(sent, Numerics(plan.threads), out) as workers:
+    with engine.workers(packed(stage_runner, out / RUNS), Numerics(plan.threads), out) as workers:
         for ended in workers.run(progress.next):
             _take_back(ended, progress, out / "failed")
     return progress.failed

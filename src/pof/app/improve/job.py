@@ -12,7 +12,7 @@ from pof._support.checks import whole_number
 from pof._support.files import lock
 from pof._support.random import seed_everything
 from pof.app import job
-from pof.app.cards import card_of
+from pof.app.cards import card_of, load_network
 from pof.app.engine.base import Engine
 from pof.app.improve.deliver import improve
 from pof.app.improve.page import write_page
@@ -21,6 +21,7 @@ from pof.app.inherit import check_split
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
 from pof.app.run_files import RunError, read_config
 from pof.app.run_folder import COMMIT, NETWORK, check_removable, clear, commit, write_json, write_yaml
+from pof.app.splits import load, split, training_batches
 from pof.data import Data, eval_loader
 from pof.head.search import find_head
 from pof.training.evaluation import Metrics, evaluate
@@ -46,15 +47,15 @@ def improve_network(
     as_trained_before(model, options)
     device = find_device(options.device)
     check_split(model, data)
-    loaded = job.load(data, model)
-    splits = job.split(loaded, data)
-    network = job.load_network(model, loaded).to(device)
+    loaded = load(data, model)
+    splits = split(loaded, data)
+    network = load_network(model, loaded).to(device)
     card = card_of(model, loaded, model.head or find_head(network))
     training = as_trained_before(model, options)
     training = replace(training, batch_size=min(training.batch_size, len(splits.train)))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
-        own = job.load(replace(data, data=options.validation_data, data_root=None), model)
+        own = load(replace(data, data=options.validation_data, data_root=None), model)
         _check_same_kind(own, loaded, options.validation_data, data.data)
         validation = evaluating(own, "train")
     elif splits.validation is None:
@@ -66,7 +67,7 @@ def improve_network(
         _remove_search(Path(options.out), model.weights, options.resume)
     result = improve(
         network,
-        job.training_batches(loaded, splits, data, training, device),
+        training_batches(loaded, splits, data, training, device),
         validation,
         budget=options.budget,
         candidates=options.candidates or None,

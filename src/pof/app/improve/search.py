@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from pof._support.files import append
 from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
-from pof.app.engine.base import Engine, Numerics, Workers
+from pof.app.engine.base import Engine, Numerics, Workers, packed
 from pof.app.improve.candidates import EMA_HORIZON, Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
@@ -187,7 +186,7 @@ class Race:
             return
         self.rewind()
         fixed = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {"log", "engine"}}
-        with self.engine.workers(_packed(_judge_of, fixed, self._plan), Numerics.here(), self.folder) as workers:
+        with self.engine.workers(packed(_judge_of, fixed, self._plan), Numerics.here(), self.folder) as workers:
             yield lambda tasks: _rows(workers, tasks)
 
     def _note(self, run: Run, number: int, *, known: bool) -> None:
@@ -256,16 +255,6 @@ def _judge_of(fixed: dict[str, Any], plan: Sequence[Rung]) -> Callable[[tuple[Ca
     race = Race(**fixed, log=lambda row: None)
     race._plan = plan
     return lambda task: race._judge(*task)
-
-
-def _packed(make: Callable[..., Any], *arguments: Any) -> bytes:
-    """Copies, read by our own processes only; by itself multiprocessing puts tensors into memory that all share."""
-    try:
-        return pickle.dumps((make, arguments))
-    except Exception as error:  # whatever a user's objects raise
-        raise ValueError(
-            f"other processes get copies of the network and its loaders, which cannot be pickled: {error}; give jobs 1"
-        ) from error
 
 
 def _rows(workers: Workers, tasks: Iterable[Any]) -> Iterator[dict[str, Any]]:

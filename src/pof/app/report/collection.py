@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pof import flatness
-from pof.app import job
 from pof.app.options import DataOptions
 from pof.app.report.samples import Bounds, Samples, samples_of
 from pof.app.report.subjects import Subject
 from pof.app.run_files import RunError
+from pof.app.splits import load
 from pof.data import Data
 from pof.head.split import split
 from pof.training.evaluation import Metrics, evaluate
@@ -179,7 +179,7 @@ def _load(subjects: Sequence[Subject]) -> list[Data]:
     for subject in subjects:
         asked = (subject.data, subject.model.model, subject.model.model_args)
         if not any(known == asked for known, _ in kept):
-            kept.append((asked, job.load(subject.data, subject.model)))
+            kept.append((asked, load(subject.data, subject.model)))
         found.append(next(data for known, data in kept if known == asked))
     return found
 

@@ -18,6 +18,7 @@ from pof._support.checks import whole_number
 from pof._support.random import seeded
 from pof.app import job
 from pof.app.options import DataOptions
+from pof.app.splits import split
 from pof.data import Data, eval_loader, train_loader
 from pof.data.description import DataSplit, Loader
 
@@ -67,7 +68,7 @@ class Samples:
 
 def samples_of(loaded: Data, options: DataOptions, bounds: Bounds) -> Samples:
     """Draw the samples."""
-    splits = job.split(loaded, options)
+    splits = split(loaded, options)
     test = torch.arange(len(loaded.test_labels))
     size, most = min(bounds.batch_size, len(splits.train), len(test)), bounds.batches
     whole_number("batches times batch_size", most * size, 1, MOST_SAMPLES)

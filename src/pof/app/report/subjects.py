@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pof.app import job
+from pof.app.cards import load_network
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import RunError, options_of, read_config, read_environment, read_result, read_rows
 from pof.app.runs import check_trusted
@@ -67,7 +67,7 @@ class Subject:
 
     def network(self, loaded: Data) -> nn.Module:
         """Build the network with its weights."""
-        return job.load_network(self.model, loaded)
+        return load_network(self.model, loaded)
 
 
 def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -33,7 +34,7 @@ class Request:
     in_channels: int = 3
     image_size: int | None = None
     weights: str | None = None
-    args: Mapping[str, Any] = ()  # type: ignore[assignment]
+    args: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     in_features: int | None = None
 
@@ -92,3 +93,11 @@ def side_of(size: Any) -> int | None:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     side = sides.pop() if len(sides) == 1 else None
     return side if isinstance(side, int) else None
+
+
+def position_options(model: nn.Module, config: Any, image_size: int | None) -> dict[str, bool]:
+    """The option by which a network of Transformers fits its position embeddings to images of another size."""
+    own = side_of(getattr(config, "image_size", None))
+    other = image_size is not None and own not in {None, image_size}
+    name = "interpolate_pos_encoding"
+    return {name: True} if other and name in inspect.signature(model.forward).parameters else {}

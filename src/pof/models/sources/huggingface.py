@@ -6,7 +6,6 @@ network is executed.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pof._support.preprocessing import Preprocessing
+from pof._support.text import first_of, reason
 from pof.models.sources import zero_shot
-from pof.models.sources.base import PRETRAINED, Request, Source, side_of
+from pof.models.sources.base import PRETRAINED, Request, Source, position_options
 from pof.models.sources.image_processor import read_processor
 
 CONFIG = "config.json"
@@ -69,7 +69,7 @@ def _config(request: Request, name: str) -> Any:
         config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, trust_remote_code=False, **args)
     except Exception as error:  # the hub and damaged files raise many kinds
         raise ValueError(
-            f"hf:{name} cannot be read: {' '.join(str(error).split())[:300]}; give a folder that save_pretrained wrote"
+            f"hf:{name} cannot be read: {reason(error)}; give a folder that save_pretrained wrote"
         ) from error
     if unused:
         raise ValueError(f"hf:{request.name}: its configuration has no {min(unused)!r}")
@@ -94,7 +94,7 @@ def _build(request: Request) -> nn.Module:
         config.num_channels = request.in_channels
     with _quiet():
         model = _model(request, config, origin)
-    return Classifier(model, **_position_options(model, config, request.image_size)).train()
+    return Classifier(model, **position_options(model, config, request.image_size)).train()
 
 
 def _model(request: Request, config: Any, origin: str | None) -> Any:
@@ -107,7 +107,7 @@ def _model(request: Request, config: Any, origin: str | None) -> Any:
             origin, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # the hub and damaged files raise many kinds
-        raise ValueError(f"hf:{origin}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"hf:{origin}: its weights cannot be read: {reason(error)}") from error
     new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if lost := sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(f"hf:{origin}: {len(lost)} of its weights are missing or have another shape: {lost[0]}, ...")
@@ -143,7 +143,7 @@ def _check_classes(request: Request, config: Any, kept: bool) -> None:
     own = [config.id2label[index] for index in sorted(config.id2label)]
     if kept and request.classes and own != list(request.classes) and set(own) == set(request.classes):
         raise ValueError(
-            f"hf:{request.name} has its classes in the order {', '.join(own[:5])}{', ...' * (len(own) > 5)}, the data"
+            f"hf:{request.name} has its classes in the order {first_of(own)}, the data"
             " in another: name the class folders so that they sort like that"
         )
 
@@ -153,14 +153,6 @@ def _set_classes(request: Request, config: Any) -> None:
     if request.classes:
         config.id2label = dict(enumerate(request.classes))
         config.label2id = {name: index for index, name in enumerate(request.classes)}
-
-
-def _position_options(model: nn.Module, config: Any, image_size: int | None) -> dict[str, bool]:
-    """The option by which position embeddings are fitted to images of another size."""
-    own = side_of(getattr(config, "image_size", None))
-    other = image_size is not None and own not in {None, image_size}
-    name = "interpolate_pos_encoding"
-    return {name: True} if other and name in inspect.signature(model.forward).parameters else {}
 
 
 @contextmanager

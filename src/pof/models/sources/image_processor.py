@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from pof._support.preprocessing import Interpolation, Preprocessing
+from pof._support.text import reason
 
 FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By Pillow's numbers."""
@@ -32,7 +33,7 @@ def read_processor(name: str) -> Preprocessing | None:
     except OSError:
         return None
     except Exception as error:
-        raise ValueError(f"hf:{name}: its image processor cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"hf:{name}: its image processor cannot be read: {reason(error)}") from error
     found = _translated(processor)
     if found is None or _apart(processor, found) > LEVELS:
         raise ValueError(

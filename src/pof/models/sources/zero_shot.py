@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pof.models.sources.base import Request
+from pof._support.text import first_of, reason
+from pof.models.sources.base import Request, position_options
 
 KINDS = ("clip", "siglip")
 TEMPLATE = "a photo of a {}."
@@ -28,10 +29,10 @@ class ZeroShotClassifier(nn.Module):
         head: to logits (N, C).
     """
 
-    def __init__(self, vision_model: nn.Module, visual_projection: nn.Module, head: nn.Linear, fit_size: bool) -> None:
+    def __init__(self, vision_model: nn.Module, visual_projection: nn.Module, head: nn.Linear, **options: Any) -> None:
         super().__init__()
         self.vision_model, self.visual_projection, self.head = vision_model, visual_projection, head
-        self.options = {"interpolate_pos_encoding": True} if fit_size else {}
+        self.options = options
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W)."""
@@ -60,7 +61,7 @@ def build(request: Request, config: Any, origin: str | None) -> ZeroShotClassifi
             else kind.from_pretrained(origin, config=config, trust_remote_code=False)
         )
     except Exception as error:  # the hub and damaged files raise many kinds
-        raise ValueError(f"hf:{request.name} cannot be built: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"hf:{request.name} cannot be built: {reason(error)}") from error
     projection = getattr(both, "visual_projection", nn.Identity())
     shift = getattr(both, "logit_bias", None)
     width = config.vision_config.hidden_size if isinstance(projection, nn.Identity) else projection.out_features
@@ -71,8 +72,8 @@ def build(request: Request, config: Any, origin: str | None) -> ZeroShotClassifi
             head.weight.copy_(both.logit_scale.exp() * rows)
             if shift is not None:
                 head.bias.copy_(shift.expand(len(rows)))
-    fit_size = request.image_size not in {None, config.vision_config.image_size}
-    return ZeroShotClassifier(both.vision_model, projection, head, fit_size).train()
+    options = position_options(both.vision_model, config.vision_config, request.image_size)
+    return ZeroShotClassifier(both.vision_model, projection, head, **options).train()
 
 
 @torch.no_grad()
@@ -84,8 +85,7 @@ def _text_embeddings(both: Any, origin: str, request: Request) -> Tensor:
         tokenizer = AutoTokenizer.from_pretrained(origin, trust_remote_code=False)
     except Exception as error:  # files that are missing or damaged raise many kinds
         raise ValueError(
-            f"hf:{origin} has no tokenizer that can be read, which the names of the classes need:"
-            f" {' '.join(str(error).split())[:200]}"
+            f"hf:{origin} has no tokenizer that can be read, which the names of the classes need: {reason(error)}"
         ) from error
     rows, seen = [], set()
     for name in request.classes:
@@ -98,9 +98,7 @@ def _text_embeddings(both: Any, origin: str, request: Request) -> Tensor:
         rows.append((embeddings / embeddings.norm(dim=-1, keepdim=True)).mean(dim=0))
     # Without its files Transformers makes a tokenizer of no words.
     if len(seen) < len(rows):
-        raise ValueError(
-            f"hf:{origin}: its tokenizer does not tell the classes apart: {', '.join(request.classes[:5])}"
-        )
+        raise ValueError(f"hf:{origin}: its tokenizer does not tell the classes apart: {first_of(request.classes)}")
     stacked = torch.stack(rows)
     normalised: Tensor = stacked / stacked.norm(dim=-1, keepdim=True)
     return normalised

@@ -1,0 +1,111 @@
+"""What a network says of data: where they are, how they are prepared, and what is held out of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pof._support.preprocessing import Preprocessing
+from pof.app.cards import as_trained, check_fits
+from pof.app.inherit import given_in, inherited, located, same_data
+from pof.app.known import held_out
+from pof.app.options import DataOptions, ModelOptions
+from pof.app.run_files import RunError
+from pof.app.splits import load
+from pof.models.card import NetworkCard
+from pof.weights import save_model
+from tests.app import test_tasks as tasks
+
+
+def test_a_path_of_a_run_is_looked_for_from_the_folders_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, images = tmp_path / "work" / "runs" / "a", tmp_path / "work" / "images"
+    for folder in (run, images, tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert located("images", run) == str(images)
+    assert located("hf:images", run) == f"hf:{images}"
+    assert located("../elsewhere", run) == "../elsewhere"  # there as it is
+    assert [located(text, run) for text in (None, "digits", "module:factory", "gone")] == [
+        *(None, "digits", "module:factory", "gone")
+    ]
+
+
+def test_the_same_name_below_another_data_root_is_other_data(tmp_path: Path) -> None:
+    here = DataOptions("cifar10", data_root=str(tmp_path))
+    assert same_data(here, DataOptions("cifar10", data_root=os.path.relpath(tmp_path)))
+    assert not same_data(here, DataOptions("cifar10"))
+    assert not same_data(here, DataOptions("cifar10", data_root=str(tmp_path / "other")))
+    assert not same_data(here, DataOptions("cifar100", data_root=str(tmp_path)))
+
+
+def test_the_validation_part_of_the_data_is_held_out_where_it_has_one() -> None:
+    model, data = ModelOptions(f"{tasks.HERE}:net"), DataOptions(f"{tasks.HERE}:one_logit")
+    ((inputs, labels),) = held_out(model, data, {"model", "data"}, batch_size=16)
+    wanted = tasks.one_logit()[1].tensors
+    assert torch.equal(inputs, wanted[0]) and torch.equal(labels, wanted[1])
+
+
+def test_without_samples_held_out_there_is_the_remedy() -> None:
+    with pytest.raises(ValueError, match="no validation samples: give --validation"):
+        held_out(ModelOptions("small-cnn"), DataOptions("digits", validation=0), {"model", "data"}, batch_size=16)
+
+
+def test_data_are_prepared_as_the_network_says_unless_the_user_says_something_else() -> None:
+    mean, std, other = (0.5, 0.4, 0.3), (0.3, 0.2, 0.2), (0.1, 0.1, 0.1)
+    card = NetworkCard("small-cnn", ("a", "b"), (3, 8, 8), preprocessing=Preprocessing(8, mean, std, "bicubic", 0.9))
+    own: dict[str, Any] = {"image_size": 8, "interpolation": "bicubic", "crop": 0.9, "mean": mean, "std": std}
+    assert as_trained(DataOptions("images"), card) == DataOptions("images", **own)
+    said: dict[str, Any] = {"image_size": 16, "mean": other}
+    assert as_trained(DataOptions("images", **said), card) == DataOptions("images", **own | said)
+    assert as_trained(DataOptions("cifar10"), card) == DataOptions("cifar10", mean=mean, std=std)  # of one size
+    assert as_trained(DataOptions("module:factory"), card) == DataOptions("module:factory")
+    assert as_trained(DataOptions("images"), None) == DataOptions("images")
+
+
+def test_images_in_memory_are_normalised_as_the_network_was_trained(tmp_path: Path) -> None:
+    card = NetworkCard("small-cnn", tuple("0123456789"), (1, 8, 8), preprocessing=Preprocessing(8, (0.3,), (0.2,)))
+    save_model(card.build(), tmp_path / "w.safetensors", metadata=card.metadata())
+    loaded = load(DataOptions("digits"), ModelOptions("small-cnn", weights=str(tmp_path / "w.safetensors")))
+    assert (loaded.mean, loaded.std) == ((0.3,), (0.2,))
+
+
+def run_of(folder: Path, data: dict[str, Any]) -> ModelOptions:
+    """A run of an older version, whose weights have no card."""
+    save_model(torch.nn.Linear(2, 2), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"model": "small-cnn"}, "data": data}))
+    return ModelOptions("", weights=str(folder))
+
+
+def test_code_that_a_run_names_for_its_data_runs_by_consent_only(tmp_path: Path) -> None:
+    model = run_of(tmp_path, {"data": "module:factory"})
+    with pytest.raises(RunError, match=r"factory 'module:factory', whose code would run: give --data module:factory"):
+        inherited(model, DataOptions(""), {"weights"})
+    found = inherited(model, DataOptions("module:factory"), {"weights", "data"})
+    assert (found[0].model, found[1].data) == ("small-cnn", "module:factory")
+
+
+def test_one_of_the_two_sizes_takes_the_place_of_the_other(tmp_path: Path) -> None:
+    model = run_of(tmp_path, {"data": "digits", "fraction": 0.5, "split_seed": 3})
+    _, data = inherited(model, DataOptions("", train_size=8), {"weights", "train_size"})
+    assert (data.data, data.train_size, data.fraction, data.split_seed) == ("digits", 8, None, 3)
+    assert inherited(model, DataOptions(""), {"weights"})[1].fraction == 0.5
+
+
+def test_given_is_what_is_neither_usual_nor_empty() -> None:
+    assert given_in(ModelOptions("", weights="w"), DataOptions("", validation=0.3)) == {"weights", "validation"}
+    assert given_in(ModelOptions("small-cnn"), DataOptions("digits")) == {"model", "data"}
+
+
+def test_a_network_is_not_built_with_other_arguments_than_it_was_trained_with() -> None:
+    card = NetworkCard("small-cnn", tuple("0123456789"), (1, 8, 8), {"drop_rate": 0.25})
+    loaded = load(DataOptions("digits"))
+    check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.25}), loaded)
+    with pytest.raises(ValueError, match=r"--model_args \{'drop_rate': 0.5\}: the network in w was built with"):
+        check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.5}), loaded)

@@ -1,0 +1,39 @@
+"""The averages themselves, by hand: what each weighs, and from when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import pof
+from pof.methods.averaged import Average
+from tests.cases import mlp
+
+EPOCHS = (1.0, 2.0, 4.0, 8.0)
+"""All parameters at the end of each epoch, of one step."""
+
+
+@pytest.mark.parametrize(
+    ("average", "options", "expected"),
+    [
+        ("swa", {}, [1, 3 / 2, 7 / 3, 15 / 4]),
+        ("swa", {"start": 0.5}, [1, 2, 4, 6]),
+        ("lawa", {"window": 2}, [1, 3 / 2, 3, 6]),
+        ("lawa", {"window": 9}, [1, 3 / 2, 7 / 3, 15 / 4]),
+        ("ema", {"decay": 0.75}, [1, 5 / 4, 31 / 16, 221 / 64]),
+    ],
+)
+def test_an_average_weighs_the_epochs_as_its_name_says(
+    average: Average, options: dict[str, Any], expected: list[float]
+) -> None:
+    method = pof.Averaged(pof.Finetune(mlp()), average, **options)
+    for epoch, value in enumerate(EPOCHS):
+        with torch.no_grad():
+            for parameter in method.model.parameters():
+                parameter.fill_(value)
+        method.after_step()
+        method.after_epoch(epoch, len(EPOCHS), lambda: [])
+        for found in method.candidate().parameters():
+            torch.testing.assert_close(found, torch.full_like(found, expected[epoch]))
