@@ -195,15 +195,13 @@ def test_the_commands_say_it_in_one_line(command: str, tmp_path: Path, capsys: p
         bytes_instead(b""),
         bytes_instead("".join(json.dumps(row) + "\n" for row in ROWS[:-1]).encode()),
         Path.unlink,
-        lambda path: (path.unlink(), path.symlink_to(path.name)) and None,
+        lambda path: (path.unlink(), path.symlink_to(path.name)),
     ],
     ids=["empty", "cut", "gone", "a link to itself"],
 )
-def test_a_report_needs_the_whole_log(damage: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_report_needs_the_whole_log(damage: Callable[[Path], object], tmp_path: Path) -> None:
     damage(written(tmp_path) / "metrics.jsonl")
-    with pytest.raises(
-        RunError, match=r"metrics.jsonl is damaged \(it does not go on to the end of the run\): put back"
-    ):
+    with pytest.raises(RunError, match=r"metrics.jsonl is damaged \(it does not go on to the end of"):
         with_incoming([read_run(tmp_path)])
 
 
