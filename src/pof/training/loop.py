@@ -311,11 +311,17 @@ class Loop:
                 part.load_state_dict(state[name])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"the state in {where} does not fit this network and optimizer: {error}") from error
+        stream: dict[str, Any] = state["streams"][distributed.rank()]
+        others = [found for found in distributed.gather_objects(self.stream.other_than(stream)) if found is not None]
+        if others:
+            raise CheckpointError(
+                f"cannot resume from {where}: {others[0]}; resume with the same data in the same order, or train into"
+                " another folder"
+            )
         put_back(self.method, state["method"])
         self.selection.load_state_dict(state["selection"], self.stepper.device)
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.history = state["history"]
-        stream: dict[str, Any] = state["streams"][distributed.rank()]
         if state["within_epoch"]:
             return stream
         self.stream.load_state_dict(stream)

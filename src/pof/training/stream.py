@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
 from pof._support.modules import BATCH_NORMS
 from pof._support.random import capture, derive_seed, isolated, loader_generators, preserved, restore
+from pof.training.same_data import are_same, readable_again, sampled
 
 T = TypeVar("T")
 # In the place of None, which a loader may give.
@@ -127,6 +128,7 @@ class Stream(Generic[T]):
         self.consumed = 0
         self._epoch_random: Any = None
         self._ahead_random: Any = None
+        self._first: Any = None
 
     def iterate(self, epoch: int, resume: dict[str, Any] | None = None) -> Iterator[tuple[T, T | None]]:
         """Iterate over mini-batches and references (None where none are needed) of an epoch, from 0.
@@ -136,6 +138,10 @@ class Stream(Generic[T]):
         self.consumed = resume["consumed"] if resume else 0
         start = self._stateless if isinstance(self.loader, StatelessLoader) else self._replayed
         batches, first = start(epoch, resume)
+        if resume:
+            self._first = resume.get("first")
+        else:
+            batches = self._noted(batches, epoch)
         return with_next(batches, first) if self.references else ((batch, None) for batch in batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,7 +152,46 @@ class Stream(Generic[T]):
             "ahead_random": self._ahead_random,
             "random": capture(),
             "generators": [g.get_state() for g in loader_generators(self.loader)],
+            "first": self._first,
         }
+
+    def _noted(self, batches: Iterator[T], epoch: int) -> Iterator[T]:
+        """Keep what a resume can know the data by."""
+        for batch in batches:
+            self._first = {"epoch": epoch, "values": sampled(batch)}
+            yield batch
+            break
+        yield from batches
+
+    def other_than(self, state: dict[str, Any]) -> str | None:
+        """Say what is wrong with the loader if it is not that of a :meth:`state_dict`; no generator moves."""
+        saved, stateless = state.get("first"), isinstance(self.loader, StatelessLoader)
+        if saved is None:  # of an older version, or before the first step
+            return None
+        own, before = len(loader_generators(self.loader)), len(state["generators"])
+        if own != before or (state["epoch_random"] is None) != stateless:
+            return "the training loader is of another kind than that of the interrupted run"
+        if not readable_again(self.loader) or are_same(saved["values"], found := self._begun(saved["epoch"], state)):
+            return None
+        if not are_same(found, self._begun(saved["epoch"], state)):  # draws that nobody has seeded
+            return None
+        return (
+            f"the training data are not those of the interrupted run: the first mini-batch of epoch"
+            f" {saved['epoch'] + 1} is another one"
+        )
+
+    def _begun(self, epoch: int, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is known of an epoch's first mini-batch, read again."""
+        loader: Any = self.loader
+        with preserved(loader):
+            if isinstance(loader, StatelessLoader):
+                batches = loader.iterate(epoch)
+            else:
+                restore(state["epoch_random"]["global"])
+                self._put_back(state["epoch_random"]["loader"])
+                set_epoch(loader, epoch)
+                batches = iter(loader)
+            return [sampled(self._convert(batch)) for batch in islice(batches, 1)][0]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the generators back to where they were between two epochs."""
