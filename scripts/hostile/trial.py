@@ -25,7 +25,7 @@ MEMORY = 4 * 2**30
 LONGEST = 700
 """Characters of an error's line."""
 ACCEPTED, SOME_FAILED, REFUSED, FOREIGN = 0, 1, 2, 70
-"""Exit codes: all went well, runs of an experiment failed, one line said why not, an exception that is not pof's own."""
+"""Exit codes: all went well, runs of an experiment failed, one line said why not, an exception not of pof."""
 VERDICTS = ("fine", "traceback", "unexplained", "hang", "memory", "silent")
 """``unexplained``: words of torch or Python where pof should have its own; ``silent``: a wrong result, or a wrong
 input taken, without a word; also a file of the user's that was changed."""

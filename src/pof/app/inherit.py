@@ -44,7 +44,6 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
                 f"{model.weights} names the factory {value!r}, whose code would run: give --{name} {value} if you trust"
                 " it"
             )
-    check_split(model, data)
     return model, data
 
 

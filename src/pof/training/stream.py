@@ -191,7 +191,7 @@ class Stream(Generic[T]):
                 self._put_back(state["epoch_random"]["loader"])
                 set_epoch(loader, epoch)
                 batches = iter(loader)
-            return [sampled(self._convert(batch)) for batch in islice(batches, 1)][0]
+            return sampled(self._convert(next(batches)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the generators back to where they were between two epochs."""

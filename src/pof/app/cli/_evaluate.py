@@ -116,9 +116,9 @@ def _loader(
     from pof.app.job import split
     from pof.data import eval_loader
 
+    check_split(model, data)
     part, indices = options.split, None
     if part == "validation":
-        check_split(model, data)
         held = split(loaded, data)
         if held.validation is None:
             raise ValueError("no validation samples: give --validation, the share of the training set held out")
