@@ -18,7 +18,7 @@ from pof.training.same_data import are_same, sampled
 from tests.cases import batches, mlp
 
 X, Y = torch.randn(48, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 4
-OTHER = "the training data are not those of the interrupted run: the first mini-batch of epoch 1 is another one; resume"
+OTHER = "the training data are not those of the interrupted run: the first mini-batch of epoch 1 is another one; give"
 
 
 def torch_loader(x: Any = X, y: Any = Y, **options: Any) -> DataLoader[Any]:

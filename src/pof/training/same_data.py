@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from pof._support.batches import tensors_of
+from pof._support.batches import is_plain, tensors_of
 
 VALUES, TENSORS = 256, 8
 NOISE = 0.1
@@ -22,11 +22,11 @@ NOISE = 0.1
 
 def sampled(batch: Any) -> list[dict[str, Any]]:
     """Shape and evenly spaced values of each tensor of a mini-batch, on the CPU."""
-    return [{"shape": list(t.shape), "values": _spread(t)} for t in tensors_of(batch) if _is_plain(t)][:TENSORS]
+    return [{"shape": list(t.shape), "values": _spread(t)} for t in tensors_of(batch) if _is_real(t)][:TENSORS]
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_complex() and not tensor.is_quantized
+def _is_real(tensor: Tensor) -> bool:
+    return is_plain(tensor) and not tensor.is_complex() and not tensor.is_quantized
 
 
 def _spread(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
+from pof._support.batches import Inputs, for_training, is_plain, samples_of, tensors_of, to_device, unpack
 from pof._support.modules import BATCH_NORMS
 from pof._support.random import capture, derive_seed, isolated, loader_generators, preserved, restore
 from pof.training.same_data import are_same, readable_again, sampled
@@ -81,7 +81,7 @@ def fetched(batches: Iterator[Any], held: list[Any]) -> Any:
 
 
 def _plain(batch: Any) -> list[Tensor]:
-    return [t for t in tensors_of(batch) if t.layout is torch.strided and not t.is_inference()]
+    return [t for t in tensors_of(batch) if is_plain(t) and not t.is_inference()]
 
 
 def _storage(tensor: Tensor) -> int:
@@ -114,6 +114,22 @@ def same_draws(loader: Iterable[Any], device: torch.device) -> Iterator[Iterable
         for generator in loader_generators(loader):
             generator.manual_seed(seed)
         yield loader.iterate(0) if isinstance(loader, StatelessLoader) else loader
+
+
+def other_validation(loader: Iterable[Any] | None, saved: Any, device: torch.device) -> str | None:
+    """Say that validation data are not those of which a state kept ``saved``, the first mini-batch of each pass."""
+    if (loader is None) != (saved is None):
+        return f"the interrupted run had {'no ' if saved is None else ''}validation data"
+    if loader is None or not readable_again(loader) or are_same(saved, found := _first_drawn(loader, device)):
+        return None
+    if not are_same(found, _first_drawn(loader, device)):  # draws that nobody has seeded
+        return None
+    return "the validation data are not those of the interrupted run"
+
+
+def _first_drawn(loader: Iterable[Any], device: torch.device) -> list[dict[str, Any]]:
+    with same_draws(loader, device) as batches:
+        return sampled(next(iter(batches)))
 
 
 class Stream(Generic[T]):
@@ -245,7 +261,7 @@ class Stream(Generic[T]):
 
 def micro_batches(loader: Iterable[Any], references: bool, device: torch.device) -> Stream[tuple[Inputs, Tensor]]:
     """Stream the mini-batches of a loader, taken apart, on the device."""
-    return Stream(loader, references, lambda batch: unpack(to_device(batch, device)))
+    return Stream(loader, references, lambda batch: for_training(unpack(to_device(batch, device))))
 
 
 def windows(
