@@ -83,7 +83,7 @@ class Loop:
         self.frozen = frozen_norms(method.model)
         self.fingerprint = fingerprint(method, stepper.optimizer, times, stepper.autocast, stepper.clip_norm)
         self.fingerprint |= {} if metric is None else {"metric": described(metric)}
-        self.order, self.validated = order_of(method, stepper.optimizer), None
+        self.order = order_of(method, stepper.optimizer)
         self.held, self.is_held = ExitStack(), False
         self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
@@ -92,6 +92,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
         self.last: Micro | None = None
+        self.validated: list[dict[str, Any]] | None = None
         self.unreached: list[str] | None = None
         # Reading a loss is a host synchronisation: on an accelerator it is done for many steps at once.
         self.flush_every = 1 if stepper.device.type == "cpu" else 20
