@@ -346,6 +346,5 @@ class Loop:
         if state.get("order", self.order) != self.order:
             return "the optimizer has other parameters, or in another order"
         found = self.stream.other_than(stream)
-        if found is None and "validated" in state:
-            return other_validation(self.val_loader, state["validated"], self.stepper.device)
-        return found
+        asked = found is None and "validated" in state
+        return other_validation(self.val_loader, state["validated"], self.stepper.device) if asked else found
