@@ -191,6 +191,12 @@ def frozen(*, head: bool) -> nn.Sequential:
     return model
 
 
+def with_nan() -> nn.Module:
+    model = mlp()
+    nn.init.constant_(model.fc.bias, float("nan"))
+    return model
+
+
 def with_frozen_norm() -> nn.Module:
     model = mlp(norm=True)
     model.norm.eval()
@@ -471,6 +477,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "a temperature or scale after the head": lambda: fit(pof.PoF(Around(lambda f, z: z / 0.1))),
     "lazy layers that have not run yet": lambda: fit(pof.Finetune(nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 4)))),
     "on the meta device": lambda: fit(pof.Finetune(mlp().to("meta"))),
+    "NaN or infinity in its weights": lambda: fit(pof.Finetune(with_nan())),
+    "built in `torch.inference_mode`": lambda: fit(pof.Finetune(torch.inference_mode()(mlp)())),
     'weights in float16 with `precision="fp16"`': lambda: fit(pof.Finetune(mlp().half()), precision="fp16"),
     "head tied to another layer": lambda: fit(pof.Finetune(tied())),
     "extra state that is no tensor, with `checkpoint_dir`": lambda: fit(
@@ -517,6 +525,12 @@ CASES: dict[str, Callable[[], Any]] = {
     "one sample, with batch norm": lambda: fit(pof.Finetune(mlp(norm=True)), [(X, Y), (X[:1], Y[:1])]),
     "loader without a length": lambda: fit(loader=iter(batches())),
     "loader without a batch": lambda: fit(loader=[]),
+    "inputs that are sparse or nested tensors, of `torch.inference_mode`, or with a graph": all_of(
+        lambda: fit(pof.PoF(mlp()), [(X.to_sparse(), Y)] * 2),
+        lambda: fit(pof.PoF(mlp()), [(torch.inference_mode()(X.clone)(), Y)] * 2),
+        lambda: fit(pof.PoF(mlp()), [(X.clone().requires_grad_(), Y)] * 2),
+    ),
+    "validation loader that can be read once": lambda: fit(val_loader=iter([(X, Y)])),
     "loader that writes into the memory of a mini-batch before": lambda: fit(pof.PoF(mlp()), Recycling()),
     "class indices of any integer type, bool": labels(Y.byte(), Y.int(), Y.short(), Y > 1),
     "column (N, 1)": labels(Y[:, None]),
@@ -612,6 +626,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "one with `train()` and `eval()` (schedule-free)": lambda: fit(optimizer=lambda p: Free(p, lr=0.1)),
     "of another network": lambda: fit(optimizer=torch.optim.SGD(mlp().parameters(), lr=0.1)),
     "momentum of 0 around `MSAM`": lambda: pof.MSAM(mlp().parameters(), torch.optim.SGD, lr=0.1),
+    "`maximize=True`": lambda: fit(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, maximize=True)),
     "`LBFGS`": lambda: fit(optimizer=LBFGS),
     "a learning rate that destroys the network": destroyed,
 }  # fmt: skip

@@ -149,7 +149,7 @@ NUMBERS = {
         "mean": ("[0.5]",),
         "std": ("[0,0,0]", "[nan,1,1]"),
         "workers": ("-1", "1000000"),
-        "batch_size": ("0", "-1", "1000000"),
+        "batch_size": ("0", "-1"),
         "train_size": ("2",),
         "augment": ("none ",),
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -23,8 +24,8 @@ MEMORY = 4 * 2**30
 """Bytes that no try may take: all of them are about tiny networks and data."""
 LONGEST = 700
 """Characters of an error's line."""
-ACCEPTED, REFUSED, FOREIGN = 0, 2, 70
-"""Exit codes: all went well, one line said why not, an exception that is not pof's own."""
+ACCEPTED, SOME_FAILED, REFUSED, FOREIGN = 0, 1, 2, 70
+"""Exit codes: all went well, runs of an experiment failed, one line said why not, an exception not of pof."""
 VERDICTS = ("fine", "traceback", "unexplained", "hang", "memory", "silent")
 """``unexplained``: words of torch or Python where pof should have its own; ``silent``: a wrong result, or a wrong
 input taken, without a word; also a file of the user's that was changed."""
@@ -121,8 +122,10 @@ def _verdict(ended: Ended, wrong: str | None) -> str:
         return "traceback"
     if wrong is not None:
         return "silent"
-    if ended.code in {FOREIGN, 1} or "POF_TRACEBACK=1" in ended.err:
+    if ended.code == FOREIGN or "POF_TRACEBACK=1" in ended.err + ended.out:
         return "unexplained"
+    if ended.code == SOME_FAILED:  # an experiment says in a line each which runs failed, and why
+        return "fine" if re.search(r"^failed: \S+: .{20}", ended.out, re.MULTILINE) else "unexplained"
     lines = [line for line in ended.err.splitlines() if line.startswith("pof: error: ")]
     one = len(lines) == 1 and len(lines[0]) <= LONGEST
     return "fine" if ended.code == ACCEPTED or one else "unexplained"

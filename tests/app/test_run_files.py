@@ -15,7 +15,7 @@ from pof.app.cli import main
 from pof.app.experiment.executor import unusable
 from pof.app.experiment.plan import Stage
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain
-from pof.app.report.subjects import read_run
+from pof.app.report.subjects import read_run, with_incoming
 from pof.app.run_files import RunError, read_environment, read_result, read_rows
 from pof.app.run_folder import Run
 from pof.weights import save_model
@@ -99,6 +99,7 @@ CASES: list[tuple[str, str, Callable[[Path], None]]] = [
         for keys, value, found in [
             (("best_epoch",), -1, "best_epoch is -1"),
             (("best_epoch",), 1.5, "best_epoch is 1.5"),
+            (("best_epoch",), 2, "best_epoch is 2, of 1 epochs"),
             (("epochs",), True, "epochs is True"),
             (("steps",), 10**300, "steps is 1000"),
             (("stopped",), 3, "stopped is 3"),
@@ -108,6 +109,8 @@ CASES: list[tuple[str, str, Callable[[Path], None]]] = [
             (("test_after",), [0.1], "test_after is [0.1], and holds no values"),
             (("test_before",), {}, "it lacks test_before.error"),
             (("test_after", "error"), "0.1", "test_after.error is '0.1'"),
+            (("test_after", "error"), float("nan"), "test_after.error is nan"),
+            (("test_after", "error"), 1.5, "test_after.error is 1.5"),
             (("test_after", "n"), None, "test_after.n is None"),
             (("test_after", "top5"), 0.1, "test_after has more than error"),
             (("validation_after",), [1], "validation_after is [1]"),
@@ -184,6 +187,30 @@ def test_the_commands_say_it_in_one_line(command: str, tmp_path: Path, capsys: p
     assert (
         said.startswith(f"pof: error: {tmp_path}/result.json is damaged (test_after is [0.1]") and said.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        bytes_instead(b""),
+        bytes_instead("".join(json.dumps(row) + "\n" for row in ROWS[:-1]).encode()),
+        Path.unlink,
+        lambda path: (path.unlink(), path.symlink_to(path.name)),
+    ],
+    ids=["empty", "cut", "gone", "a link to itself"],
+)
+def test_a_report_needs_the_whole_log(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    damage(written(tmp_path) / "metrics.jsonl")
+    with pytest.raises(RunError, match=r"metrics.jsonl is damaged \(it does not go on to the end of"):
+        with_incoming([read_run(tmp_path)])
+
+
+def test_a_report_says_what_a_log_with_a_gap_lacks(tmp_path: Path) -> None:
+    ended = [*ROWS[:2], {"event": "epoch", "step": 2, "epoch": 1, "best": True, "val_error": 0.1}, ROWS[2]]
+    for rows, notes in ((ended, []), (ended[2:], ["metrics.jsonl lacks 1 of 2 epochs, so its curves have a gap"])):
+        (written(tmp_path) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _, found = with_incoming([read_run(tmp_path)])
+        assert found == [f"{tmp_path.name}: {note}" for note in notes]
 
 
 def test_an_experiment_and_a_resume_read_them_so_too(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 import pof
 from pof._support.random import seed_everything
+from pof.app import job
 from pof.app.cards import load_with_source_head
 from pof.app.cli import main, parse, settled
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
@@ -200,6 +201,17 @@ def test_what_is_said_against_a_run_is_refused_by_name(
     said = refused(capsys, command, "--weights", str(base / "run"), *words, *more, *out)
     assert message.format(run=base / "run") in said
     assert not (tmp_path / "out").exists()
+
+
+def test_processes_compare_their_options_before_one_of_them_refuses_its_own(
+    base: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differ(settings: Any) -> None:
+        raise ValueError(f"split_seed {settings['data']['split_seed']} here")
+
+    monkeypatch.setattr(job, "agree", differ)  # the others would wait for one that has refused
+    words = ["post-train", "--weights", str(base / "run"), "--split_seed", "0", *SMALL, "--out", str(tmp_path / "out")]
+    assert "split_seed 0 here" in refused(capsys, *words)
 
 
 def test_another_order_of_classes_and_other_classes_are_refused(base: Path, tmp_path: Path, capsys: Any) -> None:

@@ -22,6 +22,7 @@ from pof.app.report.samples import Bounds, samples_of
 from pof.app.splits import load
 from pof.models import build_model
 from pof.training.schedules import Schedule
+from pof.weights import WeightsError
 from tests.cases import batch, mlp
 
 NAN, HUGE = math.nan, 10**12
@@ -158,6 +159,18 @@ def test_other_folders_and_classes(tmp_path: Path) -> None:
         fit(checkpoint_dir=tmp_path / "file")
     with pytest.raises(ValueError, match="source_classes must be a whole number >= 2; got 0"):
         load_network(ModelOptions("small-cnn", source_classes=0), loaded())
+    old = tmp_path / "old"  # a run of a version without cards
+    old.mkdir()
+    (old / "config.yaml").write_text("model: {model: small-cnn}\ndata: {data: other}\ntraining: {method: finetune}\n")
+    pof.save_model(build_model("small-cnn", num_classes=7, in_channels=1), old / "model.safetensors")
+    for asked, found in {
+        None: r"old has 7 outputs, and digits needs 10: .* for a new head, --source_classes 7 \(pof fine-",
+        1000: r"--source_classes 1000: the network in .*old has 7: give --source_classes 7$",
+    }.items():
+        with pytest.raises(ValueError, match=found):
+            load_network(ModelOptions("small-cnn", str(old), source_classes=asked), loaded())
+    with pytest.raises(WeightsError, match="does not fit the CifarResNet"):  # of another network: classes do not help
+        load_network(ModelOptions("resnet20", str(old / "model.safetensors")), loaded())
     huge = Bounds(10**6, 128, torch.device("cpu"))
     with pytest.raises(ValueError, match="batches times batch_size must be at most 1000000; got 128000000"):
         samples_of(loaded(), DataOptions("digits"), huge)

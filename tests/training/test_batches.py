@@ -217,7 +217,7 @@ def test_the_first_samples_are_those_of_every_tensor(name: str) -> None:
 
 
 def test_a_part_of_packed_sequences_is_refused() -> None:
-    with pytest.raises(ValueError, match="a PackedSequence cannot be cut into samples"):
+    with pytest.raises(ValueError, match="packed sequences, sparse and nested tensors cannot be cut into samples"):
         first_samples(packed(batch()[0]), batch()[1], 4)  # type: ignore[arg-type]
 
 

@@ -92,6 +92,23 @@ def test_a_state_that_one_process_does_not_see(tmp_path: Path) -> None:
         assert "the step to resume from is 1 in process 0 and None in process 1" in message
 
 
+def other_data(rank: int, folder: str) -> list[str]:
+    """The second process goes on with other data."""
+    messages = []
+    for seed in (0, rank):
+        options: Any = {"epochs": 1, "device": "cpu", "checkpoint_dir": folder, "resume": True}
+        try:
+            pof.fit(pof.Finetune(mlp()), [batch(8, seed=seed)], **options)
+        except pof.CheckpointError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_data_that_are_others_on_one_process_are_refused_on_all(tmp_path: Path) -> None:
+    for messages in ranks(other_data, 2, tmp_path, str(tmp_path / "state")):
+        assert len(messages) == 1 and "the first mini-batch of epoch 1 is another one" in messages[0]
+
+
 RUN = ["train", "--data", "digits", "--model", "small-cnn", "--train_size", "110", "--batch_size", "20"]
 
 

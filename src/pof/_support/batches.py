@@ -161,14 +161,23 @@ def described_outputs(found: Mapping[int | str, Tensor]) -> str:
 
 def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
     """View the first ``count`` samples of a mini-batch of N: those of every tensor with N rows."""
-    if isinstance(inputs, PackedSequence):
-        raise ValueError("a PackedSequence cannot be cut into samples: use the whole mini-batch")
+    if not _has_rows(inputs):
+        raise ValueError("packed sequences, sparse and nested tensors cannot be cut into samples: use them whole")
     return first_inputs(inputs, count, len(targets)), targets[:count]
 
 
+def _has_rows(inputs: Inputs) -> bool:
+    return not isinstance(inputs, PackedSequence) and all(map(is_plain, tensors_of(inputs)))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor can be indexed: it is neither sparse nor nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inputs:
-    """View the inputs of the first ``count`` of so many ``samples``; packed sequences whole."""
-    if isinstance(inputs, PackedSequence):
+    """View the inputs of the first ``count`` of so many ``samples``; whole where they cannot be cut."""
+    if not _has_rows(inputs):
         return inputs
     if samples is None:
         lengths = [len(tensor) for tensor in tensors_of(inputs) if tensor.ndim]
@@ -190,6 +199,15 @@ def joined(values: Sequence[Any]) -> Any:
 def to_device(value: T, device: torch.device | str) -> T:
     """Move every tensor in a (nested) batch; other values pass unchanged."""
     return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=True)))
+
+
+def for_training(value: T) -> T:
+    """A (nested) batch that training can take: its tensors have no graph, and none is of ``torch.inference_mode``."""
+
+    def change(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
+
+    return cast("T", _mapped(value, change))
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -128,6 +128,12 @@ def check_values(model: nn.Module) -> None:
         raise ValueError(f"{name!r} is on the meta device and has no values: build the network on another, or load it")
 
 
+def refuse_no_grad(who: str) -> None:
+    """Refuse to train where gradients are switched off."""
+    if not torch.is_grad_enabled():
+        raise ValueError(f"{who} needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
+
+
 def refuse_lazy(model: nn.Module) -> None:
     """Refuse a network with parameters that have no shape before its first forward."""
     lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import RunError, read_config, section_of
 from pof.data import Data, ImageData, outputs_of
 from pof.data.registry import KNOWN
+from pof.head.search import find_head
 from pof.head.split import split as split_at_head
 from pof.models import PRETRAINED, build_model, replace_head
 from pof.models.build import input_arguments
 from pof.models.card import NetworkCard
 from pof.models.sources.huggingface import saved_by_transformers
-from pof.weights import load_weights, read_metadata
+from pof.weights import WeightsError, load_weights, read_metadata, read_weights
 
 COMPARED = ("mean", "std")
 """Parts of the preprocessing of images in memory; the size is part of the inputs' shape."""
@@ -119,24 +121,56 @@ def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple
     outputs = outputs_of(loaded, loss)
     if card is not None and model.source_classes is None:
         _check_outputs(card, outputs, loss, str(model.weights))
-    if card is not None and file is not None and same_model(model.model, card.model):
-        network = card.build()
-        load_weights(network, file)
-    else:
-        weights = PRETRAINED if model.weights == PRETRAINED and not own else file
-        network = build_model(
-            model.model,
-            num_classes=model.source_classes or outputs,
-            weights=weights,
-            args=model.model_args,
-            classes=loaded.classes if model.source_classes is None and outputs == loaded.num_classes else (),
-            **input_arguments(loaded.image_shape),
-        )
+    weights = PRETRAINED if model.weights == PRETRAINED and not own else file
+    names = loaded.classes if model.source_classes is None and outputs == loaded.num_classes else ()
+    try:
+        if card is not None and file is not None and same_model(model.model, card.model):
+            network = card.build()
+            load_weights(network, file)
+        else:
+            network = _build(model, loaded, model.source_classes or outputs, weights, names)
+    except WeightsError:
+        _refuse_other_classes(model, loaded, outputs, file)
+        raise
     source_head = None
     if model.source_classes is not None:
         source_head = split_at_head(network, model.head).head
         replace_head(network, outputs, model.head)
     return convolutions_channels_last(network), source_head
+
+
+def _build(
+    model: ModelOptions, loaded: Data, outputs: int, weights: Path | str | None = None, classes: Sequence[str] = ()
+) -> nn.Module:
+    """Build the network for the inputs of a data set."""
+    return build_model(
+        model.model,
+        num_classes=outputs,
+        weights=weights,
+        args=model.model_args,
+        classes=classes,
+        **input_arguments(loaded.image_shape),
+    )
+
+
+def _refuse_other_classes(model: ModelOptions, loaded: Data, outputs: int, file: Path | None) -> None:
+    """Say of weights that do not fit, and have no card, for how many classes they do, if for any."""
+    tensors = {} if file is None else read_weights(file)
+    try:
+        head = model.head or find_head(_build(model, loaded, 2))
+        found = next((len(tensor) for name, tensor in tensors.items() if f".{name}".endswith(f".{head}.weight")), 0)
+        _build(model, loaded, found, file)
+    except ValueError:
+        return
+    if model.source_classes is None:
+        raise ValueError(
+            f"{model.weights} has {found} outputs, and {loaded.name} needs {outputs}: give data with the classes of the"
+            f" network, or, for a new head, --source_classes {found} (pof fine-tune)"
+        )
+    raise ValueError(
+        f"--source_classes {model.source_classes}: the network in {model.weights} has {found}: give --source_classes"
+        f" {found}"
+    )
 
 
 def same_model(name: str, other: str) -> bool:

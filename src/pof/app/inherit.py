@@ -41,7 +41,6 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
             raise ValueError(f"give --{name}, or as --weights the folder of a run, which says it itself")
         if factories[name] and name not in given:
             raise consent_to(model.weights, name, value)
-    check_split(model, data)
     return model, data
 
 

@@ -89,11 +89,11 @@ def _train(
     precision = find_precision(training.precision, device)
     rate, schedule = find_learning_rate(model, training), schedule_of(training)
     training = replace(training, lr=rate, precision=precision, schedule=schedule)
-    check_split(model, data)
     config = plain({"model": vars(model), "data": vars(data), "training": vars(training), "processes": world})
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
     agree({**_of_all(config), "resume": run.resume})
+    check_split(model, data)
     loaded = load(data, model)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from pof.app.cards import card_in, card_of, load_network, same_model, weights_file
-from pof.app.inherit import consent_to, inherited
+from pof.app.inherit import check_split, consent_to, inherited
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.splits import load, validation_of
 from pof.data import eval_loader
@@ -52,6 +52,7 @@ def known_network(
 def held_out(model: ModelOptions, data: DataOptions, given: Collection[str], *, batch_size: int) -> Loader:
     """The loader of the samples that the training of a run folder did not see, or of those held out of other data."""
     model, data = inherited(model, data, given)
+    check_split(model, data)
     loaded = load(data, model)
     part, rows = validation_of(loaded, data)
     return eval_loader(loaded, part, batch_size=batch_size, indices=rows, workers=data.workers)

@@ -1,6 +1,6 @@
 """The files of a run folder, read: each is checked once, here, and what is damaged is named in one line.
 
-NaN and infinity are figures like others (a run that diverged has them); a count, a text or a section is not.
+NaN and infinity are figures like others (a run that diverged has them), but for shares and counts.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ def _number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
 def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
@@ -41,7 +45,7 @@ def _figures(value: Any) -> bool:
     return isinstance(value, dict) and all(each is None or _number(each) for each in value.values())
 
 
-METRICS: Shape = {"error": _number, "nll": _number, "ece": _number, "n": _count, "num_classes": _count}
+METRICS: Shape = {"error": _share, "nll": _number, "ece": _number, "n": _count, "num_classes": _count}
 RESULT: Shape = {
     **{"best_epoch": _count, "epochs": _count, "steps": _count, "stopped": (_text,), "message": _text},
     **{"seconds": _number, "test_before": (METRICS,), "test_after": METRICS, "validation_before": (_figures,)},
@@ -94,7 +98,11 @@ def options_of(config: Mapping[str, Any], folder: Path) -> tuple[ModelOptions, D
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Read result.json of a run."""
-    return _json(Path(folder) / "result.json", RESULT)
+    path = Path(folder) / "result.json"
+    result = _json(path, RESULT)
+    if result["best_epoch"] > result["epochs"]:
+        raise _damaged(path, f"best_epoch is {result['best_epoch']}, of {result['epochs']} epochs")
+    return result
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -107,6 +115,12 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     path = Path(folder) / "metrics.jsonl"
     lines = _content(path).split("\n")[:-1] if path.exists() else []
     return [_row(line, path, number) for number, line in enumerate(lines, 1) if line.endswith("}")]
+
+
+def check_to_the_end(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Refuse the rows of a finished run that stop before its end: curves of a part would pass for the whole."""
+    if not rows or rows[-1]["event"] != "end":
+        raise _damaged(Path(folder) / "metrics.jsonl", "it does not go on to the end of the run")
 
 
 def _row(line: str, path: Path, number: int) -> dict[str, Any]:

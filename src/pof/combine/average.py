@@ -46,4 +46,6 @@ def _shapes(model: nn.Module, index: int) -> dict[str, tuple[int, ...]]:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"{name!r} of network {index} has no shape yet: run one forward first")
+        if parameter.is_meta or not bool(parameter.isfinite().all()):
+            raise ValueError(f"{name!r} of network {index} holds NaN, infinity or (on meta) no values: leave it out")
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

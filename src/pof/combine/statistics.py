@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import TARGET_KEYS, Inputs, call, to_device, unpack
+from pof._support.batches import TARGET_KEYS, Inputs, call, check_inputs, to_device, unpack
 from pof._support.modules import BATCH_NORMS, evaluating, frozen_norms
 
 _TRACKING = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -32,7 +32,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
             inputs (N, ...) alone; moved to the device of the model.
 
     Raises:
-        ValueError: if the loader is empty.
+        ValueError: if the loader is empty, or inputs are not finite; the statistics are those of a new network then.
     """
     frozen = frozen_norms(model)
     norms = [m for m in model.modules() if isinstance(m, _TRACKING) and m.track_running_stats and m not in frozen]
@@ -42,7 +42,8 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
     empty = True
     with evaluating(model), _counting(norms) as rows:
         for batch in loader:
-            call(model, to_device(_inputs(batch), device))
+            check_inputs(inputs := to_device(_inputs(batch), device))
+            call(model, inputs)
             empty = False
     if empty and not distributed.active():
         raise ValueError("the loader gave no batch, and the batch norms' statistics would be those of a new network")

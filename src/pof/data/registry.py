@@ -97,7 +97,20 @@ def load_data(
         changed = {} if augment == "default" else {"augment": augment}
         _refuse(name, {**changed, **of_files, "mean": mean, "std": std})
         return factory_data(name, root)
-    raise DataError(f"unknown data set {name!r}, and no such folder or file: {place}; known are {NAMED}")
+    raise DataError(_unknown(name, place))
+
+
+def check_known(name: str, data_root: str | os.PathLike[str] | None = None) -> None:
+    """Refuse a name that is no data set's, no folder's, no file's and no factory's; nothing is read."""
+    if name in KNOWN:
+        return
+    place = _place(name, None if data_root is None else Path(data_root))
+    if ":" not in name and _reader(place, name) is None:
+        raise DataError(_unknown(name, place))
+
+
+def _unknown(name: str, place: Path) -> str:
+    return f"unknown data set {name!r}, and no such folder or file: {place}; known are {NAMED}"
 
 
 def _statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, tuple[float, ...]]:

@@ -229,7 +229,7 @@ class SplitModel(nn.Module):
 
     def _cut(self, inputs: Inputs, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Refuse what is no vector per sample, and give both as matrices."""
-        samples = inputs.shape[0] if isinstance(inputs, Tensor) else features.shape[0]
+        samples = inputs.size(0) if isinstance(inputs, Tensor) else features.shape[0]
         maps = (1, 1) if isinstance(self._module, nn.Conv2d) else ()
         if self.linear and (features.shape[2:] != maps or features.ndim < 2 or features.shape[0] != samples):
             raise ValueError(

@@ -24,7 +24,7 @@ from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
 from pof._support.described import described
-from pof._support.modules import check_values, modes_kept, refuse_lazy
+from pof._support.modules import check_values, modes_kept, refuse_lazy, refuse_no_grad
 from pof._support.precision import AUTOCAST, AskedPrecision, Precision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
@@ -170,6 +170,7 @@ def _check_numbers(epochs: int, accumulation: int, checkpoint_every: int | None,
 
 
 def _check_choices(method: Any, schedule: Any, resume: bool, checkpoint_dir: str | Path | None) -> None:
+    refuse_no_grad("pof.fit")
     if not isinstance(method, Method):
         raise ValueError(f"method must be a pof.Method, such as pof.Finetune(model); got {type(method).__name__}")
     if not isinstance(schedule, Schedule):
@@ -195,6 +196,8 @@ def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
             " loop of your own"
         )
     own = {id(p) for p in method.parameters()}
+    if any(group.get("maximize") for group in made.param_groups):
+        raise ValueError("the optimizer has maximize=True and would raise the loss: build it without")
     foreign = sum(id(p) not in own for group in made.param_groups for p in group["params"])
     if foreign:
         raise ValueError(
@@ -247,6 +250,11 @@ def _check_network(method: Method) -> None:
             "pof.fit keeps, selects and saves whole networks, so it takes no parameters that fully_shard has sharded:"
             " use DDP (pof.fit does so by itself), or FSDP2 in a loop of your own (docs/trainers/distributed.md)"
         )
+    for name, parameter in method.model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(f"{name!r} was made in torch.inference_mode and cannot be trained: build it outside")
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(f"{name!r} holds NaN or infinity before the first step: mend or load the weights")
 
 
 def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | None) -> None:
@@ -255,6 +263,8 @@ def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | 
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
             " torch.utils.data.DistributedSampler, or use pof.data.DatasetLoader"
         )
+    if isinstance(validation, Iterator):
+        raise ValueError("val_loader is an iterator, which gives its mini-batches once: give what it iterates over")
     persistent = any(getattr(loader, "persistent_workers", False) for loader in (training, validation))
     if checkpoint_dir is not None and persistent:
         warnings.warn(

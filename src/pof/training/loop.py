@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,18 @@ from pof._support import distributed
 from pof._support.agreement import agree
 from pof._support.batches import Inputs, call, outputs_in
 from pof._support.described import described
+from pof._support.files import lock
 from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
 from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
 from pof.training.evaluation import measured
 from pof.training.interrupt import Interrupts
-from pof.training.selection import Judged, Selection
-from pof.training.settings import Timetable, fingerprint
-from pof.training.step import Stepper, StepResult
-from pof.training.stream import Micro, Stream, one_pass, same_draws, warn_of_incomplete, windows
+from pof.training.same_data import sampled
+from pof.training.selection import Selection, worded
+from pof.training.settings import Timetable, fingerprint, order_of
+from pof.training.step import Stepper, StepResult, in_words, read_results
+from pof.training.stream import Micro, Stream, one_pass, other_validation, same_draws, warn_of_incomplete, windows
 from pof.training.tasks import AskedMetric
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -80,6 +83,8 @@ class Loop:
         self.frozen = frozen_norms(method.model)
         self.fingerprint = fingerprint(method, stepper.optimizer, times, stepper.autocast, stepper.clip_norm)
         self.fingerprint |= {} if metric is None else {"metric": described(metric)}
+        self.order = order_of(method, stepper.optimizer)
+        self.held, self.is_held = ExitStack(), False
         self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
@@ -87,6 +92,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
         self.last: Micro | None = None
+        self.validated: list[dict[str, Any]] | None = None
         self.unreached: list[str] | None = None
         # Reading a loss is a host synchronisation: on an accelerator it is done for many steps at once.
         self.flush_every = 1 if stepper.device.type == "cpu" else 20
@@ -96,9 +102,13 @@ class Loop:
             return self._run(resume, interrupts)
         finally:
             self.scheduler.release()
+            self.held.close()
 
     def _run(self, resume: bool, interrupts: Interrupts) -> FitResult:
-        state = load_state(self.folder) if resume and self.folder is not None else None
+        state = None
+        if resume and self.folder is not None and self.folder.is_dir():
+            self._hold(self.folder)
+            state = load_state(self.folder)
         if resume:
             agree({"the step to resume from": None if state is None else state["steps"]})
         within = self._load(state) if state is not None else None
@@ -182,26 +192,17 @@ class Loop:
                 self.unreached = [name for name, p in named if p.requires_grad and p.grad is None]
             return result
         except (ValueError, RuntimeError) as error:
-            place = f"step {self.steps + 1}"
-            if "Expected more than 1 value per channel" in str(error):
-                raise ValueError(
-                    f"{place} has a mini-batch of {min(m.size for m in window)} sample, too few for batch norm: give"
-                    " the loader drop_last=True, or freeze the norms with eval()"
-                ) from error
-            if "Expected to have finished reduction in the prior iteration" in str(error):
-                name = next(iter(self.unreached or []), "a parameter")
-                raise ValueError(
-                    f"{place}: the loss does not reach {name!r} (an auxiliary head?), for whose gradient the processes"
-                    " would wait: freeze it with requires_grad_(False)"
-                ) from error
-            raise
+            known = in_words(error, self.steps + 1, min(m.size for m in window), self.unreached or [])
+            if known is None:
+                raise
+            raise ValueError(known) from error
 
     def _flush(self) -> None:
         """Read the losses of the last steps: log them, and stop at the first that is not finite."""
         if not self.pending:
             return
         names = ["loss", *self.pending[0][2].metrics]
-        means, totals = _read([result for _, _, result in self.pending])
+        means, totals = read_results([result for _, _, result in self.pending])
         for (step, rate, _), values, total in zip(self.pending, means, totals, strict=True):
             row = dict(zip(names, values, strict=True))
             if not math.isfinite(row["loss"]):
@@ -239,7 +240,7 @@ class Loop:
             asked: dict[str, Any] = {"loss": self.method.judged_by(), "metric": self.metric}
             asked |= {"head": self.method.head_name, "precision": self.stepper.autocast}
             with same_draws(self.val_loader, self.stepper.device) as validation:
-                found = measured(candidate, validation, **asked)
+                found = measured(candidate, self._noted(validation), **asked)
             metrics = distributed.gather_objects(found.metrics)[0]  # one judgement for all processes
         kept = self.selection.consider(epoch, candidate, metrics)
         row: dict[str, Any] = {"event": "epoch", "epoch": epoch, "step": self.steps, "best": kept}
@@ -255,10 +256,16 @@ class Loop:
         if self.selection.collapsed(metrics):
             before = self.selection.incoming
             raise _Diverged(
-                f"validation collapsed: error {_text(before)} before, {_text(metrics)} after epoch {epoch}"
+                f"validation collapsed: error {worded(before)} before, {worded(metrics)} after epoch {epoch}"
                 f" (step {self.steps}); the network of epoch {self.selection.epoch} was put back."
                 f" Remedy: {self.method.remedy}"
             )
+
+    def _noted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Keep what a resume can know the validation data by."""
+        for batch in batches:
+            self.validated = sampled(batch) if self.validated is None else self.validated
+            yield batch
 
     def _end(self, stopped: str | None, message: str) -> FitResult:
         self.stepper.optimizer_mode(training=False)
@@ -278,10 +285,10 @@ class Loop:
             values = [row[f"val_{best.metric}"] for row in self.history[1:]]
             reached = (max if best.higher_is_better else min)(values, default=math.nan)
             return (
-                f"no epoch was better on validation than the incoming network ({best.metric} {_text(incoming)}; the"
+                f"no epoch was better on validation than the incoming network ({best.metric} {worded(incoming)}; the"
                 f" best epoch had {best.worded(reached)}): the incoming network is handed back unchanged"
             )
-        figures = f"{best.metric} {_text(incoming)} -> {_text(best)}"
+        figures = f"{best.metric} {worded(incoming)} -> {worded(best)}"
         return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation {figures}"
 
     def _save(self, within: dict[str, Any] | None) -> None:
@@ -291,11 +298,19 @@ class Loop:
         self._flush()
         streams = distributed.gather_objects(within or self.stream.state_dict())
         if distributed.rank() == 0:
+            self._hold(self.folder)
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            own = {name: getattr(self, name) for name in ("epoch", "steps", "sums", "history")}
+            own = {name: getattr(self, name) for name in ("epoch", "steps", "sums", "history", "order", "validated")}
             place = {"streams": streams, "within_epoch": within is not None, "selection": self.selection.state_dict()}
             method = contents(self.method, copies=False)
             save_state(self.folder, {"fingerprint": self.fingerprint, "method": method, **parts, **own, **place})
+
+    def _hold(self, folder: Path) -> None:
+        """Keep other processes out of the folder until the end."""
+        if distributed.rank() == 0 and not self.is_held:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.held.callback(lock(folder))
+            self.is_held = True
 
     def _parts(self) -> dict[str, Any]:
         """What has a state dict, by its name in the checkpoint."""
@@ -311,25 +326,25 @@ class Loop:
                 part.load_state_dict(state[name])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"the state in {where} does not fit this network and optimizer: {error}") from error
+        stream: dict[str, Any] = state["streams"][distributed.rank()]
+        others = [found for found in distributed.gather_objects(self._other_than(state, stream)) if found is not None]
+        if others:
+            raise CheckpointError(
+                f"cannot resume from {where}: {others[0]}; give the same, or train into another folder"
+            )
         put_back(self.method, state["method"])
         self.selection.load_state_dict(state["selection"], self.stepper.device)
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
-        self.history = state["history"]
-        stream: dict[str, Any] = state["streams"][distributed.rank()]
+        self.history, self.validated = state["history"], state.get("validated")
         if state["within_epoch"]:
             return stream
         self.stream.load_state_dict(stream)
         return None
 
-
-def _read(results: list[StepResult]) -> tuple[list[list[float]], list[float]]:
-    """Means and weights of steps over the processes, as numbers: one host synchronisation for all of them."""
-    values, weights = [[r.loss, *r.metrics.values()] for r in results], [r.weight for r in results]
-    if weights[0].device.type == "cpu" and not distributed.active():
-        return [[float(each) for each in row] for row in values], [float(each) for each in weights]
-    own = torch.stack([torch.stack([each.double() for each in row]) for row in values])
-    return distributed.weighted_mean(own, torch.stack(weights))
-
-
-def _text(metrics: Judged | None) -> str:
-    return "unknown" if metrics is None else metrics.worded(metrics.value)
+    def _other_than(self, state: dict[str, Any], stream: dict[str, Any]) -> str | None:
+        """Say what is other than in the state's run, of what older states do not know."""
+        if state.get("order", self.order) != self.order:
+            return "the optimizer has other parameters, or in another order"
+        found = self.stream.other_than(stream)
+        asked = found is None and "validated" in state
+        return other_validation(self.val_loader, state["validated"], self.stepper.device) if asked else found

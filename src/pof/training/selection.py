@@ -85,3 +85,8 @@ def tail_bound(share: float, p: float, n: int) -> float:
     """Bound P(X / n >= share) for X binomial with 0 < p <= share <= 1: exp(-n KL(share || p)) (Chernoff, 1952)."""
     rest = 0.0 if share == 1.0 else (1.0 - share) * math.log((1.0 - share) / (1.0 - p))
     return math.exp(-n * (share * math.log(share / p) + rest))
+
+
+def worded(metrics: Judged | None) -> str:
+    """The figure that is compared, in words."""
+    return "unknown" if metrics is None else metrics.worded(metrics.value)

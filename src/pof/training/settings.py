@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,12 @@ def fingerprint(
         "clip_norm": clip_norm,
         "processes": distributed.world_size(),
     }
+
+
+def order_of(method: Method, optimizer: Optimizer) -> list[list[str]]:
+    """The names of an optimizer's parameters: its state goes by their order."""
+    names = {id(p): re.sub(r"\b(module|_orig_mod)\.", "", name) for name, p in method.named_parameters()}
+    return [[names.get(id(p), "?") for p in group["params"]] for group in optimizer.param_groups]
 
 
 def shared(method: Method, checkpoint_every: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -158,3 +159,28 @@ def _mean(outputs: list[StepOutput], counts: list[Tensor], samples: int) -> Step
     names = set(outputs[0].metrics).intersection(*(o.metrics for o in outputs))
     metrics = {name: mean([o.metrics[name] for o in outputs]) for name in sorted(names)}
     return StepResult(mean([o.loss for o in outputs]), weights.sum(), samples, metrics)
+
+
+def read_results(results: list[StepResult]) -> tuple[list[list[float]], list[float]]:
+    """Means and weights of steps over the processes, as numbers: one host synchronisation for all of them."""
+    values, weights = [[r.loss, *r.metrics.values()] for r in results], [r.weight for r in results]
+    if weights[0].device.type == "cpu" and not distributed.active():
+        return [[float(each) for each in row] for row in values], [float(each) for each in weights]
+    own = torch.stack([torch.stack([each.double() for each in row]) for row in values])
+    return distributed.weighted_mean(own, torch.stack(weights))
+
+
+def in_words(error: Exception, step: int, samples: int, unreached: Sequence[str]) -> str | None:
+    """Say what an error of torch means whose cause is known; ``unreached`` are parameters without a gradient."""
+    if "Expected more than 1 value per channel" in str(error):
+        return (
+            f"step {step} has a mini-batch of {samples} sample, too few for batch norm: give the loader drop_last=True,"
+            " or freeze the norms with eval()"
+        )
+    if "Expected to have finished reduction in the prior iteration" in str(error):
+        name = next(iter(unreached), "a parameter")
+        return (
+            f"step {step}: the loss does not reach {name!r} (an auxiliary head?), for whose gradient the processes"
+            " would wait: freeze it with requires_grad_(False)"
+        )
+    return None

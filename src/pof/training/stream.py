@@ -18,9 +18,10 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs, samples_of, tensors_of, to_device, unpack
+from pof._support.batches import Inputs, for_training, is_plain, samples_of, tensors_of, to_device, unpack
 from pof._support.modules import BATCH_NORMS
 from pof._support.random import capture, derive_seed, isolated, loader_generators, preserved, restore
+from pof.training.same_data import are_same, readable_again, sampled
 
 T = TypeVar("T")
 # In the place of None, which a loader may give.
@@ -80,7 +81,7 @@ def fetched(batches: Iterator[Any], held: list[Any]) -> Any:
 
 
 def _plain(batch: Any) -> list[Tensor]:
-    return [t for t in tensors_of(batch) if t.layout is torch.strided and not t.is_inference()]
+    return [t for t in tensors_of(batch) if is_plain(t) and not t.is_inference()]
 
 
 def _storage(tensor: Tensor) -> int:
@@ -115,6 +116,22 @@ def same_draws(loader: Iterable[Any], device: torch.device) -> Iterator[Iterable
         yield loader.iterate(0) if isinstance(loader, StatelessLoader) else loader
 
 
+def other_validation(loader: Iterable[Any] | None, saved: Any, device: torch.device) -> str | None:
+    """Say that validation data are not those of which a state kept ``saved``, the first mini-batch of each pass."""
+    if (loader is None) != (saved is None):
+        return f"the interrupted run had {'no ' if saved is None else ''}validation data"
+    if loader is None or not readable_again(loader) or are_same(saved, found := _first_drawn(loader, device)):
+        return None
+    if not are_same(found, _first_drawn(loader, device)):  # draws that nobody has seeded
+        return None
+    return "the validation data are not those of the interrupted run"
+
+
+def _first_drawn(loader: Iterable[Any], device: torch.device) -> list[dict[str, Any]]:
+    with same_draws(loader, device) as batches:
+        return sampled(next(iter(batches)))
+
+
 class Stream(Generic[T]):
     """The mini-batches of a loader, each with its reference if ``references``, from any position of an epoch on.
 
@@ -127,6 +144,7 @@ class Stream(Generic[T]):
         self.consumed = 0
         self._epoch_random: Any = None
         self._ahead_random: Any = None
+        self._first: Any = None
 
     def iterate(self, epoch: int, resume: dict[str, Any] | None = None) -> Iterator[tuple[T, T | None]]:
         """Iterate over mini-batches and references (None where none are needed) of an epoch, from 0.
@@ -136,6 +154,10 @@ class Stream(Generic[T]):
         self.consumed = resume["consumed"] if resume else 0
         start = self._stateless if isinstance(self.loader, StatelessLoader) else self._replayed
         batches, first = start(epoch, resume)
+        if resume:
+            self._first = resume.get("first")
+        else:
+            batches = self._noted(batches, epoch)
         return with_next(batches, first) if self.references else ((batch, None) for batch in batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,7 +168,46 @@ class Stream(Generic[T]):
             "ahead_random": self._ahead_random,
             "random": capture(),
             "generators": [g.get_state() for g in loader_generators(self.loader)],
+            "first": self._first,
         }
+
+    def _noted(self, batches: Iterator[T], epoch: int) -> Iterator[T]:
+        """Keep what a resume can know the data by."""
+        for batch in batches:
+            self._first = {"epoch": epoch, "values": sampled(batch)}
+            yield batch
+            break
+        yield from batches
+
+    def other_than(self, state: dict[str, Any]) -> str | None:
+        """Say what is wrong with the loader if it is not that of a :meth:`state_dict`; no generator moves."""
+        saved, stateless = state.get("first"), isinstance(self.loader, StatelessLoader)
+        if saved is None:  # of an older version, or before the first step
+            return None
+        own, before = len(loader_generators(self.loader)), len(state["generators"])
+        if own != before or (state["epoch_random"] is None) != stateless:
+            return "the training loader is of another kind than that of the interrupted run"
+        if not readable_again(self.loader) or are_same(saved["values"], found := self._begun(saved["epoch"], state)):
+            return None
+        if not are_same(found, self._begun(saved["epoch"], state)):  # draws that nobody has seeded
+            return None
+        return (
+            f"the training data are not those of the interrupted run: the first mini-batch of epoch"
+            f" {saved['epoch'] + 1} is another one"
+        )
+
+    def _begun(self, epoch: int, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is known of an epoch's first mini-batch, read again."""
+        loader: Any = self.loader
+        with preserved(loader):
+            if isinstance(loader, StatelessLoader):
+                batches = loader.iterate(epoch)
+            else:
+                restore(state["epoch_random"]["global"])
+                self._put_back(state["epoch_random"]["loader"])
+                set_epoch(loader, epoch)
+                batches = iter(loader)
+            return sampled(self._convert(next(batches)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the generators back to where they were between two epochs."""
@@ -200,7 +261,7 @@ class Stream(Generic[T]):
 
 def micro_batches(loader: Iterable[Any], references: bool, device: torch.device) -> Stream[tuple[Inputs, Tensor]]:
     """Stream the mini-batches of a loader, taken apart, on the device."""
-    return Stream(loader, references, lambda batch: unpack(to_device(batch, device)))
+    return Stream(loader, references, lambda batch: for_training(unpack(to_device(batch, device))))
 
 
 def windows(

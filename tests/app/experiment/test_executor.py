@@ -218,6 +218,23 @@ def test_what_another_machine_has_finished_is_waited_for(tmp_path: Path, monkeyp
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"data": {"data": "digit"}}, r"unknown data set 'digit', and no such folder or file: digit; known are digits"),
+        ({"model": {"model": "small-ccn"}}, r"unknown model 'small-ccn'; similar: small-cnn"),
+    ],
+)
+def test_names_that_nobody_knows_are_refused_before_anything_runs(
+    part: Any, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LATE", 0.0)
+    plan = make_plan(parse_recipe(RECIPE | {"settings": {"first": {}, "last": part}}))
+    with pytest.raises(ValueError, match=found):
+        execute(plan, tmp_path, Elsewhere())
+    assert not any(tmp_path.iterdir())
+
+
 def test_dry_run_says_what_is_left_and_writes_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(whole.parent / "tiny.yaml")
     new = whole.parent / "new"

@@ -52,6 +52,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     from pof.app.assess import MARK, assessment
     from pof.app.cards import load_network
     from pof.app.cli._display import console, metrics_table
+    from pof.app.inherit import check_split
     from pof.app.methods import named_function
     from pof.app.run_folder import check_replaceable, write_json
     from pof.app.splits import load
@@ -66,6 +67,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     if file is not None:
         check_replaceable(file, MARK)
     device = find_device(options.device)
+    check_split(model, data)
     loaded = load(data, model)
     loss = _loss(model, options)
     network = load_network(model, loaded, loss).to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from pof.app.engine.base import Engine, Numerics, packed
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import Outcome, appears, discard_state, is_finished, stage_runner
 from pof.app.run_files import read_result
+from pof.data.registry import check_known
+from pof.models.sources import find_source
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,26 @@ class _Progress:
 
 
 def execute(plan: Plan, out: Path, engine: Engine, report: Report = lambda ended: None) -> Mapping[str, str]:
-    """Run what is not finished yet of a plan; gives the stages that failed, and why."""
+    """Run what is not finished yet of a plan; gives the stages that failed, and why.
+
+    Raises:
+        ValueError: before anything runs, if nobody knows a network or the data of one of them.
+    """
     progress = _Progress(plan, out / RUNS, report)
     if not progress.waiting:
         return progress.failed
+    engine.call(_check_sources, list(progress.waiting))
     with engine.workers(packed(stage_runner, out / RUNS), Numerics(plan.threads), out) as workers:
         for ended in workers.run(progress.next):
             _take_back(ended, progress, out / "failed")
     return progress.failed
+
+
+def _check_sources(stages: Sequence[Stage]) -> None:
+    """Refuse stages of a network or of data that nobody knows, wherever in the plan they come."""
+    for model, data in dict.fromkeys((s.model.model, (s.data.data, s.data.data_root)) for s in stages):
+        find_source(model)
+        check_known(*data)
 
 
 def unusable(runs: Path, stage: Stage) -> str | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
 from pof._support.files import lock
+from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
 from pof.app.improve.candidates import Candidate, families, make_candidates
@@ -92,6 +93,7 @@ def improve(
         ValueError: for an argument out of range, a loader without length or fixed order, or a used folder (RunError).
     """
     _check(model, head, budget, seed, jobs, lr)
+    _check_held_out(train_loader, val_loader)
     kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
     network = model.to(find_device(device))
     with ExitStack() as stack:
@@ -235,7 +237,7 @@ def _deliver(
         after = metrics_of(new[confirms], targets) if improved else before
     found = None if best is None else best.row
     chosen = best.row.name if best is not None and improved else "incoming"
-    message = message_of(found, confirmation, improved)
+    message = message_of(rows, found, confirmation, improved)
     table = tuple(noted(row, chosen, found) for row in rows)
     return ImproveResult(
         best.network if best is not None and improved else race.incoming,
@@ -269,7 +271,16 @@ def _check(model: nn.Module, head: str | None, budget: float, seed: int, jobs: i
     whole_number("jobs", jobs, 1, MOST_PROCESSES)
     if lr is not None:
         finite("lr", lr, above=0)
+    refuse_no_grad("pof.improve")
     split(model, head)  # or says why it has no head
+
+
+def _check_held_out(train_loader: Any, val_loader: Any) -> None:
+    own = [getattr(loader, "dataset", loader) for loader in (train_loader, val_loader)]
+    if own[0] is own[1]:
+        raise ValueError(
+            "val_loader gives the data of train_loader, and would favour whatever fits them best: give held-out data"
+        )
 
 
 def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:

@@ -100,8 +100,10 @@ def noted(row: Row, chosen: str, found: Row | None) -> Row:
     return row
 
 
-def message_of(found: Row | None, confirmation: Confirmation | None, improved: bool) -> str:
-    """Say what happened."""
+def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmation | None, improved: bool) -> str:
+    """Say what happened; ``rows`` are those of the incoming network and of what was tried."""
+    if (tried := rows[1:]) and all(row.error is None for row in tried):
+        return f"no candidate gave a network ({tried[0].name}: {tried[0].note}): the incoming network is handed back"
     if found is None or confirmation is None:
         return "no candidate was better on the samples that choose: the incoming network is handed back unchanged"
     chance = ", which may be chance" if confirmation.p_error >= SIGNIFICANT else ""

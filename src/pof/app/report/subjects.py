@@ -14,7 +14,15 @@ from torch import nn
 
 from pof.app.cards import load_network
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
-from pof.app.run_files import RunError, options_of, read_config, read_environment, read_result, read_rows
+from pof.app.run_files import (
+    RunError,
+    check_to_the_end,
+    options_of,
+    read_config,
+    read_environment,
+    read_result,
+    read_rows,
+)
 from pof.app.runs import check_trusted
 from pof.data import Data
 from pof.models import PRETRAINED
@@ -109,6 +117,10 @@ def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
     found: dict[str, Subject] = {}
     notes, starts = [], {}
     for record, name in zip(records, names, strict=True):
+        check_to_the_end(record.folder, record.rows)
+        if lacking := len(set(range(record.result["epochs"] + 1)) - {row["epoch"] for row in record.epochs()}):
+            of = f"{lacking} of {record.result['epochs'] + 1}"
+            notes.append(f"{name}: metrics.jsonl lacks {of} epochs, so its curves have a gap")
         if record.result["test_before"] is None:
             continue
         weights = _incoming(record)
