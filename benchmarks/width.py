@@ -1,6 +1,6 @@
 """Does a perturbation of the head do more where the network is wide?  One JSON and one figure from experiments.
 
-    python benchmarks/width.py 1=runs/width 4=runs/widthx4 16=runs/widthx16 --name width-digits
+    python benchmarks/width.py 1=runs/width 4=runs/widthx4 16=runs/widthx16 --name width-digits  # --out of each
 
 In wide networks of standard parametrisation SAM's perturbation moves into the last layer (mu-P squared, arXiv
 2411.00075), where it is what PoF takes it for.  For each width, from the folders of `pof experiment`: the gain of every
@@ -11,30 +11,29 @@ radius (the median over the mini-batches of the calibration, mean over seeds).
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pof.app.run_files import read_config, read_rows
+from pof.app.run_files import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("method", "figures", "before", "to_incoming", "to_control")
 
 
-def shares_of(folder: Path) -> dict[str, dict[str, float]]:
+def shares_of(out: Path, name: str) -> dict[str, dict[str, float]]:
     """Each layer's share of ||eps||^2, and the radius, of the runs of SAM on all layers: mean, sd and n over seeds."""
     found: dict[str, list[float]] = {}
-    for run in sorted((folder / "runs").iterdir()):
-        training = read_config(run)["training"]
-        sam = training["sam"]
-        if training["method"] != "sam" or sam["rho"] != "auto" or sam["layers"] != "all":
-            continue
+    with (out / name / "results.csv").open(newline="") as file:
+        folders = [out / row["folder"] for row in csv.DictReader(file) if row["method"] == "sam auto"]
+    for run in folders:
         rows = read_rows(run)
         row = next(row for row in rows if row["event"] == "epoch" and row["epoch"] == 1)
-        for name in row:
-            if name.startswith("share_"):
-                found.setdefault(name.removeprefix("share_"), []).append(row[name])
+        for key in row:
+            if key.startswith("share_"):
+                found.setdefault(key.removeprefix("share_"), []).append(row[key])
         found.setdefault("rho", []).append(next(row["radius"] for row in rows if row["event"] == "step"))
     return {
         name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "n": len(values)}
@@ -42,11 +41,11 @@ def shares_of(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    summary = json.loads((folder / "summary.json").read_text())
-    entries = [{name: entry[name] for name in KEPT} for entry in summary["entries"]]
-    own = {name: summary[name] for name in ("control", "measure", "commits", "recipe", "runs")}
-    return {**own, "entries": entries, "shares": shares_of(folder)}
+def collect(out: Path, name: str) -> dict[str, Any]:
+    summary = json.loads((out / name / "summary.json").read_text())
+    entries = [{key: entry[key] for key in KEPT} for entry in summary["entries"]]
+    own = {key: summary[key] for key in ("control", "measure", "commits", "recipe", "runs")}
+    return {**own, "entries": entries, "shares": shares_of(out, name)}
 
 
 def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> None:
@@ -86,12 +85,12 @@ def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER of a finished experiment")
+    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER, the --out of a finished experiment")
     parser.add_argument("--name", required=True, help="of the JSON in results/ and of the figure in docs/figures/")
     parser.add_argument("--methods", nargs="+", help="of the figure; all if not given")
     options = parser.parse_args()
     named = dict(item.split("=", 1) for item in options.widths)
-    widths = {width: collect(Path(folder)) for width, folder in named.items()}
+    widths = {width: collect(Path(folder), options.name) for width, folder in named.items()}
     out = ROOT / "benchmarks" / "results" / f"{options.name}.json"
     out.write_text(json.dumps({"question": __doc__.partition("  ")[0], "widths": widths}, indent=2) + "\n")
     methods = options.methods or [entry["method"] for entry in next(iter(widths.values()))["entries"]]

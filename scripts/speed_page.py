@@ -22,7 +22,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def origin(found: dict[str, Any]) -> str:
     where = found["environment"]
     torch = where["packages"]["torch"]
-    hardware = f"{where['processor']}, {where['threads']} threads, torch {torch}"
+    processor = f"{where['processor']}, {where['threads']} threads"
+    hardware = f"{processor if where['device'] == 'cpu' else where['device']}, torch {torch}"
     return f"{hardware}, commit {where['commit']}, {where['time'][:10]}."
 
 
@@ -74,8 +75,20 @@ def hessian(found: dict[str, Any]) -> str:
     return table(["package", "largest eigenvalue", "s", "trace, 30 probes", "s"], rows)
 
 
+def gpu(found: dict[str, Any]) -> str:
+    methods = [name for name in next(iter(found["networks"].values())) if name != "plain"]
+    rows = [
+        [network.removesuffix(", eager"), f"{per['plain']['median_ms']:.1f} ms, {per['plain']['launches']}"]
+        + [f"{per['plain']['images_per_second']:,.0f}"]
+        + [f"{per[name]['ratio']:.2f}, {per[name]['launches']}" for name in methods]
+        for network, per in found["networks"].items()
+    ]
+    return table(["network", "plain", "images / s", *methods], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "steps": ("speed", steps),
+    "gpu": ("gpu_speed", gpu),
     "search": ("speed", search),
     "trainers": ("trainers", trainers),
     "sam": ("peers", sam),
