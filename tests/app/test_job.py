@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pof._support.modules import convolutions_channels_last
@@ -94,3 +95,26 @@ def test_networks_that_draw_from_python_and_numpy_are_the_same_for_a_seed(tmp_pa
         assert main([*plain, "--batch_size", "20", "--out", str(tmp_path / str(number))]) == 0
         found.append((tmp_path / str(number) / "model.safetensors").read_bytes())
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("method", ["pof", "sam"])
+def test_a_compiled_run_runs_compiled_and_learns_the_same(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, original = [0], nn.Module.compile
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def counted(*given: Any) -> Any:
+            calls[0] += 1
+            return graph(*given)
+
+        return counted
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **more: original(self, backend=backend, **more))
+    words = ["train", "--data", "digits", "--model", "small-cnn", "--train_size", "60", "--batch_size", "20"]
+    words += ["--epochs", "2", "--device", "cpu", "--precision", "fp32", "--method", method]
+    for name, compiled in {"plain": "false", "compiled": "true"}.items():
+        assert main([*words, "--compile", compiled, "--out", str(tmp_path / name)]) == 0
+        assert (calls[0] > 0) == (compiled == "true")
+    plain, compiled_ones = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "compiled"))
+    torch.testing.assert_close(plain, compiled_ones, rtol=1e-5, atol=1e-5)
