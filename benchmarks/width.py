@@ -41,11 +41,18 @@ def shares_of(out: Path, name: str) -> dict[str, dict[str, float]]:
     }
 
 
+def hardware_of(out: Path) -> list[str]:
+    """Devices and versions of torch of the runs."""
+    found = [json.loads(file.read_text()) for file in sorted((out / "runs").glob("*/environment.json"))]
+    device = [env["processor"] if env["device"] == "cpu" else env["device"] for env in found]
+    return sorted({f"{name}, torch {env['packages']['torch']}" for name, env in zip(device, found, strict=True)})
+
+
 def collect(out: Path, name: str) -> dict[str, Any]:
     summary = json.loads((out / name / "summary.json").read_text())
     entries = [{key: entry[key] for key in KEPT} for entry in summary["entries"]]
     own = {key: summary[key] for key in ("control", "measure", "commits", "recipe", "runs")}
-    return {**own, "entries": entries, "shares": shares_of(out, name)}
+    return {**own, "hardware": hardware_of(out), "entries": entries, "shares": shares_of(out, name)}
 
 
 def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> None:
