@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed import mlp, sam_step, small_cnn, step_of
+from speed import fitted, mlp, small_cnn, steps_of
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
-import pof
 from pof.app.run_folder import environment
 from pof.models import build_model
 
@@ -77,27 +76,15 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], classes: int
     if len(shape) == 3:
         images, other = (batch.to(memory_format=torch.channels_last) for batch in (images, other))
     labels, others = (torch.randint(classes, (BATCH,), device=DEVICE) for _ in range(2))
-    fitted = build().to(DEVICE, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(fitted.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(30):  # at the loss of guessing, head ascent has nothing to search
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(fitted(images), labels).backward()
-        optimizer.step()
+    start = fitted(build().to(DEVICE, memory_format=torch.channels_last), images, labels, lr=0.02)
 
     def network() -> nn.Module:
-        made = copy.deepcopy(fitted)
+        made = copy.deepcopy(start)
         if compiled:
             made.compile(dynamic=False)
         return made
 
-    steps = {
-        "plain": step_of(pof.Finetune(network()), images, labels),
-        "pof": step_of(pof.PoF(network()), images, labels, other, others),
-        "pof previous": step_of(pof.PoF(network(), features="previous"), images, labels),
-        "head ascent": step_of(pof.HeadAscent(network(), level=0.9), images, labels),
-        "sam": sam_step(network(), images, labels),
-    }
-    steps = {name: in_bf16(step) for name, step in steps.items()}
+    steps = {name: in_bf16(step) for name, step in steps_of(network, images, labels, other, others).items()}
     times = medians(steps, rounds)
     plain = times["plain"]
     return {

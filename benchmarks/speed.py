@@ -19,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,29 @@ def sam_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], A
     return lambda: optimizer.step(closure)
 
 
+def fitted(model: nn.Module, images: Tensor, labels: Tensor, *, lr: float) -> nn.Module:
+    """Fit a network a little, in place: at the loss of guessing, head ascent has nothing to search."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model
+
+
+def steps_of(
+    network: Callable[[], nn.Module], images: Tensor, labels: Tensor, other: Tensor, others: Tensor
+) -> dict[str, Callable[[], Any]]:
+    """A step of each method, each on a network of its own."""
+    return {
+        "plain": step_of(pof.Finetune(network()), images, labels),
+        "pof": step_of(pof.PoF(network()), images, labels, other, others),
+        "pof previous": step_of(pof.PoF(network(), features="previous"), images, labels),
+        "head ascent": step_of(pof.HeadAscent(network(), level=0.9), images, labels),
+        "sam": sam_step(network(), images, labels),
+    }
+
+
 def measure_steps(repetitions: int) -> dict[str, Any]:
     found = {}
     for name, (build, size, shape) in NETWORKS.items():
@@ -117,24 +141,8 @@ def measure_steps(repetitions: int) -> dict[str, Any]:
             torch.randint(10, (size,)),
         )
 
-        # Fitted a little: at the loss of guessing, head ascent has nothing to search.
-        fitted = build().to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(fitted.parameters(), lr=0.05, momentum=0.9)
-        for _ in range(30):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(fitted(images), labels).backward()
-            optimizer.step()
-
-        def network(fitted: nn.Module = fitted) -> nn.Module:
-            return copy.deepcopy(fitted)
-
-        steps = {
-            "plain": step_of(pof.Finetune(network()), images, labels),
-            "pof": step_of(pof.PoF(network()), images, labels, other, others),
-            "pof previous": step_of(pof.PoF(network(), features="previous"), images, labels),
-            "head ascent": step_of(pof.HeadAscent(network(), level=0.9), images, labels),
-            "sam": sam_step(network(), images, labels),
-        }
+        start = fitted(build().to(memory_format=torch.channels_last), images, labels, lr=0.05)
+        steps = steps_of(partial(copy.deepcopy, start), images, labels, other, others)
         rounds = repetitions * (1 if name.startswith("resnet") else 8)
         times = medians(steps, rounds)
         found[name] = {

@@ -19,7 +19,7 @@ from pof.models import Preprocessing, build_model, preprocessing_of
 from tests.data.test_images import photograph
 from tests.models import folders
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", reason="networks of Transformers: pip install 'pof[transformers]'")
 TRAIN = ["--epochs", "1", "--batch_size", "4", "--lr", "0.01", "--workers", "0", "--validation", "0", "--device", "cpu"]
 TRAIN += ["--precision", "fp32"]
 TEXTS = """

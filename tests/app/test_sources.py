@@ -150,7 +150,7 @@ def of_vectors(here: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def of_datasets(here: Path, patch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    datasets = pytest.importorskip("datasets", reason="folders of datasets: pip install 'pof[data]'")
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "cache")
     datasets.disable_progress_bars()
     animals(here / "files")

@@ -172,7 +172,7 @@ def test_a_search_finds_the_same_on_the_cluster(nodes: Nodes, tmp_path: Path) ->
 
 
 def test_an_address_without_a_cluster_is_said_at_once() -> None:
-    pytest.importorskip("ray", reason="connects to Ray")
+    pytest.importorskip("ray", reason="connects to a cluster of Ray: pip install 'pof[ray]'")
     with socket.socket() as taken:
         taken.bind(("localhost", 0))  # and nobody listens
         address = f"localhost:{taken.getsockname()[1]}"
@@ -195,6 +195,6 @@ def test_without_ray_it_is_said_what_brings_it(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("options", [{"num_cpus": 0.0}, {"num_gpus": float("nan")}])
 def test_numbers_that_cannot_be_are_refused(options: dict[str, float]) -> None:
-    pytest.importorskip("ray", reason="reads Ray's options")
+    pytest.importorskip("ray", reason="reads Ray's options: pip install 'pof[ray]'")
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"), connected(**options):
         pass

@@ -20,7 +20,7 @@ from pof.app.experiment.recipe import parse_recipe
 from pof.app.report import Bounds, read_run, write_report
 from tests.app.experiment.test_summary import RECIPE, rows
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+selenium = pytest.importorskip("selenium", reason="a browser is driven by selenium: pip install selenium")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
