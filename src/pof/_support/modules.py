@@ -16,6 +16,17 @@ TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def every(module: nn.Module) -> list[nn.Module]:
+    """All submodules and the module itself, each once; in a step ``modules()`` costs as much as a small layer."""
+    found, waiting = {module: None}, [module]
+    while waiting:
+        for child in waiting.pop()._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode; afterwards each has its own mode again."""
@@ -69,19 +80,21 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """
     norms: list[Any] = []
     saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
-    for m in module.modules():  # once: a walk costs as much as a small layer
-        if m.training:
+    for m in every(module):
+        if m._buffers and m.training:
             norms += [m] if isinstance(m, BATCH_NORMS) and m.track_running_stats else []
+            obeys = _stops_tracking(m)
             for name, buffer in m._buffers.items():
-                if buffer is not None and not (name in TRACKED and _stops_tracking(m)):
+                if buffer is not None and not (obeys and name in TRACKED):
                     saved.append((m, name, buffer, buffer.clone()))
+    # Not by setattr, which asks whether the value is a parameter, a buffer or a module.
     for norm in norms:
-        norm.track_running_stats = False
+        vars(norm)["track_running_stats"] = False
     try:
         yield
     finally:
         for norm in norms:
-            norm.track_running_stats = True
+            vars(norm)["track_running_stats"] = True
         with torch.no_grad():
             for m, name, buffer, value in saved:
                 # Some write into their buffer, some put a new tensor in its place.

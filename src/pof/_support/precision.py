@@ -13,6 +13,7 @@ from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+_NOTHING: AbstractContextManager[None] = nullcontext()
 AUTOCAST: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,7 +69,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
     """Run the body under autocast to ``dtype``; None is none, whatever there is outside."""
     if dtype is None and not _autocasts(device.type):
-        return nullcontext()
+        return _NOTHING
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     return context
 
@@ -76,7 +77,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Run the body in the dtypes of its tensors, whatever autocast and TF32 do outside; also without autocast."""
     if not _autocasts(device.type):
-        return nullcontext()
+        return _NOTHING
     context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         return _both(context, float32_products(device, "highest"))
@@ -100,7 +101,7 @@ def without_cast_cache(device: torch.device) -> AbstractContextManager[None]:
     first, which have no graph, and the weights themselves would get no gradient.
     """
     if not _autocasts(device.type):
-        return nullcontext()
+        return _NOTHING
     dtype = torch.get_autocast_dtype(device.type)
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, cache_enabled=False)
     return context

@@ -37,7 +37,7 @@ def chosen_loss(asked: AskedLoss, label_smoothing: float = 0.0, class_weights: T
 def mean_loss(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
     """The loss of logits (N, C), also where this process has no sample in the mini-batch."""
     # It gets 0 with a graph of zeros, so that it takes part in what the others exchange.
-    if distributed.active() and not logits.shape[0]:
+    if not logits.shape[0] and distributed.active():
         return logits.sum()
     found: Tensor = loss(logits, targets)
     return found

@@ -32,6 +32,10 @@ from pof.perturbation.targets import Targets, cross_entropy, encode_targets, log
 _ROUND, _MOST_BITS = 2**23, 12
 
 
+Affine = tuple[Tensor, Tensor | None]
+"""Weight (C, D) and bias (C,), or None, of a linear head."""
+
+
 @dataclass(frozen=True)
 class HeadGradient:
     """The normalised head gradient g_hat = g / ||g||, the norm over weight and bias jointly."""
@@ -46,6 +50,14 @@ class HeadGradient:
     def respond(self, features: Tensor) -> Tensor:
         """Response R (N, C) of the logits of features (N, D) to g_hat, with their graph."""
         return respond(features, self.weight, self.bias)
+
+    @torch.no_grad()
+    def moved(self, theta: Affine, amount: Tensor) -> Affine:
+        """Weight and bias at theta - amount * g_hat."""
+        weight, bias = theta
+        moved = torch.addcmul(weight, self.weight, amount, value=-1)
+        together = bias is not None and self.bias is not None
+        return moved, torch.addcmul(bias, self.bias, amount, value=-1) if together else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,24 +178,24 @@ def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSea
             # Samples of weight zero have no part in the loss, nor in its separability.
             response = response.masked_fill((encoded.unequal == 0).unsqueeze(1), 0.0)
         moved = response - encoded.expectation(response)
-        scale, lead = torch.linalg.vector_norm(moved, torch.inf), encoded.lead(response, moved).amin()
+        lead = encoded.lead(response, moved)
         if _on_processor(logits):
-            root, size = 0.0, scale.item()
-            turning = lead.item() < 0 or not size > 0
+            lowest, highest = (end.item() for end in moved.aminmax())
+            root, size = 0.0, max(-lowest, highest)
+            turning = (lowest if lead is moved else lead.amin().item()) < 0 or not size > 0
             if turning and size > 0:
                 moved = moved / size
                 weighted = moved if encoded.unequal is None else encoded.weigh(moved)
                 both = torch.stack([weighted, -weighted]).clamp_min_(0.0).flatten(1)
-                values = torch.empty_like(logits)
-                flat = values.view(-1)
 
                 def sides(xi: float) -> Any:
-                    torch.softmax(torch.add(logits, moved, alpha=-xi) if xi else logits, 1, out=values)
-                    return torch.mv(both, flat).tolist()
+                    probabilities = torch.softmax(torch.add(logits, moved, alpha=-xi) if xi else logits, 1)
+                    return torch.mv(both, probabilities.view(-1)).tolist()
 
                 root = crossing(sides, torch.finfo(logits.dtype).eps)
             return _found(logits, response, encoded, *_tensors(root, size, turning, logits))
-        bounded = (lead < 0) | (scale == 0)
+        scale = torch.linalg.vector_norm(moved, torch.inf)
+        bounded = (lead.amin() < 0) | (scale == 0)
         scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
         moved = moved / scale
         weighted = encoded.weigh(moved).flatten()
