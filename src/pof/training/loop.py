@@ -187,7 +187,7 @@ class Loop:
     def _step(self, window: list[Micro]) -> StepResult:
         try:
             result = self.stepper.step(window)
-            if distributed.active() and self.unreached is None:
+            if self.unreached is None:
                 named = self.method.model.named_parameters()
                 self.unreached = [name for name, p in named if p.requires_grad and p.grad is None]
             return result
