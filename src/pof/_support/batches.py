@@ -30,16 +30,16 @@ def unpack(batch: Any) -> tuple[Inputs, Tensor]:
     A mapping has its targets under one of ``TARGET_KEYS``; so have named tuples and dataclasses of more than two
     fields.  Targets are as :func:`class_targets` makes them.
     """
+    if isinstance(batch, Sequence) and len(batch) == 2:
+        return batch[0], _targets(batch[1])
     fields = _fields(batch)
     if fields is not None:
-        batch = tuple(fields.values()) if len(fields) == 2 else fields
+        return unpack(tuple(fields.values()) if len(fields) == 2 else fields)
     if isinstance(batch, Mapping):
         found = [key for key in TARGET_KEYS if key in batch]
         if len(found) != 1:
             raise ValueError(f"a dict batch needs exactly one of the keys {TARGET_KEYS}; got the keys {sorted(batch)}")
         return {key: value for key, value in batch.items() if key != found[0]}, _targets(batch[found[0]])
-    if isinstance(batch, Sequence) and len(batch) == 2:
-        return batch[0], _targets(batch[1])
     size = f" of length {len(batch)}" if isinstance(batch, Sequence) else ""
     raise ValueError(f"a batch must be (inputs, targets) or a dict with 'labels'; got {type(batch).__name__}{size}")
 
@@ -60,7 +60,7 @@ def _targets(given: Any) -> Any:
 
 def samples_of(targets: Any) -> int:
     """Count the samples of a mini-batch by its targets, which for a custom loss may be a mapping of tensors."""
-    return len(targets if isinstance(targets, Tensor) else tensors_of(targets)[0])
+    return (targets if isinstance(targets, Tensor) else tensors_of(targets)[0]).size(0)
 
 
 def class_targets(targets: Any, classes: int | None = None) -> Any:
@@ -71,6 +71,8 @@ def class_targets(targets: Any, classes: int | None = None) -> Any:
     """
     if not isinstance(targets, Tensor):
         targets = _as_tensor(targets)
+    elif targets.dtype is torch.int64 and targets.ndim == 1:
+        return targets
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         return targets
     if targets.ndim == 2 and targets.shape[1] == 1:
@@ -100,6 +102,8 @@ def _from_one_hot(targets: Tensor) -> Tensor:
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """Call ``model`` on inputs (N, ...): a mapping as keywords, several inputs as its ``forward`` takes them."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
     args, kwargs = arguments(model, inputs)
     return model(*args, **kwargs)
 
@@ -201,10 +205,12 @@ def to_device(value: T, device: torch.device | str) -> T:
     return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=True)))
 
 
-def for_training(value: T) -> T:
-    """A (nested) batch that training can take: its tensors have no graph, and none is of ``torch.inference_mode``."""
+def for_training(value: T, device: torch.device) -> T:
+    """A (nested) batch as training can take it: on the device, without graph, and not of ``torch.inference_mode``."""
 
     def change(tensor: Tensor) -> Tensor:
+        if tensor.device != device:
+            tensor = tensor.to(device, non_blocking=True)
         return tensor.detach().clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
 
     return cast("T", _mapped(value, change))

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+_AVAILABLE = dist.is_available()
 
 
 def active() -> bool:
     """Tell whether more than one process takes part, under an initialised process group."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _AVAILABLE and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:

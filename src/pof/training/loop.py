@@ -187,7 +187,7 @@ class Loop:
     def _step(self, window: list[Micro]) -> StepResult:
         try:
             result = self.stepper.step(window)
-            if distributed.active() and self.unreached is None:
+            if self.unreached is None:
                 named = self.method.model.named_parameters()
                 self.unreached = [name for name, p in named if p.requires_grad and p.grad is None]
             return result
@@ -201,19 +201,17 @@ class Loop:
         """Read the losses of the last steps: log them, and stop at the first that is not finite."""
         if not self.pending:
             return
-        names = ["loss", *self.pending[0][2].metrics]
-        means, totals = read_results([result for _, _, result in self.pending])
-        for (step, rate, _), values, total in zip(self.pending, means, totals, strict=True):
-            row = dict(zip(names, values, strict=True))
-            if not math.isfinite(row["loss"]):
+        found = read_results([result for _, _, result in self.pending])
+        for (step, rate, _), (means, weight) in zip(self.pending, found, strict=True):
+            if not math.isfinite(means["loss"]):
                 raise _Diverged(
-                    f"the loss became {row['loss']} at step {step} (epoch {self.epoch + 1}, learning rate {rate:g});"
+                    f"the loss became {means['loss']} at step {step} (epoch {self.epoch + 1}, learning rate {rate:g});"
                     f" the network of epoch {self.selection.epoch} was put back. Remedy: {self.method.remedy}"
                 )
-            for name, value in row.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value * total
-            self.sums["weight"] = self.sums.get("weight", 0.0) + total
-            self.log({"event": "step", "step": step, "epoch": self.epoch + 1, "lr": rate, **row})
+            for name, value in means.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * weight
+            self.sums["weight"] = self.sums.get("weight", 0.0) + weight
+            self.log({"event": "step", "step": step, "epoch": self.epoch + 1, "lr": rate, **means})
         self.pending.clear()
 
     def _check_finite(self) -> None:

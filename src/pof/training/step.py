@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -25,11 +25,11 @@ TINY = torch.finfo(torch.float64).tiny
 class StepResult:
     """Means over a step, on the device."""
 
-    loss: Tensor
+    means: dict[str, Tensor]
+    """``loss``, and behind it the metrics in the order of their names."""
     weight: Tensor
     """What the step counts in the mean of an epoch, scalar of float64: the weights of its mini-batches."""
     samples: int
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Stepper:
@@ -50,6 +50,8 @@ class Stepper:
         self.method, self.optimizer, self.clip_norm = method, optimizer, clip_norm
         self.device = next(method.parameters()).device
         self.autocast = AUTOCAST[precision]
+        self._in_precision = autocast(self.device, self.autocast)
+        self._perturbing = optimizer if isinstance(optimizer, PerturbingOptimizer) else None
         if precision == "fp16" and any(p.dtype == torch.float16 for p in method.trainable_parameters()):
             raise ValueError(
                 "precision='fp16' casts float32 weights for each pass, and these are float16 themselves: use"
@@ -83,39 +85,48 @@ class Stepper:
 
     def _passes(self, window: list[Micro]) -> StepResult:
         """Compute the gradients, as often as the optimizer wants."""
-        if not isinstance(self.optimizer, PerturbingOptimizer):
+        optimizer = self._perturbing
+        if optimizer is None:
             return self._gradients(window)
         if self.scaler.is_enabled():
-            self.optimizer.loss_scale = self.scaler.get_scale()
-        result = self.optimizer.run_passes(lambda: self._gradients(window), self.method)
-        if "budget" not in result.metrics:
+            optimizer.loss_scale = self.scaler.get_scale()
+        result = optimizer.run_passes(lambda: self._gradients(window), self.method)
+        if "budget" not in result.means:
             return result
         # LE-SAM's radius is known after the pass whose metrics count.
-        radius = self.optimizer.radius if self.optimizer.radius is not None else torch.zeros_like(result.loss)
-        return replace(result, metrics=result.metrics | {"radius": radius.to(result.loss)})
+        loss = result.means["loss"]
+        radius = optimizer.radius if optimizer.radius is not None else torch.zeros_like(loss)
+        return replace(result, means=result.means | {"radius": radius.to(loss)})
 
     def _gradients(self, window: list[Micro]) -> StepResult:
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear()
         weights = [self.method.weight_of(micro.targets) for micro in window]
-        shares = shares_of(weights)
-        counts = [self.method.penalty_weight_of(micro.targets) for micro in window]
-        known = [count for count in counts if count is not None]
-        own = shares_of(known) if known else [None] * len(window)
         outputs = []
-        for number, (micro, share, of_penalty) in enumerate(zip(window, shares, own, strict=True)):
-            with self._synchronised(last=number + 1 == len(window)):
-                output = self._forward(micro)
-                loss = weighted(output.loss, share)
-                if output.penalty is not None and share is not None and of_penalty is not None:
-                    loss = loss + weighted(output.penalty, of_penalty - share)
+        for number, (micro, share) in enumerate(zip(window, self._shares(window, weights), strict=True), 1):
+            with self._synchronised(last=number == len(window)):
+                with self._in_precision:
+                    output: StepOutput = self.module(micro.inputs, micro.targets, *(micro.reference or ()))
+                loss = output.loss if share is None else _share_of(output, *share)
                 torch.autograd.backward(self.scaler.scale(loss))
             outputs.append(output)
-        return _mean(outputs, weights, sum(micro.size for micro in window))
+        return _mean(outputs, weights, sum([micro.size for micro in window]))
 
-    def _forward(self, micro: Micro) -> StepOutput:
-        with autocast(self.device, self.autocast):
-            output: StepOutput = self.module(micro.inputs, micro.targets, *(micro.reference or ()))
-        return output
+    def _clear(self) -> None:
+        """Clear the gradients; torch's own ``zero_grad`` takes longer to note itself for a profiler than to clear."""
+        if type(self.optimizer).zero_grad is not Optimizer.zero_grad:
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def _shares(self, window: list[Micro], weights: list[Tensor]) -> list[tuple[Tensor, Tensor | None]] | list[None]:
+        """The share of each mini-batch in the step, and of its penalty where that is another one; None is all."""
+        if len(window) == 1 and not isinstance(self.module, DistributedDataParallel):
+            return [None]
+        counts = [self.method.penalty_weight_of(micro.targets) for micro in window]
+        known = [count for count in counts if count is not None]
+        return list(zip(shares_of(weights), shares_of(known) if known else [None] * len(window), strict=True))
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
         if last or not isinstance(self.module, DistributedDataParallel):
@@ -123,15 +134,20 @@ class Stepper:
         return self.module.no_sync()
 
 
-def weighted(loss: Tensor, share: Tensor | None) -> Tensor:
-    """The loss of a mini-batch times its share of the step; None is all of it."""
-    return loss if share is None else loss * share.to(loss.dtype)
+def weighted(loss: Tensor, share: Tensor) -> Tensor:
+    """The loss of a mini-batch times its share of the step."""
+    return loss * share.to(loss.dtype)
 
 
-def shares_of(weights: list[Tensor]) -> list[Tensor] | list[None]:
+def _share_of(output: StepOutput, share: Tensor, of_penalty: Tensor | None) -> Tensor:
+    loss = weighted(output.loss, share)
+    if output.penalty is None or of_penalty is None:
+        return loss
+    return loss + weighted(output.penalty, of_penalty - share)
+
+
+def shares_of(weights: list[Tensor]) -> list[Tensor]:
     """The shares of mini-batches in a step over all processes; times the number of processes, by which DDP divides."""
-    if len(weights) == 1 and not distributed.active():
-        return [None]
     total, processes = over_processes(torch.stack(weights).sum())
     return [weight * processes / total.clamp_min(TINY) for weight in weights]
 
@@ -146,28 +162,24 @@ def over_processes(weight: Tensor) -> tuple[Tensor, int]:
 
 
 def _mean(outputs: list[StepOutput], counts: list[Tensor], samples: int) -> StepResult:
-    if len(outputs) == 1:
-        only = {name: value.detach() for name, value in sorted(outputs[0].metrics.items())}
-        return StepResult(outputs[0].loss.detach(), counts[0], samples, only)
+    common = sorted([name for name in outputs[0].metrics if all(name in o.metrics for o in outputs)])
+    values = [{"loss": o.loss.detach(), **{name: o.metrics[name].detach() for name in common}} for o in outputs]
+    if len(values) == 1:
+        return StepResult(values[0], counts[0], samples)
     # A process may have no sample in a window, or none that counts.
     weights = torch.stack(counts)
     shares = weights / weights.sum().clamp_min(TINY)
-
-    def mean(values: list[Tensor]) -> Tensor:
-        return (torch.stack([v.detach().double() for v in values]) * shares).sum()
-
-    names = set(outputs[0].metrics).intersection(*(o.metrics for o in outputs))
-    metrics = {name: mean([o.metrics[name] for o in outputs]) for name in sorted(names)}
-    return StepResult(mean([o.loss for o in outputs]), weights.sum(), samples, metrics)
+    means = {name: (torch.stack([each[name].double() for each in values]) * shares).sum() for name in values[0]}
+    return StepResult(means, weights.sum(), samples)
 
 
-def read_results(results: list[StepResult]) -> tuple[list[list[float]], list[float]]:
-    """Means and weights of steps over the processes, as numbers: one host synchronisation for all of them."""
-    values, weights = [[r.loss, *r.metrics.values()] for r in results], [r.weight for r in results]
-    if weights[0].device.type == "cpu" and not distributed.active():
-        return [[float(each) for each in row] for row in values], [float(each) for each in weights]
-    own = torch.stack([torch.stack([each.double() for each in row]) for row in values])
-    return distributed.weighted_mean(own, torch.stack(weights))
+def read_results(results: list[StepResult]) -> Iterable[tuple[dict[str, float], float]]:
+    """Means by their names and weights of steps over the processes: one host synchronisation for all of them."""
+    if results[0].weight.device.type == "cpu" and not distributed.active():
+        return [({name: float(each) for name, each in r.means.items()}, float(r.weight)) for r in results]
+    own = torch.stack([torch.stack([each.double() for each in r.means.values()]) for r in results])
+    means, weights = distributed.weighted_mean(own, torch.stack([r.weight for r in results]))
+    return zip((dict(zip(results[0].means, row, strict=True)) for row in means), weights, strict=True)
 
 
 def in_words(error: Exception, step: int, samples: int, unreached: Sequence[str]) -> str | None:

@@ -261,7 +261,12 @@ class Stream(Generic[T]):
 
 def micro_batches(loader: Iterable[Any], references: bool, device: torch.device) -> Stream[tuple[Inputs, Tensor]]:
     """Stream the mini-batches of a loader, taken apart, on the device."""
-    return Stream(loader, references, lambda batch: for_training(unpack(to_device(batch, device))))
+
+    def convert(batch: Any) -> tuple[Inputs, Tensor]:
+        inputs, targets = unpack(batch)
+        return for_training(inputs, device), for_training(targets, device)
+
+    return Stream(loader, references, convert)
 
 
 def windows(
