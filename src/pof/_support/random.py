@@ -62,14 +62,7 @@ def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False
     For bodies that draw as they like, such as a custom loader or data set; without ``cuda`` those of the CPU alone, and
     with ``torch_only`` those of torch (the state of NumPy's takes 0.1 ms).
     """
-    numpy = None if torch_only else _numpy_random()
-    before: list[tuple[Callable[[Any], object], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
-    if not torch_only:
-        before.append((random.setstate, random.getstate()))
-    if numpy is not None:
-        before.append((numpy.set_state, numpy.get_state()))
-    if cuda and torch.cuda.is_available():
-        before.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    before = _states(cuda=cuda, torch_only=torch_only)
     for generator in loader_generators(loader):
         before.append((generator.set_state, generator.get_state()))
     try:
@@ -77,6 +70,20 @@ def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False
     finally:
         for put_back, state in before:
             put_back(state)
+
+
+def _states(*, cuda: bool, torch_only: bool) -> list[tuple[Callable[[Any], object], Any]]:
+    """What puts each global generator back, and the state to give it."""
+    own = torch.default_generator
+    states: list[tuple[Callable[[Any], object], Any]] = [(own.set_state, own.get_state())]
+    if not torch_only:
+        states.append((random.setstate, random.getstate()))
+        numpy = _numpy_random()
+        if numpy is not None:
+            states.append((numpy.set_state, numpy.get_state()))
+    if cuda and torch.cuda.is_available():
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    return states
 
 
 @contextmanager
@@ -87,16 +94,20 @@ def isolated(seed: int, device: torch.device | str = "cpu", *, torch_only: bool 
     must not move the training's own stream runs inside this.
     """
     cuda = torch.device(device).type == "cuda"
-    numpy = None if torch_only else _numpy_random()
-    with preserved(cuda=cuda, torch_only=torch_only):
+    before = _states(cuda=cuda, torch_only=torch_only)
+    try:
         torch.default_generator.manual_seed(seed)
         if not torch_only:
             random.seed(seed)
-        if numpy is not None:
-            numpy.seed(seed % 2**32)
+            numpy = _numpy_random()
+            if numpy is not None:
+                numpy.seed(seed % 2**32)
         if cuda:
             torch.cuda.manual_seed(seed)
         yield
+    finally:
+        for put_back, state in before:
+            put_back(state)
 
 
 class Foreign:

@@ -73,6 +73,7 @@ class SplitModel(nn.Module):
         super().__init__()
         self.model = model
         self.head_name = head_name
+        self._path = tuple(filter(None, head_name.split(".")))
         self.end = end
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
@@ -101,8 +102,8 @@ class SplitModel(nn.Module):
 
     @property
     def _module(self) -> nn.Module:
-        found: Any = self.model
-        for name in filter(None, self.head_name.split(".")):
+        found: Any = self._modules["model"]
+        for name in self._path:
             found = found._modules[name]
         return cast("nn.Module", found)
 
@@ -183,7 +184,7 @@ class SplitModel(nn.Module):
         if self._unchecked:
             check(inputs)
         features, logits, output = listen(inputs)
-        if self.training and not self._told and not torch.compiler.is_compiling():
+        if not self._told and self.training and not torch.compiler.is_compiling():
             self._told = True
             tell_of_auxiliary(output)
         return self._cut(inputs, features, logits)
@@ -207,8 +208,10 @@ class SplitModel(nn.Module):
         Raises:
             ValueError: as :meth:`features_and_logits`; where the network returns something else than a step before.
         """
-        if not self.returns_logits:
-            return self.features_and_logits(inputs)[1]
+        return self.returned(inputs) if self.returns_logits else self.features_and_logits(inputs)[1]
+
+    def returned(self, inputs: Inputs) -> Tensor:
+        """As :meth:`logits`, where ``returns_logits``."""
         output = call(self.model, inputs)
         if not isinstance(output, Tensor) or output.ndim != 2 or self._has_changed(output):
             kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -230,6 +233,8 @@ class SplitModel(nn.Module):
     def _cut(self, inputs: Inputs, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Refuse what is no vector per sample, and give both as matrices."""
         samples = inputs.size(0) if isinstance(inputs, Tensor) else features.shape[0]
+        if self.linear and features.ndim == logits.ndim == 2 and features.shape[0] == samples:
+            return features, logits
         maps = (1, 1) if isinstance(self._module, nn.Conv2d) else ()
         if self.linear and (features.shape[2:] != maps or features.ndim < 2 or features.shape[0] != samples):
             raise ValueError(
@@ -271,10 +276,10 @@ class SplitModel(nn.Module):
             )
         if torch.is_grad_enabled() and not logits.requires_grad:
             self._refuse_lost_graph(output)
-        wide = logits.ndim == 2 and logits.dtype in {torch.float32, torch.float64}
-        plain = self.model.training and torch.is_grad_enabled() and wide
-        if plain and heard[0].is_still(output) and not distributed.has_fsdp(self.model):
-            self._heard_on, self._made_by = logits.device.type, type(output.grad_fn)
+        if self._heard_on is None and self.model.training and torch.is_grad_enabled():
+            wide = logits.ndim == 2 and logits.dtype in {torch.float32, torch.float64}
+            if wide and heard[0].is_still(output) and not distributed.has_fsdp(self.model):
+                self._heard_on, self._made_by = logits.device.type, type(output.grad_fn)
         return *self._reach(output, features, logits), output
 
     def _refuse_lost_graph(self, output: Any) -> None:

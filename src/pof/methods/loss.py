@@ -57,5 +57,5 @@ def features_and_logits(network: SplitModel, inputs: Inputs) -> tuple[Tensor, Te
 
 def plain_step(network: SplitModel, loss: Loss, inputs: Inputs, targets: Tensor) -> StepOutput:
     """The plain loss and the logits of a mini-batch."""
-    logits = network.logits(inputs) if network.returns_logits else features_and_logits(network, inputs)[1]
+    logits = network.returned(inputs) if network.returns_logits else features_and_logits(network, inputs)[1]
     return StepOutput(mean_loss(loss, logits, targets), logits.detach())

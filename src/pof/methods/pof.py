@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples
 from pof._support.checks import MOST_SEED, finite, whole_number
-from pof._support.modules import frozen_statistics, running_statistics
+from pof._support.modules import every, frozen_statistics, running_statistics
 from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
 from pof.head.split import split
@@ -138,7 +139,8 @@ class PoF(Method):
             ValueError: if fresh features are asked for in training mode and no reference is given.
         """
         reference = self._reference(reference_inputs, reference_targets)
-        features, logits = features_and_logits(self.network, inputs)
+        network = self.network
+        features, logits = features_and_logits(network, inputs)
         if self.features == "previous" and self.training:
             # Gathered at once: every process then holds the same state, which a checkpoint saves once.
             used = slice(self.reference_size)
@@ -148,8 +150,8 @@ class PoF(Method):
             bounded = torch.ones_like(radius, dtype=torch.bool)
         else:
             seen, labels, known = reference
-            with running_statistics(self.network.head) if self.batch_norm == "running" else nullcontext():
-                line = along_head_gradient(self.network, seen, labels, self.loss, known)
+            with running_statistics(network.head) if self.batch_norm == "running" else nullcontext():
+                line = along_head_gradient(network, seen, labels, self.loss, known)
                 search = line.minimise()
             expansion = self._draw_expansion()
             norm, radius, bounded = line.norm, search.radius, search.bounded
@@ -184,14 +186,15 @@ class PoF(Method):
 
     @torch.no_grad()
     def _fresh(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        modes = {"batch": frozen_statistics, "running": running_statistics}
-        device = next(self.network.parameters()).device
-        torch_only = _draws_from_torch_only(self.network.model)
+        network = self.network
+        device = next(network.head.parameters()).device
+        torch_only = _draws_from_torch_only(network.model)
         with isolated(draw_seed(self._generator), device, torch_only=torch_only), without_cast_cache(device):
             if self.batch_norm == "update":
-                return features_and_logits(self.network, inputs)
-            with modes[self.batch_norm](self.network.model):
-                return features_and_logits(self.network, inputs)
+                return features_and_logits(network, inputs)
+            mode = frozen_statistics if self.batch_norm == "batch" else running_statistics
+            with mode(network.model):
+                return features_and_logits(network, inputs)
 
     def _draw_expansion(self) -> float:
         if self.sampling == "fixed":
@@ -212,4 +215,9 @@ class PoF(Method):
 
 def _draws_from_torch_only(model: nn.Module) -> bool:
     """Whether every layer is known to draw from no generator of Python or NumPy; custom ones may."""
-    return all(type(m).__module__.startswith(("torch.", "torchvision.", "pof.models.")) for m in model.modules())
+    return all(map(_is_of_torch, {type(module) for module in every(model)}))
+
+
+@cache
+def _is_of_torch(kind: type[nn.Module]) -> bool:
+    return kind.__module__.startswith(("torch.", "torchvision.", "pof.models."))

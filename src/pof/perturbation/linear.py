@@ -51,7 +51,6 @@ class HeadGradient:
         """Response R (N, C) of the logits of features (N, D) to g_hat, with their graph."""
         return respond(features, self.weight, self.bias)
 
-    @torch.no_grad()
     def moved(self, theta: Affine, amount: Tensor) -> Affine:
         """Weight and bias at theta - amount * g_hat."""
         weight, bias = theta
@@ -116,23 +115,23 @@ def head_gradient(
     _check_linear(features, weight, bias)
     dtype = wide_dtype(features, weight)
     features, weight = features.to(dtype), weight.to(dtype)
-    logits = respond(features, weight, None if bias is None else bias.to(weight.dtype))
-    encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
-    return gradient_of(features, logit_gradient(logits, encoded), bias=bias is not None)
+    with without_autocast(features.device):
+        logits = F.linear(features, weight, None if bias is None else bias.to(dtype))
+        encoded = encode_targets(targets, logits, label_smoothing, class_weights=class_weights)
+        return gradient_of(features, logit_gradient(logits, encoded), bias=bias is not None)
 
 
 def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradient:
-    """As :func:`head_gradient`, from features (N, D) and the gradient dZ (N, C) of the logits, in one dtype."""
-    (c, d), split = (residual.shape[1], features.shape[1]), residual.shape[1] * features.shape[1]
-    joint = features.new_empty(split + c * bias)
-    weight, offset = joint[:split].view(c, d), joint[split:] if bias else None
-    with torch.no_grad(), without_autocast(features.device):
-        torch.mm(residual.T, features, out=weight)
-        if offset is not None:
-            torch.sum(residual, 0, out=offset)
-        norm = norm_of(joint)
-        joint.div_(norm.clamp_min(torch.finfo(joint.dtype).tiny))
-        return HeadGradient(weight, offset, norm.to(joint.dtype))
+    """As :func:`head_gradient`, of features (N, D) and the gradient dZ (N, C) of the logits: one dtype, no autocast."""
+    c, d = residual.shape[1], features.shape[1]
+    joint = features.new_empty(c * d + c * bias)
+    weight, offset = joint.split((c * d, c)) if bias else (joint, None)
+    weight = torch.mm(residual.T, features, out=weight.view(c, d))
+    if offset is not None:
+        torch.sum(residual, 0, out=offset)
+    norm = norm_of(joint)
+    joint.div_(norm.clamp_min(torch.finfo(joint.dtype).tiny))
+    return HeadGradient(weight, offset, norm.to(joint.dtype))
 
 
 @torch.no_grad()
@@ -170,9 +169,8 @@ def line_search(
     return _open_nan(minimum_along(logits, response, encoded), logits, response)
 
 
-@torch.no_grad()
 def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSearch:
-    """As :func:`line_search`, in the dtype of logits and response (N, C)."""
+    """As :func:`line_search`, in the dtype of logits and response (N, C), which have no graph."""
     with without_autocast(logits.device):
         if encoded.unequal is not None:
             # Samples of weight zero have no part in the loss, nor in its separability.
@@ -187,10 +185,12 @@ def minimum_along(logits: Tensor, response: Tensor, encoded: Targets) -> LineSea
                 moved = moved / size
                 weighted = moved if encoded.unequal is None else encoded.weigh(moved)
                 both = torch.stack([weighted, -weighted]).clamp_min_(0.0).flatten(1)
+                values = torch.empty_like(logits)
+                flat = values.view(-1)
 
                 def sides(xi: float) -> Any:
-                    probabilities = torch.softmax(torch.add(logits, moved, alpha=-xi) if xi else logits, 1)
-                    return torch.mv(both, probabilities.view(-1)).tolist()
+                    torch.softmax(torch.add(logits, moved, alpha=-xi) if xi else logits, 1, out=values)
+                    return torch.mv(both, flat).tolist()
 
                 root = crossing(sides, torch.finfo(logits.dtype).eps)
             return _found(logits, response, encoded, *_tensors(root, size, turning, logits))
@@ -236,9 +236,8 @@ def reach(
     return _open_nan(level_along(logits, response - encoded.expectation(response), encoded, level), logits, response)
 
 
-@torch.no_grad()
 def level_along(logits: Tensor, response: Tensor, encoded: Targets, level: Tensor | float) -> LineSearch:
-    """As :func:`reach`, in the dtype of logits and response (N, C), whose rows sum to 0 or are 0 at the targets."""
+    """As :func:`reach`; logits and response (N, C), its rows with sum 0 or 0 at the targets, in one dtype, no graph."""
     with without_autocast(logits.device):
         scale = torch.linalg.vector_norm(response, torch.inf)
         if _on_processor(logits):

@@ -45,6 +45,8 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     Returns:
         Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
     """
+    if isinstance(loss, CrossEntropy):
+        return loss.weight_of(targets)
     return _weight_of(*unwrapped(loss), targets)
 
 
@@ -62,14 +64,19 @@ def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:
-    kinds = (CrossEntropy, nn.CrossEntropyLoss, nn.NLLLoss)
-    entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
     if isinstance(loss, CrossEntropy):
-        targets = class_targets(targets, targets.shape[-1])
+        return loss.weight_of(targets)
+    kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
+    entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
     if not entropy or targets.is_floating_point():
         return tensors_of(targets)[0].new_full((), samples_of(targets), dtype=torch.float64)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else options.get("weight")
-    counted: Tensor = targets != getattr(loss, "ignore_index", options.get("ignore_index", IGNORED))
+    return _counted(targets, weights, getattr(loss, "ignore_index", options.get("ignore_index", IGNORED)))
+
+
+def _counted(targets: Tensor, weights: Tensor | None, ignored: int) -> Tensor:
+    """What class indices (N,) count: 1 each or their class weights (C,), scalar of float64; the ignored ones 0."""
+    counted: Tensor = targets != ignored
     if weights is None:
         return counted.sum(dtype=torch.float64)
     rows = weights.to(targets.device, torch.float64)[torch.where(counted, targets, 0).long()]
@@ -119,9 +126,10 @@ class CrossEntropy(Loss):
             ValueError: if targets or class weights do not fit the logits, or are no probabilities.
         """
         targets = class_targets(targets, logits.shape[1])
-        _check_probabilities(targets)
-        soft, on_processor = targets.is_floating_point(), logits.device.type == "cpu"
-        if soft or on_processor:
+        soft = targets.is_floating_point()
+        if soft:
+            _check_probabilities(targets)
+        if soft or logits.device.type == "cpu":
             loss = self._mean(logits, targets)
             if soft or not math.isnan(loss.item()):
                 return loss
@@ -131,7 +139,8 @@ class CrossEntropy(Loss):
         return torch.where(counts, loss, torch.zeros_like(loss))
 
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        weight = self._buffers["class_weights"]  # not by getattr, which looks among the parameters first
+        weight = None if weight is None else weight.to(logits.dtype)
         try:
             with without_autocast(logits.device):
                 return F.cross_entropy(logits, targets, weight=weight, label_smoothing=self.label_smoothing)
@@ -140,9 +149,17 @@ class CrossEntropy(Loss):
             check_targets(targets, len(logits), logits.shape[1], self.class_weights)
             raise
 
+    def weight_of(self, targets: Tensor) -> Tensor:
+        """As the function :func:`weight_of`, for this loss."""
+        targets = class_targets(targets, targets.shape[-1])
+        if targets.is_floating_point():
+            return targets.new_full((), len(targets), dtype=torch.float64)
+        return _counted(targets, self._buffers["class_weights"], IGNORED)
+
     def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
-        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights, check=check)
+        weights = self._buffers["class_weights"]
+        return encode_targets(targets, like, self.label_smoothing, class_weights=weights, check=check)
 
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
         """The loss a share of the way from the least that it can be to that of guessing among C classes.
@@ -182,7 +199,7 @@ def _checked(weights: Tensor | Sequence[float] | None) -> Tensor | None:
 
 def _check_probabilities(targets: Tensor) -> None:
     """Refuse floating-point targets that are no distributions: several labels per sample would pass unnoticed."""
-    if not targets.is_floating_point() or targets.ndim != 2:
+    if targets.ndim != 2:
         return
     # Half precision rounds a sum of many classes by this much.
     apart = (targets.detach().float().sum(dim=1) - 1).abs().amax()
