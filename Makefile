@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -
 demo: $(VENV)/.app
 	$(BIN)/pof demo
 
-test: $(VENV)/.all lint
+test: lint $(VENV)/.compiled
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.all
@@ -28,11 +28,15 @@ $(VENV)/.app: pyproject.toml constraints.txt | $(VENV)/.pip
 	$(INSTALL) -e '.[app]'
 	touch $@
 
-# Compiled on all cores at once, but for what nothing here imports: pip does it on one, for a third of its time.
 $(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/.pip
 	$(INSTALL) -e '.[app,dev,docs]'
-	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/[^_]|/ray/(rllib|serve|tune)/|/pip/|/py312_' $(VENV)/lib
 	touch $(VENV)/.app $@
+
+# On all cores, and without what nothing here imports: pip does it on one, for a third of its time.
+$(VENV)/.compiled: $(VENV)/.all
+	$(BIN)/python -m compileall -qq -j 0 \
+		-x '/tests?/|/transformers/models/[^_]|/ray/(rllib|serve|tune)/|/pip/|/py312_' $(VENV)/lib
+	touch $@
 
 # MkDocs 1.x and its theme print banners about MkDocs 2; constraints.txt keeps 1.x.
 docs: $(VENV)/.all
