@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from pof.app import cli
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -32,6 +34,9 @@ CONTEXT.set_forkserver_preload(
         "pof.app.cli._train",
     ]
 )
+# A parser is made once.
+for command in ("train", "post-train", "experiment"):
+    cli.parse([command, "--out", "run"])
 # Torch puts off a third of its imports until the first optimizer is made.
 torch.optim.SGD([torch.zeros(1)], lr=1.0)
 PATIENCE = 300.0

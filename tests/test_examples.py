@@ -1,48 +1,46 @@
-"""Every example runs as a person would run it, says what it does, and is short."""
+"""Every example runs as a program, in a process of its own, says what it does, and is short."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from tests.processes import Process
+
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 PACKAGE = Path(__file__).resolve().parents[1] / "src"
 MAX_LINES = 80
-# Lightning and torch disagree about a name; a prefix of the message, as -W wants it.
+# Lightning and torch disagree about a name; a prefix of the message.
 FRAMEWORKS = ("`isinstance(treespec, LeafSpec)` is deprecated",)
-PATIENCE = 300.0
-"""Seconds; many times what any of them takes."""
 
 
-def run(example: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    paths = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    warnings = ["-Werror", *(f"-Wignore:{message}:FutureWarning" for message in FRAMEWORKS)]
-    return subprocess.run(
-        [sys.executable, *warnings, str(example)],
-        cwd=folder,
-        env=os.environ | threads | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+def warm(example: str) -> int:
+    """In a process that has torch already, which is most of what an example takes."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("error")
+    for message in FRAMEWORKS:
+        warnings.filterwarnings("ignore", re.escape(message), FutureWarning)
+    sys.argv = [example]
+    runpy.run_path(example, run_name="__main__")
+    return 0
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_and_prints(example: Path, tmp_path: Path) -> None:
-    done = run(example, tmp_path)
-    if missing := re.search(r"^(?:ModuleNotFound|Import)Error: (.*)$", done.stderr, flags=re.MULTILINE):
-        assert "pof" not in missing[1].split("pip install")[0], done.stderr
+def test_example_runs_and_prints(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = Process(warm, str(example)).wait()
+    if missing := re.search(r"^(?:ModuleNotFound|Import)Error: (.*)$", done.err, flags=re.MULTILINE):
+        assert "pof" not in missing[1].split("pip install")[0], done.err
         pytest.skip(f"{example.name}: {missing[1]}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert done.code == 0, done.err
+    assert done.out.strip()
     assert not list(tmp_path.iterdir()), "an example leaves nothing behind"
 
 

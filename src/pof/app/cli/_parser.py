@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
 from importlib import metadata
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -56,14 +57,13 @@ class Parsed:
 def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
     """Read a command line; a ValueError says what does not fit."""
     try:
-        from jsonargparse import ArgumentError, set_parsing_settings
+        from jsonargparse import ArgumentError
     except ImportError as error:
         raise ImportError("the command line needs more than the library: pip install 'pof[app]'") from error
     words = ["--help" if word == FULL else word for word in _with_configs(arguments)]
     completes = any(word.startswith("--print_completion") for word in words)
-    set_parsing_settings(add_print_completion_argument=completes)
-    wanted = commands.keys() if completes else commands.keys() & set(words)
-    parser = make_parser(commands, wanted, full=not {"-h", "--help"} & set(arguments))
+    wanted = frozenset(commands if completes else commands.keys() & set(words))
+    parser = _made(tuple(commands.items()), wanted, not {"-h", "--help"} & set(arguments), completes)
     try:
         parsed = parser.parse_args(words)
         own = parser.parse_args(words, defaults=False)
@@ -75,6 +75,17 @@ def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
     given = frozenset(key.removeprefix(f"{name}.").removesuffix("_") for key, value in own.items() if value is not None)
     _check_method(made, given, words)
     return Parsed(command, [_group(group, made, command) for group in command.groups], given)
+
+
+@cache
+def _made(
+    commands: tuple[tuple[str, Command], ...], wanted: frozenset[str], full: bool, completes: bool
+) -> ArgumentParser:
+    """Make a parser once: it serves all command lines of the process, and to make it takes longer than to read one."""
+    from jsonargparse import set_parsing_settings
+
+    set_parsing_settings(add_print_completion_argument=completes)
+    return make_parser(dict(commands), wanted, full=full)
 
 
 def make_parser(commands: Mapping[str, Command], wanted: Collection[str], *, full: bool) -> ArgumentParser:
