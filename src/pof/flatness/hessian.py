@@ -6,9 +6,10 @@ with R = F V_W^T + v_b and s_n = w_n (diag p_n - p_n p_n^T) r_n, the product is 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
@@ -142,8 +143,9 @@ def network_operator(
 ) -> Operator:
     """Hessian of the mean loss in any parameters of any module, frozen or not; a product goes through all the data.
 
-    H v is the gradient of g . v (Pearlmutter, 1994).  A mini-batch goes forward and back to g once for all vectors that
-    are asked for together, and once for all products where the graphs of all products so far are small.
+    H v is the gradient of g . v (Pearlmutter, 1994): torch's forward mode, over the gradient, is wrong for LayerNorm
+    (2.14) and missing for SiLU, GroupNorm and others.  A mini-batch goes forward and back to g once for all vectors
+    that are asked for together, and once for all products where the graphs that are kept stay small.
     Each mini-batch is on global generators seeded for it, for modules that draw even in eval mode.
 
     Returns:
@@ -169,7 +171,7 @@ def network_operator(
     def gradient(index: int, elements: int) -> tuple[Tensor, ...]:
         nonlocal room
         inputs, targets = data[index]
-        with _TwiceDifferentiable():
+        with _TwiceDifferentiable(), _eager():
             value = loss(outputs_of(model, inputs, leaves, loss), targets) * (weights[index] / sum(weights))
         found = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
         if elements <= room:
@@ -315,6 +317,12 @@ class _TwiceDifferentiable(TorchFunctionMode):
             direction, length, dim = args
             return direction * (length / torch.norm_except_dim(direction, 2, dim))
         return func(*args, **(kwargs or {}))
+
+
+def _eager() -> AbstractContextManager[Any]:
+    # Compiled code has no second derivative.  Nothing is compiled where the compiler, slow to import, is not imported.
+    compiling = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
 @contextmanager
