@@ -6,10 +6,9 @@ with R = F V_W^T + v_b and s_n = w_n (diag p_n - p_n p_n^T) r_n, the product is 
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
@@ -37,6 +36,7 @@ from pof.flatness._measure import (
     store,
     weights_of,
 )
+from pof.head.listen import uncompiled
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import respond
 from pof.perturbation.targets import encode_targets
@@ -171,7 +171,7 @@ def network_operator(
     def gradient(index: int, elements: int) -> tuple[Tensor, ...]:
         nonlocal room
         inputs, targets = data[index]
-        with _TwiceDifferentiable(), _eager():
+        with _TwiceDifferentiable(), uncompiled():
             value = loss(outputs_of(model, inputs, leaves, loss), targets) * (weights[index] / sum(weights))
         found = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
         if elements <= room:
@@ -256,7 +256,9 @@ def _derivative(gradients: Sequence[Tensor], leaves: Sequence[Tensor], vectors: 
     start = 0
     while curved and start < len(vectors):
         rows = slice(start, start + together)
-        columns = [v.view(-1, *leaf.shape) for v, leaf in zip(vectors[rows].split(sizes, 1), leaves, strict=True)]
+        columns = [
+            v.view(-1, *leaf.shape) for v, leaf in zip(torch.split(vectors[rows], sizes, 1), leaves, strict=True)
+        ]
         batched = len(columns[0]) > 1
         try:
             found = torch.autograd.grad(
@@ -272,7 +274,7 @@ def _derivative(gradients: Sequence[Tensor], leaves: Sequence[Tensor], vectors: 
                 raise
             together = 1
             continue
-        for part, derivative in zip(result[rows].split(sizes, 1), found, strict=True):
+        for part, derivative in zip(torch.split(result[rows], sizes, 1), found, strict=True):
             if derivative is not None:
                 part.copy_(derivative.reshape(part.shape))
         start += together
@@ -295,10 +297,12 @@ def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Elements(TorchDispatchMode):
+class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the elements of the tensors that the body computes."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -317,12 +321,6 @@ class _TwiceDifferentiable(TorchFunctionMode):
             direction, length, dim = args
             return direction * (length / torch.norm_except_dim(direction, 2, dim))
         return func(*args, **(kwargs or {}))
-
-
-def _eager() -> AbstractContextManager[Any]:
-    # Compiled code has no second derivative.  Nothing is compiled where the compiler, slow to import, is not imported.
-    compiling = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
 @contextmanager
