@@ -86,10 +86,8 @@ def test_installed_wheel_works_away_from_the_checkout(installed: Path, tmp_path:
     assert "post-train" in help_text
 
 
-@pytest.mark.parametrize(("library", "parameters"), [("scipy.sparse.linalg", "head"), ("curvlinops", "all")])
-def test_missing_libraries_are_named_with_the_remedy(
-    library: str, parameters: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_missing_libraries_are_named_with_the_remedy(parameters: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
     with pytest.raises(ImportError, match=r"pip install 'pof\[app\]'"):
         top_eigenvalues(mlp(), lambda z, y: ((z - 1) ** 2).mean(), batches(2), parameters=parameters)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pof.flatness import Loss, head_eigenvalues, head_hessian, hessian_trace, spectral_density, top_eigenvalues
+from pof.flatness import (
+    Loss,
+    head_eigenvalues,
+    head_hessian,
+    hessian,
+    hessian_trace,
+    spectral_density,
+    spectrum,
+    top_eigenvalues,
+)
 from pof.flatness.eigenvalues import largest
 from pof.flatness.hessian import Operator
 from pof.flatness.spectrum import tridiagonal
@@ -36,7 +46,7 @@ def diagonal(values: torch.Tensor) -> Operator:
     n = len(values)
     q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).Q
     matrix = q @ torch.diag(values.double()) @ q.T
-    return Operator(("p",), n, 1, torch.float64, torch.device("cpu"), lambda v: matrix @ v)
+    return Operator(("p",), n, 1, torch.float64, torch.device("cpu"), 1, lambda v: iter([v @ matrix]))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +186,9 @@ def test_known_spectrum(spectrum: torch.Tensor) -> None:
 def test_float32_is_as_exact_as_its_products() -> None:
     spectrum = torch.linspace(0.5, 1.0, 200, dtype=torch.float64)
     exact = diagonal(spectrum)
-    rounded = replace(exact, dtype=torch.float32, product=lambda v: exact.product(v.double()).float())
+    rounded = replace(
+        exact, dtype=torch.float32, shares=lambda v: (share.float() for share in exact.shares(v.double()))
+    )
     found = largest(rounded, 2, tolerance=None, seed=0, progress=None)
     # Close neighbours: a tolerance of 0.1 would stop at an error of 1e-3 already.
     torch.testing.assert_close(found.values, spectrum.flip(0)[:2], rtol=1e-5, atol=0)
@@ -203,6 +215,163 @@ def test_trace_within_four_standard_errors(parameters: str) -> None:
     # Rademacher probes: Var = 2 sum_{i != j} H_ij^2; the estimated error must be of that size.
     off = dense - torch.diag(dense.diagonal())
     assert found.standard_error == pytest.approx(float((2 * off.square().sum() / 40).sqrt()), rel=0.5)
+
+
+def signs(probes: int, size: int) -> torch.Tensor:
+    """The probes (n, P) that seed 0 gives."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack([2 * torch.randint(2, (size,), generator=generator) - 1 for _ in range(probes)]).double()
+
+
+class Unbatchable(torch.autograd.Function):
+    """The square, whose derivative looks at a number, which a batched pass refuses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return Twice.apply(gradient, x)
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gradient, x)
+        return 2 * gradient * x
+
+    @staticmethod
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gradient, x = ctx.saved_tensors
+        assert math.isfinite(float(outer.sum()))
+        return 2 * outer * x, 2 * outer * gradient
+
+
+class Square(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Unbatchable.apply(x)
+
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "all together": {},
+    "three in a pass": {"_TOGETHER_ELEMENTS": {True: 3 * 2500}},
+    "one by one": {"_TOGETHER_ELEMENTS": {True: 0}},
+    "no graph kept": {"_KEPT_ELEMENTS": 0},
+    "four at a time": {"_PROBE_ELEMENTS": 4},
+}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_each_probe_of_the_trace_is_its_quadratic_form(limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    dense = dense_hessian(model, nn.CrossEntropyLoss(), data(), ALL)
+    for name, value in limits.items():
+        if name == "_PROBE_ELEMENTS":
+            monkeypatch.setattr(spectrum, name, value * len(dense))
+        else:
+            monkeypatch.setattr(hessian, name, value)
+    stages: list[tuple[str, int, int | None]] = []
+    with untouched(model):
+        found = hessian_trace(
+            model, nn.CrossEntropyLoss(), data(), 10, "all", progress=lambda *stage: stages.append(stage)
+        )
+    v = signs(10, len(dense))
+    # float64: sums in another order.
+    torch.testing.assert_close(found.probes, (v @ dense * v).sum(dim=1), rtol=1e-10, atol=1e-12)
+    assert found.value == pytest.approx(float(found.probes.mean()), rel=1e-12)
+    assert stages[-1] == ("trace", 10, 10)
+
+
+def test_an_operator_that_cannot_be_batched_is_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = stack(Square()).double()
+    batches = [(torch.randn(n, 8, dtype=torch.float64), torch.arange(n) % 3) for n in (5, 3)]
+    grad, batched = torch.autograd.grad, []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        batched.append(options.get("is_grads_batched", False))
+        return grad(*args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    found = hessian_trace(model, nn.CrossEntropyLoss(), batches, 4, "all")
+    assert batched == [False, True, False, False, False, False] * 2
+    monkeypatch.undo()
+    twin = nn.Sequential(model[0], Power(), model[2])
+    dense = dense_hessian(twin, nn.CrossEntropyLoss(), batches, [n for n, _ in twin.named_parameters()])
+    v = signs(4, len(dense))
+    torch.testing.assert_close(found.probes, (v @ dense * v).sum(dim=1), rtol=1e-10, atol=1e-12)
+
+
+class Power(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square()
+
+
+def passes(monkeypatch: pytest.MonkeyPatch, measure: Callable[[nn.Module], Any]) -> tuple[int, int, int, Any]:
+    """Forward passes, first and second backward passes of a measurement, and its result."""
+    model, forward, backward = network(), [0], [0, 0]
+
+    def counted(*args: Any, **options: Any) -> Any:
+        backward[not options.get("create_graph", False)] += 1
+        return grad(*args, **options)
+
+    def called(*_: Any) -> None:
+        forward[0] += 1
+
+    grad = torch.autograd.grad
+    model.register_forward_hook(called)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.autograd, "grad", counted)
+        result = measure(model)
+    return forward[0], *backward, result
+
+
+def test_the_trace_goes_through_each_mini_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One forward pass more, in which it is seen how the outputs are read.
+    loss, n = nn.CrossEntropyLoss(), len(data())
+    *together, _ = passes(monkeypatch, lambda model: hessian_trace(model, loss, data(), 10, "all"))
+    assert together == [1 + n, n, n]
+    monkeypatch.setattr(hessian, "_TOGETHER_ELEMENTS", {True: 0})
+    *alone, _ = passes(monkeypatch, lambda model: hessian_trace(model, loss, data(), 10, "all"))
+    assert alone == [1 + n, n, 10 * n]
+
+
+def test_eigenvalues_keep_the_graphs_that_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(model: nn.Module) -> Any:
+        return top_eigenvalues(model, nn.CrossEntropyLoss(), data(), 2, "all")
+
+    n = len(data())
+    forward, first, second, kept = passes(monkeypatch, measure)
+    assert (forward, first, second) == (1 + n, n, kept.products * n)
+    monkeypatch.setattr(hessian, "_KEPT_ELEMENTS", 0)
+    forward, first, second, anew = passes(monkeypatch, measure)
+    assert (forward, first, second) == (1 + anew.products * n, anew.products * n, anew.products * n)
+    assert torch.equal(kept.vectors, anew.vectors)
+
+
+@pytest.mark.parametrize("room", [0, 1500, 2**24])
+def test_a_network_that_draws_has_one_hessian(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noisy(ConvNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + 0.3 * torch.randn_like(x))
+
+    expected = hessian_trace(network(Noisy), nn.CrossEntropyLoss(), data(), 3, "all")
+    assert not torch.equal(expected.probes, hessian_trace(network(), nn.CrossEntropyLoss(), data(), 3, "all").probes)
+    monkeypatch.setattr(hessian, "_KEPT_ELEMENTS", room)
+    monkeypatch.setattr(spectrum, "_PROBE_ELEMENTS", 0)
+    monkeypatch.setattr(hessian, "_TOGETHER_ELEMENTS", {True: 0})
+    found = hessian_trace(network(Noisy), nn.CrossEntropyLoss(), data(), 3, "all")
+    torch.testing.assert_close(found.probes, expected.probes, rtol=1e-10, atol=1e-12)
+
+
+def test_a_loss_that_is_linear_in_the_parameters_has_no_curvature() -> None:
+    model = nn.Linear(3, 2).double()
+    batches = [(torch.ones(4, 3, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))]
+    found = hessian_trace(model, lambda z, y: (z - y).mean(), batches, 3, "all")
+    assert torch.equal(found.probes, torch.zeros(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("parameters", ["head", "all"])
@@ -258,26 +427,30 @@ def stack(*middle: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 4), *middle, nn.Linear(4, 3))
 
 
-NO_FORWARD_MODE: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | None]] = {
+SECOND_DERIVATIVES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | None]] = {
     "SiLU": (lambda: stack(nn.SiLU()), None),
     "Mish": (lambda: stack(nn.Mish()), None),
     "GroupNorm": (lambda: stack(nn.GroupNorm(1, 4), nn.Tanh()), None),
     "weight norm": (lambda: nn.Sequential(weight_norm(nn.Linear(8, 4)), nn.Tanh(), nn.Linear(4, 3)), None),
     "LSTM": (Recurrent, None),
+    "LayerNorm": (lambda: stack(nn.LayerNorm(4), nn.Tanh()), None),
+    "TorchScript": (lambda: torch.jit.script(stack(nn.Tanh())), lambda: stack(nn.Tanh())),
+    "compiled": (lambda: torch.compile(stack(nn.Tanh()), backend="aot_eager"), lambda: stack(nn.Tanh())),
     "Hardsigmoid": (lambda: stack(nn.SiLU(), nn.Hardsigmoid()), lambda: stack(nn.SiLU(), HardSigmoid())),
 }
 
 
-@pytest.mark.parametrize("name", NO_FORWARD_MODE)
-def test_networks_without_forward_mode_derivatives_have_a_hessian(name: str) -> None:
-    make, twin = NO_FORWARD_MODE[name]
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("name", SECOND_DERIVATIVES)
+def test_second_derivatives_that_torch_lacks_or_has_wrong_in_places(name: str) -> None:
+    make, twin = SECOND_DERIVATIVES[name]
     torch.manual_seed(0)
     model = make().double()
     next(model.parameters()).requires_grad_(False)  # frozen parameters have curvature too
     other = model
     if twin is not None:
         other = twin().double()
-        other.load_state_dict(model.state_dict())
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()), other.parameters())
     batches = [(torch.randn(n, 8, dtype=torch.float64), torch.arange(n) % 3) for n in (5, 3)]
     parameters = {n: p.detach() for n, p in other.named_parameters()}
     sizes, (x, y) = [p.numel() for p in parameters.values()], joined(batches)
@@ -297,7 +470,7 @@ def test_networks_without_forward_mode_derivatives_have_a_hessian(name: str) -> 
     # Central differences of step 1e-5 are good for about 1e-9.
     expected = torch.linalg.eigvalsh((dense + dense.T) / 2).flip(0)[:2]
     torch.testing.assert_close(found.values, expected, rtol=1e-7, atol=1e-8)
-    assert found.names == tuple(parameters)
+    assert found.names == tuple(name for name, _ in model.named_parameters())
 
 
 def test_bad_requests_say_what_to_do() -> None:

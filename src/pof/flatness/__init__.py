@@ -2,7 +2,7 @@
 
 Knows no training method: every function takes a module, data, and where it matters a loss.  Results are frozen
 dataclasses with ``.plot(ax)``.  Nothing that is measured leaves a trace in the network.
-Importing this needs torch alone; scipy, curvlinops (Hessians) and matplotlib (figures) are imported on use.
+Importing this needs torch alone; scipy (eigenvalues) and matplotlib (figures) are imported on use.
 
 All measurements share these arguments:
 

@@ -110,8 +110,22 @@ def outputs_of(
     """
     reading = _readings.get(model) or Reading(model)
     args = arguments(model, inputs)
-    output = model(*args[0], **args[1]) if weights is None else functional_call(model, weights, *args)
+    if weights is None:
+        output = model(*args[0], **args[1])
+    else:
+        output = functional_call(_Held(model), {f"model.{name}": w for name, w in weights.items()}, *args)
     return reading(output, inputs, log=cross_entropy_options(loss) is not None)
+
+
+class _Held(nn.Module):
+    """A module around the model: torch calls no TorchScript module itself with other weights, but one inside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Largest eigenvalues of the Hessian of the mean loss, for the head alone or for all parameters.
 
-Lanczos' method (scipy's ARPACK) on products with the Hessian: curvlinops for any network, the closed form on
+Lanczos' method (scipy's ARPACK) on products with the Hessian: double backward for any network, the closed form on
 features stored once for a linear head with cross-entropy.  Both are the same matrix.  The largest eigenvalue is
 the "largest Hessian component" that PoF is reported to halve (Sato et al., ICML 2022, slides).
 """

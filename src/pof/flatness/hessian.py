@@ -1,4 +1,4 @@
-"""The Hessian of the mean loss as products with vectors: curvlinops for any network, a closed form for linear heads.
+"""The Hessian of the mean loss as products with vectors: double backward, or a closed form for linear heads.
 
 For a linear head with cross-entropy the Hessian does not see the network again once features F are stored:
 with R = F V_W^T + v_b and s_n = w_n (diag p_n - p_n p_n^T) r_n, the product is H v = (S^T F, sum_n s_n).
@@ -7,9 +7,10 @@ with R = F V_W^T + v_b and s_n = w_n (diag p_n - p_n p_n^T) r_n, the product is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from typing import Any, Literal
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pof._support.batches import Inputs, first_inputs
 from pof._support.precision import at_least_float32
-from pof._support.random import isolated
+from pof._support.random import derive_seed, isolated
 from pof.flatness._measure import (
     Data,
     Loss,
@@ -33,15 +36,22 @@ from pof.flatness._measure import (
     store,
     weights_of,
 )
+from pof.head.listen import uncompiled
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import respond
-from pof.perturbation.loss import weight_of
 from pof.perturbation.targets import encode_targets
 
 Parameters = Literal["head", "all"]
 
 # Samples times classes per block of the closed form: bounds its temporaries, whatever the number of samples.
 _BLOCK_ELEMENTS = 2**22
+# Elements of a mini-batch's activations and parameters, times vectors in one pass: more leaves a processor's cache
+# (measured: MLPs and CNNs), and bounds the temporaries of a GPU (not measured).
+_TOGETHER_ELEMENTS = {True: 2**20, False: 2**26}
+# The same elements, summed over the mini-batches whose graphs are kept from product to product.
+_KEPT_ELEMENTS = 2**24
+# Samples on which the activations are counted.
+_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,14 @@ class Operator:
     """N, samples in the mean."""
     dtype: torch.dtype
     device: torch.device
-    product: Callable[[Tensor], Tensor]
-    """(P,) -> (P,), in ``dtype`` on ``device``."""
+    batches: int
+    """Parts that a product is the sum of."""
+    shares: Callable[[Tensor], Iterator[Tensor]]
+    """(K, P) -> those parts of K products one after the other, (K, P) each, in ``dtype`` on ``device``."""
+
+    def product(self, vector: Tensor) -> Tensor:
+        """Multiply the matrix with a vector (P,)."""
+        return reduce(torch.add, self.shares(vector.unsqueeze(0)))[0]
 
 
 def hessian_operator(
@@ -127,54 +143,53 @@ def network_operator(
 ) -> Operator:
     """Hessian of the mean loss in any parameters of any module, frozen or not; a product goes through all the data.
 
-    Forward over reverse (curvlinops).  Where a part of the network has no forward-mode derivative, double backward.
-    Each product is on global generators seeded with ``seed``, for modules that draw even in eval mode.
+    H v is the gradient of g . v (Pearlmutter, 1994): torch's forward mode, over the gradient, is wrong for LayerNorm
+    (2.14) and missing for SiLU, GroupNorm and others.  A mini-batch goes forward and back to g once for all vectors
+    that are asked for together, and once for all products where the graphs that are kept stay small.
+    Each mini-batch is on global generators seeded for it, for modules that draw even in eval mode.
 
     Returns:
         The operator.
 
     Raises:
         ValueError: if there are no parameters, or they have several dtypes or less than 32 bits.
-        ImportError: if curvlinops is missing.
     """
     dtypes = {p.dtype for p in parameters.values()}
     if dtypes not in ({torch.float32}, {torch.float64}):
         raise ValueError(f"a Hessian needs parameters of one dtype, float32 or float64; got {sorted(map(str, dtypes))}")
-    try:
-        with _quiet():
-            from curvlinops import HessianLinearOperator
-    except ImportError as error:
-        raise ImportError("the Hessian of a whole network needs curvlinops: pip install 'pof[app]'") from error
+    weights = weights_of(loss, data)
+    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    first = next(iter(leaves.values()))
+    size = sum(p.numel() for p in leaves.values())
+    tried = first_inputs(data[0][0], _TRIED)
+    with torch.no_grad(), _Elements() as computed:  # how the outputs are read is decided outside of any derivative
+        outputs_of(model, tried, loss=loss)
+    per_sample = computed.count / min(_TRIED, len(data[0][1]))
+    kept: dict[int, tuple[Tensor, ...]] = {}
+    room = _KEPT_ELEMENTS
+
+    def gradient(index: int, elements: int) -> tuple[Tensor, ...]:
+        nonlocal room
+        inputs, targets = data[index]
+        with _TwiceDifferentiable(), uncompiled():
+            value = loss(outputs_of(model, inputs, leaves, loss), targets) * (weights[index] / sum(weights))
+        found = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
+        if elements <= room:
+            kept[index], room = found, room - elements
+        return found
+
+    def shares(vectors: Tensor) -> Iterator[Tensor]:
+        for index, (_, targets) in enumerate(data):
+            elements = size + int(per_sample * len(targets))
+            with _repeatable(derive_seed(seed, index), first.device), torch.enable_grad():
+                found = kept[index] if index in kept else gradient(index, elements)
+                together = max(1, _TOGETHER_ELEMENTS[first.device.type == "cpu"] // elements)
+                share = _derivative(found, list(leaves.values()), vectors, together)
+            del found  # the graph, while the next one is built
+            yield share
+
     samples = sum(len(targets) for _, targets in data)
-    first = next(iter(parameters.values()))
-    share = _Share(loss, sum(weights_of(loss, data)))
-    with torch.no_grad():  # how the outputs are read is decided outside of any derivative
-        outputs_of(model, first_inputs(data[0][0], 8), loss=loss)
-    hessian = HessianLinearOperator(
-        _Outputs(model, loss),
-        share,
-        list(parameters.values()),
-        data,
-        check_deterministic=False,
-        num_data=samples,
-        batch_size_fn=len,  # asked for, but without part in a sum
-    )
-    forward_mode = True
-
-    def product(vector: Tensor) -> Tensor:
-        nonlocal forward_mode
-        if forward_mode:
-            try:
-                with _repeatable(seed, first.device):
-                    result: Tensor = hessian @ vector
-                    return result
-            except NotImplementedError:  # SiLU, Mish, GroupNorm, weight norm
-                forward_mode = False
-        with _repeatable(seed, first.device), _TwiceDifferentiable():
-            return _double_backward(model, share, data, parameters, vector)
-
-    size = sum(p.numel() for p in parameters.values())
-    return Operator(tuple(parameters), size, samples, first.dtype, first.device, product)
+    return Operator(tuple(parameters), size, samples, first.dtype, first.device, len(data), shares)
 
 
 def head_operator(
@@ -215,7 +230,10 @@ def head_operator(
                 out_bias += s.sum(dim=0)
         return torch.cat([out_weight.flatten(), out_bias])
 
-    return Operator(names, c * d + (c if has_bias else 0), n, features.dtype, features.device, product)
+    def shares(vectors: Tensor) -> Iterator[Tensor]:
+        yield torch.stack([product(vector) for vector in vectors])
+
+    return Operator(names, c * d + (c if has_bias else 0), n, features.dtype, features.device, 1, shares)
 
 
 def linear_head_operator(
@@ -229,46 +247,38 @@ def linear_head_operator(
     return head_operator(features, logits, bias is not None, w.to(features), names)
 
 
-@torch.enable_grad()
-def _double_backward(
-    model: nn.Module, share: _Share, data: Data, parameters: Mapping[str, Tensor], vector: Tensor
-) -> Tensor:
-    """H v as the gradient of g . v: slower than forward over reverse, but every twice differentiable module has it."""
-    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-    wanted = list(leaves.values())
-    total = torch.zeros_like(vector)
-    for inputs, targets in data:
-        value = share(outputs_of(model, inputs, leaves, share.loss), targets)
-        gradients = torch.autograd.grad(value, wanted, create_graph=True, materialize_grads=True)
-        slope = torch.cat([g.flatten() for g in gradients]) @ vector
-        total += torch.cat([h.flatten() for h in torch.autograd.grad(slope, wanted, materialize_grads=True)])
-    return total
-
-
-class _Outputs(nn.Module):
-    """The model as curvlinops calls it: one positional input, a tensor out."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        return outputs_of(self.model, inputs, loss=self.loss)
-
-
-class _Share(nn.Module):
-    """A batch's share of the mean loss over all data, so that products over the batches have only to be added."""
-
-    reduction = "sum"
-
-    def __init__(self, loss: Loss, total: float) -> None:
-        super().__init__()
-        self.loss = loss
-        self.total = total
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(outputs, targets) * (float(weight_of(self.loss, targets)) / self.total)
+def _derivative(gradients: Sequence[Tensor], leaves: Sequence[Tensor], vectors: Tensor, together: int) -> Tensor:
+    # Of the gradient's products with K vectors (K, P), so many of them in one pass; where an operator of the network
+    # cannot be batched, one.  (K, P).
+    result = torch.zeros_like(vectors)
+    sizes = [leaf.numel() for leaf in leaves]
+    curved = [i for i, g in enumerate(gradients) if g.requires_grad]  # in the others the loss is linear
+    start = 0
+    while curved and start < len(vectors):
+        rows = slice(start, start + together)
+        columns = [
+            v.view(-1, *leaf.shape) for v, leaf in zip(torch.split(vectors[rows], sizes, 1), leaves, strict=True)
+        ]
+        batched = len(columns[0]) > 1
+        try:
+            found = torch.autograd.grad(
+                [gradients[i] for i in curved],
+                leaves,
+                [columns[i] if batched else columns[i][0] for i in curved],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+        except RuntimeError:
+            if not batched:
+                raise
+            together = 1
+            continue
+        for part, derivative in zip(torch.split(result[rows], sizes, 1), found, strict=True):
+            if derivative is not None:
+                part.copy_(derivative.reshape(part.shape))
+        start += together
+    return result
 
 
 def _ends_with_head(parts: SplitModel, inputs: Inputs) -> bool:
@@ -287,6 +297,20 @@ def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the elements of the tensors that the body computes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.count += sum(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))
+        return result
+
+
 class _TwiceDifferentiable(TorchFunctionMode):
     """Spell out what torch differentiates once only (hard sigmoid), or a second time wrongly (weight norm, fused)."""
 
@@ -301,10 +325,7 @@ class _TwiceDifferentiable(TorchFunctionMode):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # A dependency of curvlinops, and torch's own forward-mode rules, still call torch.jit.script when first used.
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-        # Of modules without a batching rule, which mostly have no forward mode either.
+        # Of operators without a batching rule, which torch takes one by one.
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         yield

@@ -23,6 +23,9 @@ from pof.flatness.hessian import Operator, Parameters, hessian_operator
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Probes that go through the data together, times the P entries of each: bounds their memory.
+_PROBE_ELEMENTS = 2**26
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -160,12 +163,14 @@ def spectral_density(
 def trace_of(operator: Operator, probes: int, *, seed: int, progress: Progress | None) -> Trace:
     """Hutchinson's estimator: the mean of v^T H v over v with entries +-1."""
     generator = seeded(seed)
-    values = []
-    for done in range(1, probes + 1):
-        v = _signs(operator, generator)
-        values.append(v.double() @ operator.product(v).double())
-        report(progress, "trace", done, probes)
-    found = torch.stack(values).cpu()
+    found = torch.zeros(probes, dtype=torch.float64)
+    together = max(1, _PROBE_ELEMENTS // operator.size)
+    for start in range(0, probes, together):
+        rows = torch.stack([_signs(operator, generator) for _ in range(min(together, probes - start))])
+        for batch, shares in enumerate(operator.shares(rows), start=1):
+            values = [v.double() @ share.double() for v, share in zip(rows, shares, strict=True)]
+            found[start : start + together] += torch.stack(values).cpu()
+            report(progress, "trace", start + len(rows) * batch // operator.batches, probes)
     mean = mean_of(found)
     return Trace(mean.value, mean.standard_error, found, operator.size, operator.samples)
 
