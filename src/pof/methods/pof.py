@@ -215,9 +215,9 @@ class PoF(Method):
 
 def _draws_from_torch_only(model: nn.Module) -> bool:
     """Whether every layer is known to draw from no generator of Python or NumPy; custom ones may."""
-    return all(map(_is_of_torch, {type(module) for module in every(model)}))
+    return all(_is_of_torch(name) for name in {type(module).__module__ for module in every(model)})
 
 
 @cache
-def _is_of_torch(kind: type[nn.Module]) -> bool:
-    return kind.__module__.startswith(("torch.", "torchvision.", "pof.models."))
+def _is_of_torch(name: str) -> bool:
+    return name.startswith(("torch.", "torchvision.", "pof.models."))

@@ -55,8 +55,9 @@ class HeadGradient:
         """Weight and bias at theta - amount * g_hat."""
         weight, bias = theta
         moved = torch.addcmul(weight, self.weight, amount, value=-1)
-        together = bias is not None and self.bias is not None
-        return moved, torch.addcmul(bias, self.bias, amount, value=-1) if together else None
+        if bias is None or self.bias is None:
+            return moved, None
+        return moved, torch.addcmul(bias, self.bias, amount, value=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradie
     """As :func:`head_gradient`, of features (N, D) and the gradient dZ (N, C) of the logits: one dtype, no autocast."""
     c, d = residual.shape[1], features.shape[1]
     joint = features.new_empty(c * d + c * bias)
-    weight, offset = joint.split((c * d, c)) if bias else (joint, None)
+    weight, offset = joint.split_with_sizes((c * d, c)) if bias else (joint, None)
     weight = torch.mm(residual.T, features, out=weight.view(c, d))
     if offset is not None:
         torch.sum(residual, 0, out=offset)
