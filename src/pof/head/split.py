@@ -73,7 +73,6 @@ class SplitModel(nn.Module):
         super().__init__()
         self.model = model
         self.head_name = head_name
-        self._path = tuple(filter(None, head_name.split(".")))
         self.end = end
         self.linear = is_layer(self._module) and computes_linearly(self._module)
         self._unchecked, self._deaf = _TRIES, False
@@ -103,7 +102,7 @@ class SplitModel(nn.Module):
     @property
     def _module(self) -> nn.Module:
         found: Any = self._modules["model"]
-        for name in self._path:
+        for name in filter(None, self.head_name.split(".")):
             found = found._modules[name]
         return cast("nn.Module", found)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pof._support.distributed import call_with, whole
 from pof._support.modules import frozen_statistics, without_dropout
 from pof._support.norms import global_norm
-from pof._support.precision import wide_dtype
+from pof._support.precision import wide_dtype, without_autocast
 from pof.head.split import SplitModel
 from pof.perturbation.gram import GramGradient, pays
 from pof.perturbation.linear import (
@@ -92,8 +92,9 @@ class LinearLine:
         if pays(len(features), features.shape[1], logits.shape[1]):
             gradient, response = GramGradient.along(features, residual, bias=bias is not None)
         else:
-            gradient = gradient_of(features, residual, bias=bias is not None)
-            response = gradient.respond(features)
+            with without_autocast(features.device):
+                gradient = gradient_of(features, residual, bias=bias is not None)
+                response = gradient.respond(features)
         return cls(theta, gradient, logits, response, encoded)
 
     @torch.no_grad()

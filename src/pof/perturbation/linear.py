@@ -124,14 +124,22 @@ def head_gradient(
 
 def gradient_of(features: Tensor, residual: Tensor, *, bias: bool) -> HeadGradient:
     """As :func:`head_gradient`, of features (N, D) and the gradient dZ (N, C) of the logits: one dtype, no autocast."""
-    c, d = residual.shape[1], features.shape[1]
+    c, d, tiny = residual.shape[1], features.shape[1], torch.finfo(features.dtype).tiny
+    if _on_processor(features):
+        weight, offset = residual.T @ features, residual.sum(0) if bias else None
+        parts = [weight] if offset is None else [weight, offset]
+        size = math.hypot(*[norm_of(part).item() for part in parts])
+        for part in parts:
+            part.div_(max(size, tiny))
+        return HeadGradient(weight, offset, weight.new_full((), size))
+    # Fewer kernels than one after the other.
     joint = features.new_empty(c * d + c * bias)
     weight, offset = joint.split_with_sizes((c * d, c)) if bias else (joint, None)
     weight = torch.mm(residual.T, features, out=weight.view(c, d))
     if offset is not None:
         torch.sum(residual, 0, out=offset)
     norm = norm_of(joint)
-    joint.div_(norm.clamp_min(torch.finfo(joint.dtype).tiny))
+    joint.div_(norm.clamp_min(tiny))
     return HeadGradient(weight, offset, norm.to(joint.dtype))
 
 

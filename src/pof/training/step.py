@@ -57,7 +57,8 @@ class Stepper:
                 "precision='fp16' casts float32 weights for each pass, and these are float16 themselves: use"
                 " model.float(), or precision='fp32', which leaves the dtype as it is"
             )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self._scales = precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._scales)
         self.module: nn.Module = method
         if distributed.active():
             devices = [self.device] if self.device.type == "cuda" else None
@@ -66,13 +67,17 @@ class Stepper:
     def step(self, window: list[Micro]) -> StepResult:
         """Take one optimizer step; loss and metrics are those of the (first) pass."""
         result = self._passes(window)
-        self.scaler.unscale_(self.optimizer)
+        if self._scales:
+            self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             # Of what is trained: gradients outside of the optimizer are neither cleared nor unscaled.
             trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self._scales:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
         self.method.after_step()
         return result
 
@@ -88,7 +93,7 @@ class Stepper:
         optimizer = self._perturbing
         if optimizer is None:
             return self._gradients(window)
-        if self.scaler.is_enabled():
+        if self._scales:
             optimizer.loss_scale = self.scaler.get_scale()
         result = optimizer.run_passes(lambda: self._gradients(window), self.method)
         if "budget" not in result.means:
@@ -107,7 +112,7 @@ class Stepper:
                 with self._in_precision:
                     output: StepOutput = self.module(micro.inputs, micro.targets, *(micro.reference or ()))
                 loss = output.loss if share is None else _share_of(output, *share)
-                torch.autograd.backward(self.scaler.scale(loss))
+                torch.autograd.backward(self.scaler.scale(loss) if self._scales else loss)
             outputs.append(output)
         return _mean(outputs, weights, sum([micro.size for micro in window]))
 
@@ -162,7 +167,7 @@ def over_processes(weight: Tensor) -> tuple[Tensor, int]:
 
 
 def _mean(outputs: list[StepOutput], counts: list[Tensor], samples: int) -> StepResult:
-    common = sorted([name for name in outputs[0].metrics if all(name in o.metrics for o in outputs)])
+    common = sorted(set(outputs[0].metrics).intersection(*(output.metrics for output in outputs[1:])))
     values = [{"loss": o.loss.detach(), **{name: o.metrics[name].detach() for name in common}} for o in outputs]
     if len(values) == 1:
         return StepResult(values[0], counts[0], samples)
@@ -176,7 +181,7 @@ def _mean(outputs: list[StepOutput], counts: list[Tensor], samples: int) -> Step
 def read_results(results: list[StepResult]) -> Iterable[tuple[dict[str, float], float]]:
     """Means by their names and weights of steps over the processes: one host synchronisation for all of them."""
     if results[0].weight.device.type == "cpu" and not distributed.active():
-        return [({name: float(each) for name, each in r.means.items()}, float(r.weight)) for r in results]
+        return [({name: each.item() for name, each in r.means.items()}, r.weight.item()) for r in results]
     own = torch.stack([torch.stack([each.double() for each in r.means.values()]) for r in results])
     means, weights = distributed.weighted_mean(own, torch.stack([r.weight for r in results]))
     return zip((dict(zip(results[0].means, row, strict=True)) for row in means), weights, strict=True)
