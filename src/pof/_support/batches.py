@@ -207,13 +207,15 @@ def to_device(value: T, device: torch.device | str) -> T:
 
 def for_training(value: T, device: torch.device) -> T:
     """A (nested) batch as training can take it: on the device, without graph, and not of ``torch.inference_mode``."""
+    if isinstance(value, Tensor):
+        return _for_training(value, device)  # type: ignore[return-value]
+    return cast("T", _mapped(value, lambda tensor: _for_training(tensor, device)))
 
-    def change(tensor: Tensor) -> Tensor:
-        if tensor.device != device:
-            tensor = tensor.to(device, non_blocking=True)
-        return tensor.detach().clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
 
-    return cast("T", _mapped(value, change))
+def _for_training(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device != device:
+        tensor = tensor.to(device, non_blocking=True)
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -31,6 +31,10 @@ class Loss(nn.Module, ABC):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss, a scalar, of outputs (N, C) and their targets."""
 
+    def weight_of(self, targets: Tensor) -> Tensor:
+        """What a mini-batch counts in a mean over several: as the function :func:`weight_of`."""
+        return _weight_of(*unwrapped(self), targets)
+
     @abstractmethod
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
         """The loss a share, in [0, 1], of the way from the least that it can be to that of guessing.
@@ -45,9 +49,7 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     Returns:
         Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
     """
-    if isinstance(loss, CrossEntropy):
-        return loss.weight_of(targets)
-    return _weight_of(*unwrapped(loss), targets)
+    return loss.weight_of(targets) if isinstance(loss, Loss) else _weight_of(*unwrapped(loss), targets)
 
 
 def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
@@ -150,7 +152,7 @@ class CrossEntropy(Loss):
             raise
 
     def weight_of(self, targets: Tensor) -> Tensor:
-        """As the function :func:`weight_of`, for this loss."""
+        """Samples, or the class weights of those that are not to be ignored, scalar of float64."""
         targets = class_targets(targets, targets.shape[-1])
         if targets.is_floating_point():
             return targets.new_full((), len(targets), dtype=torch.float64)

@@ -19,6 +19,7 @@ from pof.optim import PerturbingOptimizer
 from pof.training.stream import Micro
 
 TINY = torch.finfo(torch.float64).tiny
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Stepper:
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
         if last or not isinstance(self.module, DistributedDataParallel):
-            return nullcontext()
+            return _NOTHING
         return self.module.no_sync()
 
 

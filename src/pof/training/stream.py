@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -158,7 +158,7 @@ class Stream(Generic[T]):
             self._first = resume.get("first")
         else:
             batches = self._noted(batches, epoch)
-        return with_next(batches, first) if self.references else ((batch, None) for batch in batches)
+        return with_next(batches, first) if self.references else zip(batches, repeat(None))
 
     def state_dict(self) -> dict[str, Any]:
         """Position and random states: what ``torch.save`` writes and ``torch.load(weights_only=True)`` reads."""
@@ -173,11 +173,11 @@ class Stream(Generic[T]):
 
     def _noted(self, batches: Iterator[T], epoch: int) -> Iterator[T]:
         """Keep what a resume can know the data by."""
-        for batch in batches:
-            self._first = {"epoch": epoch, "values": sampled(batch)}
-            yield batch
-            break
-        yield from batches
+        first = next(batches, END)
+        if first is END:
+            return batches
+        self._first = {"epoch": epoch, "values": sampled(first)}
+        return chain([first], batches)
 
     def other_than(self, state: dict[str, Any]) -> str | None:
         """Say what is wrong with the loader if it is not that of a :meth:`state_dict`; no generator moves."""
