@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from pof._support.modules import evaluating, frozen_statistics, running_statistics
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated, and still what some networks are
+
 
 class Boom(Exception):
     pass
@@ -60,6 +62,7 @@ NORMS = {
     "instance norm": lambda: nn.Sequential(
         nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
     ),
+    "TorchScript": lambda: torch.jit.script(nn.Sequential(nn.BatchNorm1d(4))),
 }
 
 

@@ -130,8 +130,8 @@ def _normalises_batches(module: nn.Module) -> bool:
 
 def _stops_tracking(module: nn.Module) -> bool:
     """Tell norms that obey ``track_running_stats``: a custom ``forward`` may not."""
-    known = type(module).forward.__module__.split(".")[0] in {"torch", "timm"}
-    return known and isinstance(module, BATCH_NORMS)
+    # A TorchScript module has no such class, and a forward that cannot be asked.
+    return isinstance(module, BATCH_NORMS) and type(module).forward.__module__.split(".")[0] in {"torch", "timm"}
 
 
 def check_values(model: nn.Module) -> None:
