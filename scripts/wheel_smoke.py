@@ -149,9 +149,7 @@ def try_flatness(model: torch.nn.Module, batches: list[tuple[torch.Tensor, torch
 def main() -> None:
     print(f"pof {pof.__version__} from {Path(pof.__file__).parent}, requires {requires('pof')[:2]}")
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}; import pof after torch: {IMPORT_SECONDS:.2f} s")
-    print(
-        "also installed:", [name for name in ("scipy", "curvlinops", "accelerate", "jsonargparse") if find_spec(name)]
-    )
+    print("also installed:", [name for name in ("scipy", "accelerate", "jsonargparse") if find_spec(name)])
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model, batches = network(), data()

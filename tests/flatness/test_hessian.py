@@ -423,6 +423,29 @@ class HardSigmoid(nn.Module):
         return F.relu6(x + 3) / 6
 
 
+class Empty(nn.Module):
+    """With a parameter of no entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none, self.fc = nn.Parameter(torch.empty(0, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.fc(x))
+
+
+class Writing(nn.Module):
+    """Writes into a buffer that its output is computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((4,), 2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.scale.mul_(1.0)
+        return torch.tanh(x / self.scale)
+
+
 def stack(*middle: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 4), *middle, nn.Linear(4, 3))
 
@@ -436,6 +459,12 @@ SECOND_DERIVATIVES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Mod
     "LayerNorm": (lambda: stack(nn.LayerNorm(4), nn.Tanh()), None),
     "TorchScript": (lambda: torch.jit.script(stack(nn.Tanh())), lambda: stack(nn.Tanh())),
     "compiled": (lambda: torch.compile(stack(nn.Tanh()), backend="aot_eager"), lambda: stack(nn.Tanh())),
+    "compiled whole": (
+        lambda: torch.compile(stack(nn.Tanh()), backend="eager", fullgraph=True),
+        lambda: stack(nn.Tanh()),
+    ),
+    "a parameter without entries": (lambda: stack(Empty()), None),
+    "a buffer that is written": (lambda: stack(Writing()), None),
     "Hardsigmoid": (lambda: stack(nn.SiLU(), nn.Hardsigmoid()), lambda: stack(nn.SiLU(), HardSigmoid())),
 }
 
@@ -459,7 +488,9 @@ def test_second_derivatives_that_torch_lacks_or_has_wrong_in_places(name: str) -
         parts = zip(parameters.items(), vector.split(sizes), strict=True)
         leaves = {n: v.view_as(p).detach().requires_grad_() for (n, p), v in parts}
         loss = F.cross_entropy(functional_call(other, leaves, (x,)), y)
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()))])
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)]
+        )
 
     # Differences of gradients: torch's own second derivative of weight norm is wrong.
     flat = torch.cat([p.flatten() for p in parameters.values()])

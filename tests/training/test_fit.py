@@ -350,3 +350,23 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         pof.fit(method, iter(batches(2)), device="cpu")
     with pytest.raises(ValueError, match="milestones are fractions"):
         pof.Schedule("step", milestones=(30.0,))
+
+
+def test_a_zero_grad_of_ones_own_is_called() -> None:
+    calls = []
+
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            calls.append("class")
+            super().zero_grad(set_to_none)
+
+    def wrapped(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        inner = optimizer.zero_grad
+        optimizer.zero_grad = lambda *args, **kwargs: (calls.append("object"), inner(*args, **kwargs))  # type: ignore[assignment]
+        return optimizer
+
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))] * 2
+    for make in (lambda parameters: Own(parameters, lr=0.1), wrapped):
+        pof.fit(pof.Finetune(nn.Sequential(nn.Linear(3, 2))), batches, epochs=1, optimizer=make, device="cpu")
+    assert calls == ["class", "class", "object", "object"]

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pof._support.batches import Inputs, first_inputs
+from pof._support.batches import Inputs, first_inputs, samples_of
 from pof._support.precision import at_least_float32
 from pof._support.random import derive_seed, isolated
 from pof.flatness._measure import (
@@ -162,25 +162,30 @@ def network_operator(
     first = next(iter(leaves.values()))
     size = sum(p.numel() for p in leaves.values())
     tried = first_inputs(data[0][0], _TRIED)
-    with torch.no_grad(), _Elements() as computed:  # how the outputs are read is decided outside of any derivative
+    # How the outputs are read is decided outside of any derivative.
+    with torch.no_grad(), uncompiled(), _Elements() as computed:
         outputs_of(model, tried, loss=loss)
-    per_sample = computed.count / min(_TRIED, len(data[0][1]))
+    per_sample = computed.count / min(_TRIED, samples_of(data[0][1]))
     kept: dict[int, tuple[Tensor, ...]] = {}
     room = _KEPT_ELEMENTS
 
     def gradient(index: int, elements: int) -> tuple[Tensor, ...]:
         nonlocal room
         inputs, targets = data[index]
+        before = _versions(model)
         with _TwiceDifferentiable(), uncompiled():
             value = loss(outputs_of(model, inputs, leaves, loss), targets) * (weights[index] / sum(weights))
         found = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
+        if _versions(model) != before:  # a graph may hold a buffer that the next forward writes
+            kept.clear()
+            room = 0
         if elements <= room:
             kept[index], room = found, room - elements
         return found
 
     def shares(vectors: Tensor) -> Iterator[Tensor]:
         for index, (_, targets) in enumerate(data):
-            elements = size + int(per_sample * len(targets))
+            elements = size + int(per_sample * samples_of(targets))
             with _repeatable(derive_seed(seed, index), first.device), torch.enable_grad():
                 found = kept[index] if index in kept else gradient(index, elements)
                 together = max(1, _TOGETHER_ELEMENTS[first.device.type == "cpu"] // elements)
@@ -188,8 +193,12 @@ def network_operator(
             del found  # the graph, while the next one is built
             yield share
 
-    samples = sum(len(targets) for _, targets in data)
+    samples = sum(samples_of(targets) for _, targets in data)
     return Operator(tuple(parameters), size, samples, first.dtype, first.device, len(data), shares)
+
+
+def _versions(model: nn.Module) -> list[int]:
+    return [buffer._version for buffer in model.buffers() if not buffer.is_inference()]
 
 
 def head_operator(
@@ -257,7 +266,7 @@ def _derivative(gradients: Sequence[Tensor], leaves: Sequence[Tensor], vectors: 
     while curved and start < len(vectors):
         rows = slice(start, start + together)
         columns = [
-            v.view(-1, *leaf.shape) for v, leaf in zip(torch.split(vectors[rows], sizes, 1), leaves, strict=True)
+            v.view(len(v), *leaf.shape) for v, leaf in zip(torch.split(vectors[rows], sizes, 1), leaves, strict=True)
         ]
         batched = len(columns[0]) > 1
         try:

@@ -187,7 +187,7 @@ class PoF(Method):
     @torch.no_grad()
     def _fresh(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         network = self.network
-        device = next(network.head.parameters()).device
+        device = next(network.parameters()).device
         torch_only = _draws_from_torch_only(network.model)
         with isolated(draw_seed(self._generator), device, torch_only=torch_only), without_cast_cache(device):
             if self.batch_norm == "update":

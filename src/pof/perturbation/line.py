@@ -32,7 +32,6 @@ from pof._support.precision import wide_dtype, without_autocast
 from pof.head.split import SplitModel
 from pof.perturbation.gram import GramGradient, pays
 from pof.perturbation.linear import (
-    Affine,
     HeadGradient,
     LineSearch,
     gradient_of,
@@ -52,14 +51,14 @@ _EXPONENTS, _HALVINGS = (-10, 4), 16
 class LinearLine:
     """For a linear head and the cross-entropy: loss(amount) = mean CE(Z - amount * R, y)."""
 
-    theta: Affine
-    """The head's weight (C, D) and bias (C,) or None, without graph."""
     gradient: HeadGradient | GramGradient
     base: Tensor
     """(N, C), Z."""
     response: Tensor
     """(N, C), R, to g_hat."""
     targets: Targets
+    carried: tuple[Tensor, Tensor] | None = None
+    """Features (N, D) of which R with its graph is known, and that; None where no graph is wanted."""
 
     @property
     def norm(self) -> Tensor:
@@ -76,11 +75,11 @@ class LinearLine:
         logits: Tensor | None = None,
     ) -> Self:
         """As :func:`along_head_gradient`; half precision is computed in float32."""
-        features, weight, bias = features.detach(), network.weight.detach(), network.bias
+        given, features, weight, bias = features, features.detach(), network.weight.detach(), network.bias
         dtype = wide_dtype(features, weight)
-        features, theta = features.to(dtype), (weight.to(dtype), None if bias is None else bias.detach().to(dtype))
+        features = features.to(dtype)
         if logits is None or logits.dtype != dtype:
-            logits = respond(features, *theta)
+            logits = respond(features, weight.to(dtype), None if bias is None else bias.detach().to(dtype))
         try:
             encoded = loss.encode(targets, logits, check=False)
             residual = logit_gradient(logits, encoded)
@@ -94,14 +93,16 @@ class LinearLine:
         else:
             with without_autocast(features.device):
                 gradient = gradient_of(features, residual, bias=bias is not None)
-                response = gradient.respond(features)
-        return cls(theta, gradient, logits, response, encoded)
+            response = gradient.respond(given)
+            if response.requires_grad:
+                return cls(gradient, logits, response.detach(), encoded, (given, response))
+        return cls(gradient, logits, response, encoded)
 
     @torch.no_grad()
     def over(self, features: Tensor, logits: Tensor, targets: Tensor, loss: CrossEntropy) -> Self:
         """The same direction, with the loss of other samples: features (N, D), logits (N, C) in the dtype wanted."""
         response = self.gradient.respond(features).to(logits.dtype)
-        return replace(self, base=logits, response=response, targets=loss.encode(targets, logits))
+        return replace(self, base=logits, response=response, targets=loss.encode(targets, logits), carried=None)
 
     def loss_at(self, amount: Tensor | float) -> Tensor:
         """Compute mean CE(Z - amount * R, y)."""
@@ -121,9 +122,9 @@ class LinearLine:
 
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
         """Logits (N, C) at theta - amount * g_hat, from features (N, D) and the logits (N, C) at theta, with graph."""
-        if isinstance(self.gradient, GramGradient):
-            return torch.addcmul(logits, self.gradient.respond(features), amount, value=-1)
-        return respond(features, *self.gradient.moved(self.theta, amount))
+        known = self.carried is not None and self.carried[0] is features
+        response = self.carried[1] if self.carried and known else self.gradient.respond(features)
+        return torch.addcmul(logits, response, amount, value=-1)
 
 
 @dataclass(frozen=True, eq=False)

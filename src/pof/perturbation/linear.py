@@ -32,10 +32,6 @@ from pof.perturbation.targets import Targets, cross_entropy, encode_targets, log
 _ROUND, _MOST_BITS = 2**23, 12
 
 
-Affine = tuple[Tensor, Tensor | None]
-"""Weight (C, D) and bias (C,), or None, of a linear head."""
-
-
 @dataclass(frozen=True)
 class HeadGradient:
     """The normalised head gradient g_hat = g / ||g||, the norm over weight and bias jointly."""
@@ -50,14 +46,6 @@ class HeadGradient:
     def respond(self, features: Tensor) -> Tensor:
         """Response R (N, C) of the logits of features (N, D) to g_hat, with their graph."""
         return respond(features, self.weight, self.bias)
-
-    def moved(self, theta: Affine, amount: Tensor) -> Affine:
-        """Weight and bias at theta - amount * g_hat."""
-        weight, bias = theta
-        moved = torch.addcmul(weight, self.weight, amount, value=-1)
-        if bias is None or self.bias is None:
-            return moved, None
-        return moved, torch.addcmul(bias, self.bias, amount, value=-1)
 
 
 @dataclass(frozen=True, eq=False)

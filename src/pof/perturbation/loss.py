@@ -66,7 +66,7 @@ def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:
-    if isinstance(loss, CrossEntropy):
+    if isinstance(loss, Loss) and type(loss).weight_of is not Loss.weight_of:
         return loss.weight_of(targets)
     kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
     entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
@@ -141,8 +141,7 @@ class CrossEntropy(Loss):
         return torch.where(counts, loss, torch.zeros_like(loss))
 
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        weight = self._buffers["class_weights"]  # not by getattr, which looks among the parameters first
-        weight = None if weight is None else weight.to(logits.dtype)
+        weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         try:
             with without_autocast(logits.device):
                 return F.cross_entropy(logits, targets, weight=weight, label_smoothing=self.label_smoothing)
@@ -156,12 +155,11 @@ class CrossEntropy(Loss):
         targets = class_targets(targets, targets.shape[-1])
         if targets.is_floating_point():
             return targets.new_full((), len(targets), dtype=torch.float64)
-        return _counted(targets, self._buffers["class_weights"], IGNORED)
+        return _counted(targets, self.class_weights, IGNORED)
 
     def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
-        weights = self._buffers["class_weights"]
-        return encode_targets(targets, like, self.label_smoothing, class_weights=weights, check=check)
+        return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights, check=check)
 
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
         """The loss a share of the way from the least that it can be to that of guessing among C classes.

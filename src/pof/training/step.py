@@ -51,7 +51,6 @@ class Stepper:
         self.method, self.optimizer, self.clip_norm = method, optimizer, clip_norm
         self.device = next(method.parameters()).device
         self.autocast = AUTOCAST[precision]
-        self._in_precision = autocast(self.device, self.autocast)
         self._perturbing = optimizer if isinstance(optimizer, PerturbingOptimizer) else None
         if precision == "fp16" and any(p.dtype == torch.float16 for p in method.trainable_parameters()):
             raise ValueError(
@@ -110,7 +109,7 @@ class Stepper:
         outputs = []
         for number, (micro, share) in enumerate(zip(window, self._shares(window, weights), strict=True), 1):
             with self._synchronised(last=number == len(window)):
-                with self._in_precision:
+                with autocast(self.device, self.autocast):
                     output: StepOutput = self.module(micro.inputs, micro.targets, *(micro.reference or ()))
                 loss = output.loss if share is None else _share_of(output, *share)
                 torch.autograd.backward(self.scaler.scale(loss) if self._scales else loss)
@@ -118,8 +117,8 @@ class Stepper:
         return _mean(outputs, weights, sum([micro.size for micro in window]))
 
     def _clear(self) -> None:
-        """Clear the gradients; torch's own ``zero_grad`` takes longer to note itself for a profiler than to clear."""
-        if type(self.optimizer).zero_grad is not Optimizer.zero_grad:
+        """Clear the gradients; torch's own ``zero_grad`` spends more time on its record for profilers than on that."""
+        if getattr(self.optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
             self.optimizer.zero_grad(set_to_none=True)
             return
         for group in self.optimizer.param_groups:
