@@ -527,3 +527,13 @@ def test_not_finite_is_said_and_everything_is_put_back() -> None:
     broken = [(x * torch.nan, y) for x, y in data()]
     with untouched(model), pytest.raises(ValueError, match="NaN"):
         top_eigenvalues(model, nn.CrossEntropyLoss(), broken, parameters="all")
+
+
+def test_samples_are_counted_where_targets_are_a_mapping() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 8), {"class": torch.arange(n) % 3, "unused": torch.arange(n)}) for n in (5, 3)]
+
+    def loss(outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        return F.cross_entropy(outputs, targets["class"])
+
+    assert top_eigenvalues(stack(nn.Tanh()), loss, batches, 1, "all").samples == 8

@@ -335,3 +335,24 @@ def test_bad_options_are_named() -> None:
             pof.PoF(mlp(), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs a second mini-batch"):
         pof.PoF(mlp())(*batch())
+
+
+class Scaled(nn.Linear):
+    """A linear layer whose output is more than that of its weight and bias."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 8 * super().forward(inputs)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda m: pof.PoF(m, gamma=1e-9, sampling="fixed"), lambda m: pof.HeadAscent(m, level=1e-9)]
+)
+def test_a_small_perturbation_leaves_the_networks_own_logits(make: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), Scaled(6, 3))
+    with torch.no_grad():
+        model[2].weight.mul_(1e-3)
+        model[2].bias.mul_(1e-3)
+    (inputs, targets), reference = ((torch.randn(12, 5), torch.arange(12) % 3) for _ in range(2))
+    found = make(model)(inputs, targets, *reference).loss
+    torch.testing.assert_close(found, F.cross_entropy(model(inputs), targets), rtol=1e-6, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pof
-from pof.perturbation.loss import CrossEntropy, weight_of
+from pof.perturbation.loss import CrossEntropy, Loss, weight_of
 from tests.cases import batch, mlp
 from tests.processes import ranks
 
@@ -201,3 +202,18 @@ def test_class_weights_of_any_kind_are_converted(weights: Any) -> None:
     for model, x in ((network(), batch()[0]), (network().float(), batch()[0].float())):
         found = pof.Finetune(model, class_weights=weights)(x, batch()[1]).loss
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_says_itself_what_a_mini_batch_counts() -> None:
+    class Own(Loss):
+        def forward(self, outputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
+            return scale * outputs.mean()
+
+        def level(self, share: float, targets: Tensor, like: Tensor) -> float:
+            return share
+
+        def weight_of(self, targets: Tensor) -> Tensor:
+            return torch.tensor(7.0, dtype=torch.float64)
+
+    for loss in (Own(), partial(Own(), scale=2.0)):
+        assert float(weight_of(loss, torch.tensor([0, 1]))) == 7.0
