@@ -240,9 +240,7 @@ def refused() -> list[str]:
             call()
         messages.append(str(caught.value))
 
-    method = pof.PoF(network())
-    fully_shard(method)
-    note(lambda: method(*batch(4), *batch(4)))
+    note(lambda: fully_shard(pof.PoF(network())))
     model = network("general")
     fully_shard(model.fc[0])
     part = pof.PoF(fully_shard(model), "fc")

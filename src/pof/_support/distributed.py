@@ -106,8 +106,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def is_fsdp(module: nn.Module) -> bool:
     """Tell a module that ``fully_shard`` was applied to."""
+    return makes_fsdp(type(module))
+
+
+def makes_fsdp(kind: type) -> bool:
+    """Tell a class that ``fully_shard`` gives to what it is applied to."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+    return fsdp is not None and issubclass(kind, fsdp.FSDPModule)
 
 
 def has_fsdp(module: nn.Module) -> bool:

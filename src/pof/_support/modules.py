@@ -27,6 +27,18 @@ def every(module: nn.Module) -> list[nn.Module]:
     return list(found)
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """The device of the first parameter, the CPU where there is none; ``next(parameters())`` costs as much, too."""
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        for parameter in current._parameters.values():
+            if parameter is not None:
+                return parameter.device
+        waiting += [child for child in reversed(list(current._modules.values())) if child is not None]
+    return torch.device("cpu")
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode; afterwards each has its own mode again."""
@@ -95,10 +107,15 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             vars(norm)["track_running_stats"] = True
-        with torch.no_grad():
-            for m, name, buffer, value in saved:
-                # Some write into their buffer, some put a new tensor in its place.
-                setattr(m, name, buffer.copy_(value))
+        if saved:
+            _write_back(saved)
+
+
+@torch.no_grad()
+def _write_back(saved: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
+    for m, name, buffer, value in saved:
+        # Some write into their buffer, some put a new tensor in its place.
+        setattr(m, name, buffer.copy_(value))
 
 
 @contextmanager
@@ -200,7 +217,7 @@ def put_back(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
     for path, value in saved["buffers"].items():
         prefix, _, name = path.rpartition(".")
         buffers[prefix][name] = value
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = device_of(module)
     for prefix, m in module.named_modules():
         put_buffers(m, buffers[prefix], device)
         if prefix in saved["extra"] and _has_extra_state(m):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pof._support import distributed
 from pof._support.batches import TARGET_KEYS, Inputs, call, check_inputs, to_device, unpack
-from pof._support.modules import BATCH_NORMS, evaluating, frozen_norms
+from pof._support.modules import BATCH_NORMS, device_of, evaluating, frozen_norms
 
 _TRACKING = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -38,7 +38,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
     norms = [m for m in model.modules() if isinstance(m, _TRACKING) and m.track_running_stats and m not in frozen]
     if not norms:
         return
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     empty = True
     with evaluating(model), _counting(norms) as rows:
         for batch in loader:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pof._support.batches import Inputs, first_inputs, samples_of
+from pof._support.modules import device_of
 from pof._support.precision import at_least_float32
 from pof._support.random import derive_seed, isolated
 from pof.flatness._measure import (
@@ -89,7 +90,7 @@ def hessian_operator(
 ) -> Operator:
     """Choose the cheapest exact product with the Hessian; call it inside of ``measuring``."""
     check_mean(loss)
-    device = next(model.parameters()).device
+    device = device_of(model)
     data = read(loader, batches, device, "data", progress)
     if parameters == "all":
         return network_operator(model, loss, list(data), dict(model.named_parameters()), seed)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pof._support.modules import evaluating, frozen_statistics
+from pof._support.modules import device_of, evaluating, frozen_statistics
 from pof._support.precision import without_cast_cache
 from pof._support.random import preserved
 
@@ -75,7 +75,7 @@ def uncompiled() -> AbstractContextManager[Any]:
 @contextmanager
 def trial(model: nn.Module, *, graph: bool) -> Iterator[None]:
     """Try a network in the body in eval mode, uncompiled; modes, statistics and generators are as before afterwards."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     surroundings = uncompiled(), preserved(), without_cast_cache(device), torch.set_grad_enabled(graph)
     with ExitStack() as stack:
         for context in (*surroundings, frozen_statistics(model), evaluating(model)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ class SplitModel(nn.Module):
         found: Any = self._modules["model"]
         for name in filter(None, self.head_name.split(".")):
             found = found._modules[name]
-        return cast("nn.Module", found)
+        return found  # type: ignore[no-any-return]
 
     @property
     def weight(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, to_device
 from pof._support.checks import whole_number
-from pof._support.modules import copied, put_buffers
+from pof._support.modules import copied, device_of, put_buffers
 from pof.combine.statistics import estimate_statistics
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.perturbation.loss import Loss
@@ -166,7 +166,7 @@ class Averaged(Method):
     def _follow(self) -> None:
         """What is not averaged, buffers and modes, is as in the iterate."""
         modules = dict(self.averaged.named_modules())
-        device = next(self.averaged.parameters()).device
+        device = device_of(self.averaged)
         for name, source in self.model.named_modules():
             if name in modules:
                 put_buffers(modules[name], source._buffers, device)
@@ -178,6 +178,6 @@ class Averaged(Method):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` gave."""
-        device = next(self.method.parameters()).device
+        device = device_of(self.method)
         self._recent, self._wide = to_device(state["recent"], device), to_device(state["wide"], device)
         self._count = state["count"]

@@ -61,7 +61,15 @@ class Method(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._taken_out: list[nn.Parameter] = []
-        self.register_forward_pre_hook(_refuse_sharding)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse ``fully_shard`` of a method, which gives it a class of its own."""
+        super().__init_subclass__(**kwargs)
+        if distributed.makes_fsdp(cls):
+            raise ValueError(
+                "fully_shard was applied to the method: older versions of PyTorch do not find the loss in its output,"
+                " and the gradients would stay those of one process; apply it to the model, fully_shard(method.model)"
+            )
 
     @abstractmethod
     def forward(
@@ -220,14 +228,6 @@ class Method(nn.Module, ABC):
         """Leave the model as it was, but for what was trained: no hooks, and the head's ``requires_grad`` as before."""
         for parameter in self._taken_out:
             parameter.requires_grad_(True)
-
-
-def _refuse_sharding(method: nn.Module, _: Any) -> None:
-    if distributed.is_fsdp(method):
-        raise ValueError(
-            "fully_shard was applied to the method: older versions of PyTorch do not find the loss in its output, and"
-            " the gradients would stay those of one process; apply it to the model, fully_shard(method.model)"
-        )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

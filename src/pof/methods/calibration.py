@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pof._support import distributed
 from pof._support.batches import Inputs
-from pof._support.modules import layer_groups
+from pof._support.modules import device_of, layer_groups
 from pof._support.random import isolated
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import Loss, plain_step
@@ -116,14 +116,14 @@ class Calibration:
 
     def _drawn(self, seed: int, inputs: Inputs, targets: Tensor) -> StepOutput:
         """A pass with the dropout masks of a seed."""
-        with isolated(seed, next(self.method.model.parameters()).device):
+        with isolated(seed, device_of(self.method.model)):
             return plain_step(self.method.network, self.loss, inputs, targets)
 
     def _mean(self, window: Window, values: Sequence[Tensor | float]) -> float:
         """The mean of a step, over all processes, of one value for each mini-batch."""
         weights = [float(self.method.weight_of(targets)) for _, targets in window]
         own = sum(weight * float(value) for weight, value in zip(weights, values, strict=True) if weight)
-        device = next(self.method.model.parameters()).device
+        device = device_of(self.method.model)
         mean = torch.tensor([[own / (sum(weights) or 1.0)]], device=device)
         means, _ = distributed.weighted_mean(mean, torch.tensor([sum(weights)], device=device))
         return float(means[0][0])

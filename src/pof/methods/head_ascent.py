@@ -90,7 +90,7 @@ class HeadAscent(Method):
         plain = logits.detach()
         if self.training and self.level:
             seen, labels = distributed.gather_rows(features, targets)
-            known = None if distributed.active() else plain
+            known = plain if seen is features else None
             line = along_head_gradient(self.network, seen, labels, self.loss, known)
             norm, radius = line.norm, line.reach(self.loss.level(self.level, labels, plain)).radius
             perturbed = line.logits(features, logits, -radius)

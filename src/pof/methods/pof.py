@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples
 from pof._support.checks import MOST_SEED, finite, whole_number
-from pof._support.modules import every, frozen_statistics, running_statistics
+from pof._support.modules import device_of, every, frozen_statistics, running_statistics
 from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
 from pof.head.split import split
@@ -159,7 +159,7 @@ class PoF(Method):
         return PoFOutput(
             loss=mean_loss(self.loss, perturbed, targets),
             logits=logits.detach(),
-            metrics={"radius": radius, "separable": 1.0 - bounded.to(norm.dtype), "gradient_norm": norm},
+            metrics={"radius": radius, "separable": (~bounded).to(norm.dtype), "gradient_norm": norm},
             radius=radius,
             bounded=bounded,
             gradient_norm=norm,
@@ -174,9 +174,9 @@ class PoF(Method):
         if inputs is not None and targets is not None:
             if self.reference_size is not None:
                 inputs, targets = first_samples(inputs, targets, self.reference_size)
-            features, logits = self._fresh(inputs)
-            features, targets = distributed.gather_rows(features, targets)
-            return features, targets, None if distributed.active() else logits
+            own, logits = self._fresh(inputs)
+            features, targets = distributed.gather_rows(own, targets)
+            return features, targets, logits if features is own else None
         if self.training or inputs is not None or targets is not None:
             raise ValueError(
                 "features='fresh' needs a second mini-batch in every training step: call"
@@ -187,7 +187,7 @@ class PoF(Method):
     @torch.no_grad()
     def _fresh(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         network = self.network
-        device = next(network.parameters()).device
+        device = device_of(network)
         torch_only = _draws_from_torch_only(network.model)
         with isolated(draw_seed(self._generator), device, torch_only=torch_only), without_cast_cache(device):
             if self.batch_norm == "update":
@@ -208,7 +208,7 @@ class PoF(Method):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` gave."""
         self._generator.set_state(state["generator"].cpu())
-        device = next(self.network.parameters()).device
+        device = device_of(self.network)
         previous = state["previous"]
         self._previous = None if previous is None else (previous[0].to(device), previous[1].to(device))
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, first_samples, to_device, unpack
 from pof._support.checks import finite, whole_number
-from pof._support.modules import frozen_statistics, in_training
+from pof._support.modules import device_of, frozen_statistics, in_training
 from pof._support.random import preserved
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
@@ -207,7 +207,7 @@ class SharpnessAware(Method):
         optimizer = self._around(torch.optim.SGD, lr=0.0)
         for group in optimizer.param_groups:
             group["rho"] = 1.0  # any: the search has its own
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         with in_training(self.model), frozen_statistics(self.model), preserved(batches):
             taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
             windows = iter(lambda: list(islice(taken, accumulation)), [])

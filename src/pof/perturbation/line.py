@@ -88,7 +88,7 @@ class LinearLine:
             encoded = loss.encode(targets, logits)
             residual = logit_gradient(logits, encoded)
         gradient: HeadGradient | GramGradient
-        if pays(len(features), features.shape[1], logits.shape[1]):
+        if pays(features.shape[0], features.shape[1], logits.shape[1]):
             gradient, response = GramGradient.along(features, residual, bias=bias is not None)
         else:
             with without_autocast(features.device):

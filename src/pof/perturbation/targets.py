@@ -56,7 +56,7 @@ class Targets(ABC):
 
     def weigh(self, values: Tensor) -> Tensor:
         """Values (N, C) times w_n."""
-        return values / len(values) if self.unequal is None else values * self.unequal.unsqueeze(1)
+        return values / values.shape[0] if self.unequal is None else values * self.unequal.unsqueeze(1)
 
 
 @dataclass(frozen=True, eq=False)

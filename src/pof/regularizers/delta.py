@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pof._support.batches import Inputs, call, to_device
-from pof._support.modules import copied, evaluating
+from pof._support.modules import copied, device_of, evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer, counted_of, kept, mean_over, zero
 
@@ -68,7 +68,7 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
         ValueError: if no convolution has an output larger than 1 x 1 (a transformer: name its blocks instead).
     """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    device = next((parameter.device for parameter in model.parameters()), "cpu")
+    device = device_of(model)
     with evaluating(model):
         maps = feature_maps(model, names, to_device(inputs, device))
     chosen: dict[torch.Size, str] = {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs, to_device, unpack
-from pof._support.modules import evaluating
+from pof._support.modules import device_of, evaluating
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
 from pof.regularizers._base import check_features, check_range, check_targets, counted_of
@@ -142,7 +142,7 @@ def features_and_targets(
     extract = cast(Callable[[Inputs], Tensor] | None, getattr(model, "features", None))
     if not callable(extract):
         raise ValueError(f"{type(model).__name__} has no features(inputs): pass pof.split(model)")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     for batch in loader:
         inputs, targets = unpack(batch)
         features = extract(to_device(inputs, device))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import call, check_inputs, class_targets, joined, to_device, unpack
 from pof._support.calibration import expected_calibration_error
-from pof._support.modules import check_values, evaluating
+from pof._support.modules import check_values, device_of, evaluating
 from pof._support.precision import at_least_float32, autocast
 from pof.head.output import End
 from pof.head.reading import Reading
@@ -253,7 +253,7 @@ def outputs(
     Arguments and errors as in :func:`evaluate`; ``end`` is as :func:`pof.split` takes it.
     """
     check_values(model)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     reading = Reading(model, head, end)
     with evaluating(model):
         for batch in loader:

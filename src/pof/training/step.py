@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pof._support import distributed
+from pof._support.modules import device_of
 from pof._support.precision import AUTOCAST, Precision, autocast
 from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
@@ -49,7 +50,7 @@ class Stepper:
         clip_norm: float | None = None,
     ) -> None:
         self.method, self.optimizer, self.clip_norm = method, optimizer, clip_norm
-        self.device = next(method.parameters()).device
+        self.device = device_of(method)
         self.autocast = AUTOCAST[precision]
         self._perturbing = optimizer if isinstance(optimizer, PerturbingOptimizer) else None
         if precision == "fp16" and any(p.dtype == torch.float16 for p in method.trainable_parameters()):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.batches import call, to_device, unpack
-from pof._support.modules import evaluating
+from pof._support.modules import device_of, evaluating
 from pof._support.precision import at_least_float32
 from pof._support.random import derive_seed, seeded
 from pof.app.comparison import Interval, mcnemar, paired_intervals
@@ -79,7 +79,7 @@ def logits_on(
 
     They are in the order of the loader, which must be the same each time.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     found, labels, reading = [], [], Reading(network, head)
     with evaluating(network), same_draws(batches, device) as drawn:
         for batch in drawn:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pof._support.batches import to_device, unpack
+from pof._support.modules import device_of
 from pof._support.precision import find_precision
 from pof._support.random import isolated
 from pof.app.budget import passes
@@ -47,7 +48,7 @@ class RateSearch:
     """Forward-backward passes over the training set."""
 
     def __post_init__(self) -> None:
-        device = next(self.network.parameters()).device
+        device = device_of(self.network)
         self.rewind()
         with isolated(0):
             batches = [unpack(to_device(batch, device)) for batch in islice(self.train_loader, STEPS)]
@@ -92,7 +93,7 @@ class RateSearch:
         options = replace(options, epochs=1, average=AverageOptions())
         self.spent += float(passes(options)) * len(self._micros) / self.steps_per_epoch
         network = copy.deepcopy(self.network)
-        device = next(network.parameters()).device
+        device = device_of(network)
         self.rewind()
         with isolated(options.seed):
             context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)

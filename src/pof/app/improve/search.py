@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pof._support.files import append
+from pof._support.modules import device_of
 from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.engine.base import Engine, Numerics, Workers, packed
@@ -237,7 +238,7 @@ class Race:
         options = replace(candidate.options, epochs=epochs, average=AverageOptions("ema", decay=decay))
         network = copy.deepcopy(self.incoming)
         context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
-        device = next(network.parameters()).device
+        device = device_of(network)
         method = build_method(context).to(device)
         if isinstance(method, Averaged) and getattr(method.method, "rho", None) == 0:
             raise ValueError("its radius from the data is 0, as the network does not fit them: it is plain training")
