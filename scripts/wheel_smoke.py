@@ -125,6 +125,15 @@ def try_regularizers(model: torch.nn.Module, batches: list[tuple[torch.Tensor, t
     return f"{len(penalties)} penalties, sum {total.item():.3f}"
 
 
+def try_fit(model: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"epochs": 2, "val_loader": batches[:2], "checkpoint_dir": folder, "device": "cpu"}
+        found = pof.fit(pof.PoF(model), batches, **options)
+        again = pof.fit(pof.PoF(model), batches, resume=True, **options)
+    assert (found.steps, again.steps) == (12, 12)
+    return found.message
+
+
 def try_weights(model: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
@@ -160,6 +169,7 @@ def main() -> None:
         try_general_head,
         try_optimizers,
         try_regularizers,
+        try_fit,
         try_weights,
         try_flatness,
     ):

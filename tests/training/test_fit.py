@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pof
 from pof.data.batch_sampler import drops_last
 from pof.training import checkpoint
+from pof.training.fit import find_device
 from tests.cases import batch, batches, mlp
 
 
@@ -370,3 +372,13 @@ def test_a_zero_grad_of_ones_own_is_called() -> None:
     for make in (lambda parameters: Own(parameters, lr=0.1), wrapped):
         pof.fit(pof.Finetune(nn.Sequential(nn.Linear(3, 2))), batches, epochs=1, optimizer=make, device="cpu")
     assert calls == ["class", "class", "object", "object"]
+
+
+def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert find_device("cpu") == torch.device("cpu")
+    there = torch.accelerator.is_available()
+    assert find_device(None).type == (torch.accelerator.current_accelerator().type if there else "cpu")  # type: ignore[union-attr]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ImportError, match=r"several processes need accelerate: pip install 'pof\[app\]'"):
+        find_device(None)

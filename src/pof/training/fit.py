@@ -7,6 +7,7 @@ stopped and rolled back with a message that names step and remedy; a run that is
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from pof.training.tasks import AskedMetric
 
 __all__ = ["DivergenceWarning", "FitResult", "default_optimizer", "find_device", "fit"]
 
+# Where launchers say how many processes there are.
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -84,7 +87,7 @@ def fit(
         accumulation: mini-batches per optimizer step; each counts by its samples.
         clip_norm: upper bound on the gradient's 2-norm (of SAM's second pass), or None.
         precision: ``"fp32"``, autocast to ``"bf16"`` or ``"fp16"`` (scaled), or ``"auto"``: bf16 where hardware has it.
-        device: None takes the accelerator that Accelerate finds, else the CPU.
+        device: None takes the accelerator, else the CPU.
         log: called with a row per step, per epoch, and at the end.
         metric: what validation chooses by, as in :func:`pof.evaluate`; smaller is better, unless it has the attribute
             ``higher_is_better``.  None: errors, or the first figure of another loss; among equals NLL or loss.
@@ -208,12 +211,17 @@ def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """Find the device of this process (None: Accelerate's, else the CPU); join its process group under ``torchrun``."""
+    """Find the device of this process (None: an accelerator, else the CPU); join its process group under ``torchrun``.
+
+    Several processes, and accelerators that torch itself does not know, need Accelerate.
+    """
+    wanted = None if device is None else _existing(device)
     try:
         from accelerate import PartialState
     except ImportError as error:
-        raise ImportError("pof.training.fit needs accelerate: pip install 'pof[app]'") from error
-    wanted = None if device is None else _existing(device)
+        if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES) and not dist.is_initialized():
+            raise ImportError("several processes need accelerate: pip install 'pof[app]'") from error
+        return wanted or _accelerator() or torch.device("cpu")
     # Told that there is none: on its own it looks for other processes beside an accelerator only.
     on_cpu = not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu"
     with naming_lost():
@@ -221,12 +229,17 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return wanted or found
 
 
+def _accelerator() -> torch.device | None:
+    # Torch 2.6 does not ask by itself whether it is there.
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
 def _existing(device: str | torch.device) -> torch.device:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda'; got {device!r}") from error
-    there = torch.accelerator.current_accelerator(check_available=True)
+    there = _accelerator()
     count = 0 if there is None or there.type != wanted.type else torch.accelerator.device_count()
     if wanted.type != "cpu" and not (wanted.index or 0) < count:
         found = "cpu" if there is None else f"cpu and {torch.accelerator.device_count()} of {there.type}"
