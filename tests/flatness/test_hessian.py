@@ -537,3 +537,22 @@ def test_samples_are_counted_where_targets_are_a_mapping() -> None:
         return F.cross_entropy(outputs, targets["class"])
 
     assert top_eigenvalues(stack(nn.Tanh()), loss, batches, 1, "all").samples == 8
+
+
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_another_index_to_be_ignored(parameters: str) -> None:
+    """The closed form of a linear head knows -100 alone."""
+    model, loss = network(), nn.CrossEntropyLoss(ignore_index=2)
+    names = HEAD if parameters == "head" else ALL
+    values = torch.linalg.eigvalsh(dense_hessian(model, loss, data(), names))
+    found = top_eigenvalues(model, loss, data(), 2, parameters)
+    torch.testing.assert_close(found.values, values.flip(0)[:2], rtol=1e-8, atol=1e-8)
+
+
+def test_a_mini_batch_of_classes_without_weight_has_no_curvature() -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 3.0], dtype=torch.float64))
+    batches = data()
+    batches[2][1][:] = 1
+    for parameters in ("head", "all"):
+        found = top_eigenvalues(network(), loss, batches, 1, parameters)
+        assert torch.allclose(found.values, top_eigenvalues(network(), loss, batches[:2], 1, parameters).values)

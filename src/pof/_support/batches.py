@@ -163,14 +163,21 @@ def described_outputs(found: Mapping[int | str, Tensor]) -> str:
     return ", ".join(f"{tuple(tensor.shape)} at {place!r}" for place, tensor in found.items())
 
 
-def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
+def first_samples(inputs: Inputs, targets: Any, count: int) -> tuple[Inputs, Any]:
     """View the first ``count`` samples of a mini-batch of N: those of every tensor with N rows."""
-    if not _has_rows(inputs):
+    if not has_rows(inputs):
         raise ValueError("packed sequences, sparse and nested tensors cannot be cut into samples: use them whole")
-    return first_inputs(inputs, count, len(targets)), targets[:count]
+    samples = samples_of(targets)
+    return first_inputs(inputs, count, samples), rows_of(targets, slice(count), samples)
 
 
-def _has_rows(inputs: Inputs) -> bool:
+def rows_of(value: T, rows: slice, samples: int) -> T:
+    """View some samples of a (nested) batch of so many: those rows of every tensor that has one per sample."""
+    return cast("T", _mapped(value, lambda t: t[rows] if t.shape[:1] == (samples,) else t))
+
+
+def has_rows(inputs: Inputs) -> bool:
+    """Whether inputs can be cut into samples: packed sequences, sparse and nested tensors cannot."""
     return not isinstance(inputs, PackedSequence) and all(map(is_plain, tensors_of(inputs)))
 
 
@@ -181,23 +188,32 @@ def is_plain(tensor: Tensor) -> bool:
 
 def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inputs:
     """View the inputs of the first ``count`` of so many ``samples``; whole where they cannot be cut."""
-    if not _has_rows(inputs):
+    if not has_rows(inputs):
         return inputs
     if samples is None:
         lengths = [len(tensor) for tensor in tensors_of(inputs) if tensor.ndim]
         samples = max(lengths, key=lengths.count, default=0)  # a table beside the samples has another length
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:count] if tensor.shape[:1] == (samples,) else tensor
-
-    return cast("Inputs", _mapped(inputs, cut))
+    return rows_of(inputs, slice(count), samples)
 
 
-def joined(values: Sequence[Any]) -> Any:
-    """One after the other: the targets of several mini-batches, tensors or mappings of them."""
-    if isinstance(values[0], Mapping):
-        return {key: joined([value[key] for value in values]) for key in values[0]}
-    return torch.cat(list(values)) if isinstance(values[0], Tensor) else [item for value in values for item in value]
+def joined(values: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """One after the other: inputs or targets of several mini-batches of so many samples, tensors or nested.
+
+    Tensors without a row for each sample, and what is no tensor, are those of the first; lists of anything else go on.
+    """
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: joined([value[key] for value in values], sizes) for key in first}
+    if isinstance(first, Tensor):
+        if any(value.shape[:1] != (size,) for value, size in zip(values, sizes, strict=True)):
+            return first
+        other = next((value.shape for value in values if value.shape[1:] != first.shape[1:]), None)
+        if other is not None:
+            raise ValueError(f"mini-batches of {tuple(first.shape)} and {tuple(other)} do not join: pad them alike")
+        return torch.cat(list(values))
+    if isinstance(first, (list, tuple)) and tensors_of(first) and len({len(value) for value in values}) == 1:
+        return tuple(joined(list(items), sizes) for items in zip(*values, strict=True))
+    return [item for value in values for item in value] if isinstance(first, (list, tuple)) else first
 
 
 def to_device(value: T, device: torch.device | str) -> T:
