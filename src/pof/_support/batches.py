@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
@@ -59,8 +60,17 @@ def _targets(given: Any) -> Any:
 
 
 def samples_of(targets: Any) -> int:
-    """Count the samples of a mini-batch by its targets, which for a custom loss may be a mapping of tensors."""
-    return (targets if isinstance(targets, Tensor) else tensors_of(targets)[0]).size(0)
+    """Count the samples of a mini-batch by its targets, which for a custom loss may be several tensors."""
+    if isinstance(targets, Tensor) and targets.ndim:
+        return targets.size(0)
+    found = next((tensor for tensor in tensors_of(targets) if tensor.ndim), None)
+    if found is None:
+        raise ValueError(f"targets must be a tensor with a row for each sample, or hold one; got {_kind(targets)}")
+    return found.size(0)
+
+
+def _kind(targets: Any) -> str:
+    return f"{type(targets).__name__}{f' of length {len(targets)}' if isinstance(targets, (list, tuple)) else ''}"
 
 
 def class_targets(targets: Any, classes: int | None = None) -> Any:
@@ -73,6 +83,8 @@ def class_targets(targets: Any, classes: int | None = None) -> Any:
         targets = _as_tensor(targets)
     elif targets.dtype is torch.int64 and targets.ndim == 1:
         return targets
+    if classes is not None:
+        refuse_several(targets, "cross-entropy")
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         return targets
     if targets.ndim == 2 and targets.shape[1] == 1:
@@ -82,11 +94,26 @@ def class_targets(targets: Any, classes: int | None = None) -> Any:
     return targets.long() if targets.ndim < 2 else targets
 
 
+def refuse_several(targets: Any, name: str) -> None:
+    """Refuse what only a loss of the user's own can take."""
+    if not isinstance(targets, Tensor):
+        raise ValueError(f"{name} takes targets in one tensor; got {_kind(targets)}: that is for a loss of your own")
+
+
 def _as_tensor(targets: Any) -> Any:
-    first = targets[0] if isinstance(targets, (list, tuple)) and targets else targets
+    """Numbers in lists or arrays, and scalar tensors in a list; a list of other tensors is several targets."""
+    first = targets
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
     if isinstance(first, str):
         raise ValueError(f"targets are texts ({first!r}, ...): give class indices, integers from 0")
-    return torch.as_tensor(targets) if isinstance(first, (int, Tensor)) or hasattr(targets, "__array__") else targets
+    numbers = isinstance(targets, (list, tuple)) and (
+        isinstance(first, (int, float)) or getattr(first, "ndim", -1) == 0
+    )
+    if numbers or hasattr(targets, "__array__"):
+        with suppress(ValueError, TypeError):  # rows of different lengths are for a loss that takes lists
+            return torch.as_tensor(targets)
+    return targets
 
 
 def _from_one_hot(targets: Tensor) -> Tensor:
