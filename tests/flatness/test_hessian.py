@@ -556,3 +556,11 @@ def test_a_mini_batch_of_classes_without_weight_has_no_curvature() -> None:
     for parameters in ("head", "all"):
         found = top_eigenvalues(network(), loss, batches, 1, parameters)
         assert torch.allclose(found.values, top_eigenvalues(network(), loss, batches[:2], 1, parameters).values)
+
+
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_inputs_of_inference_mode(parameters: str) -> None:
+    with torch.inference_mode():
+        batches = [(x.clone(), y) for x, y in data()]
+    found = top_eigenvalues(network(), LOSSES["a function"], batches, 1, parameters)
+    assert torch.equal(found.values, top_eigenvalues(network(), LOSSES["a function"], data(), 1, parameters).values)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, arguments, check_inputs, to_device, unpack
+from pof._support.batches import Inputs, arguments, check_inputs, for_training, to_device, unpack
 from pof._support.checks import whole_number
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
@@ -69,7 +69,7 @@ def read(
     for done, batch in enumerate(islice(loader, batches), start=1):
         inputs, targets = unpack(batch)
         check_inputs(inputs)
-        yield to_device(inputs, device), to_device(targets, device)
+        yield for_training(inputs, device), to_device(targets, device)
         report(progress, stage, done, total)
     if done == 0:
         raise ValueError("the loader gave no batch: check its data set, batch_size and drop_last")
