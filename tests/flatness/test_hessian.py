@@ -564,3 +564,35 @@ def test_inputs_of_inference_mode(parameters: str) -> None:
         batches = [(x.clone(), y) for x, y in data()]
     found = top_eigenvalues(network(), LOSSES["a function"], batches, 1, parameters)
     assert torch.equal(found.values, top_eigenvalues(network(), LOSSES["a function"], data(), 1, parameters).values)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [weight_norm, nn.utils.weight_norm], ids=["new", "old"])
+def test_the_head_is_its_own_parameters(norm: Callable[[nn.Module], nn.Module]) -> None:
+    """Not the weight that is computed of them."""
+    model = network()
+    model.fc = norm(model.fc)  # type: ignore[assignment]
+    names = [name for name, _ in model.named_parameters() if name.startswith("fc.")]
+    values = torch.linalg.eigvalsh(dense_hessian(model, nn.CrossEntropyLoss(), data(), names))
+    found = top_eigenvalues(model, nn.CrossEntropyLoss(), data(), 2, "head")
+    torch.testing.assert_close(found.values, values.flip(0)[:2], rtol=1e-8, atol=1e-8)
+    assert found.names == tuple(names) and len(found.vectors) == sum(
+        model.get_parameter(name).numel() for name in names
+    )
+
+
+def test_a_bias_that_comes_first() -> None:
+    class Head(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            weight = self._parameters.pop("weight")
+            self._parameters["weight"] = weight
+
+    model = network()
+    model.fc = Head().double()
+    found = top_eigenvalues(model, nn.CrossEntropyLoss(), data(), 1, "head")
+    assert found.names == ("fc.weight", "fc.bias")
+    order = torch.arange(15).roll(-3)  # in the dense one the bias comes first
+    dense = dense_hessian(model, nn.CrossEntropyLoss(), data(), list(found.names))[order][:, order]
+    product = dense @ found.vectors
+    torch.testing.assert_close(product, found.values * found.vectors, rtol=1e-6, atol=1e-6)

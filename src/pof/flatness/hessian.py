@@ -100,14 +100,17 @@ def hessian_operator(
     first = next(data)
     options = cross_entropy_options(loss)
     names = {f"{parts.head_name}.{name}".lstrip("."): p for name, p in parts.head.named_parameters()}
-    other = options is None or getattr(loss, "ignore_index", IGNORED) != IGNORED
-    if options is None or other or not parts.linear or not _ends_with_head(parts, first[0]):
+    # Its weight may be computed from other parameters, as with weight norm; it knows -100 alone.
+    own = {name.rpartition(".")[2] for name in names} <= {"weight", "bias"}
+    closed = own and parts.linear and getattr(loss, "ignore_index", IGNORED) == IGNORED
+    if options is None or not closed or not _ends_with_head(parts, first[0]):
         return network_operator(model, loss, list(counting(loss, [first, *data])), names, seed)
     stored = store(parts.features_and_logits, chain([first], data))
     smoothing, class_weights = options
     encoded = encode_targets(stored.targets, stored.logits, smoothing, class_weights=class_weights)
     weights = encoded.weights(stored.logits)
-    return head_operator(stored.features, stored.logits, parts.bias is not None, weights, tuple(names))
+    order = tuple(sorted(names, key=lambda name: name.endswith("bias")))
+    return head_operator(stored.features, stored.logits, parts.bias is not None, weights, order)
 
 
 @torch.no_grad()
