@@ -566,7 +566,7 @@ def test_inputs_of_inference_mode(parameters: str) -> None:
     assert torch.equal(found.values, top_eigenvalues(network(), LOSSES["a function"], data(), 1, parameters).values)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning", "ignore:There is a performance drop")
 @pytest.mark.parametrize("norm", [weight_norm, nn.utils.weight_norm], ids=["new", "old"])
 def test_the_head_is_its_own_parameters(norm: Callable[[nn.Module], nn.Module]) -> None:
     """Not the weight that is computed of them."""
