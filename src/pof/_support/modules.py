@@ -96,13 +96,13 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
         for norm in norms:
             vars(norm)["track_running_stats"] = True
         with torch.no_grad():
-            for m, name, buffer, version, value in saved:
-                if getattr(m, name, None) is buffer and version_of(buffer) == version:
+            for m, name, own, version, value in saved:
+                if getattr(m, name, None) is own and version_of(own) == version:
                     # A graph may hold it, which takes any write that counts for a change; some write like this too.
-                    buffer.data.copy_(value)
+                    own.data.copy_(value)
                 else:
                     # Some write into their buffer, some put a new tensor in its place.
-                    setattr(m, name, buffer.copy_(value))
+                    setattr(m, name, own.copy_(value))
 
 
 @contextmanager
