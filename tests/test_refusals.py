@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "head": (lambda: pof.evaluate(mlp(), [(X, Y)], head="none"), r"there is no module 'none'"),
     "statistics": (
         lambda: pof.estimate_statistics(mlp(norm=True), []),
-        r"the loader gave no batch, and the batch norms' statistics would be those of a new network",
+        r"the loader gave no batch, and statistics cannot be estimated without one",
     ),
     "temperature": (
         lambda: flatness.fit_temperature(torch.full((4, 3), NAN), Y[:4] % 3),

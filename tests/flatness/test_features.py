@@ -147,3 +147,16 @@ def test_components_of_a_network() -> None:
     assert torch.equal(found.labels, joined(data()[:2])[1])
     with pytest.raises(ValueError, match="between 2 and the feature dimension 4; got 5"):
         feature_components(model, data(), components=5)
+
+
+def test_samples_to_be_ignored_are_left_out() -> None:
+    batches = data()
+    batches[0][1][:3], batches[2][1][:] = -100, -100
+    x, y = joined(batches)
+    found, expected = (feature_statistics(network(), each) for each in (batches, [(x[y >= 0], y[y >= 0])]))
+    assert found.samples == expected.samples == 11 and torch.equal(found.margins, expected.margins)
+    assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-12)
+    assert found.sample_gradient_norm == pytest.approx(expected.sample_gradient_norm, rel=1e-12)
+    assert feature_components(network(), batches).labels.tolist() == y[y >= 0].tolist()
+    with pytest.raises(ValueError, match="no target counts: all 3 are -100"):
+        feature_statistics(network(), batches[2:])

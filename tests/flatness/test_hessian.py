@@ -537,3 +537,68 @@ def test_samples_are_counted_where_targets_are_a_mapping() -> None:
         return F.cross_entropy(outputs, targets["class"])
 
     assert top_eigenvalues(stack(nn.Tanh()), loss, batches, 1, "all").samples == 8
+
+
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_another_index_to_be_ignored(parameters: str) -> None:
+    """The closed form of a linear head knows -100 alone."""
+    model, loss = network(), nn.CrossEntropyLoss(ignore_index=2)
+    names = HEAD if parameters == "head" else ALL
+    values = torch.linalg.eigvalsh(dense_hessian(model, loss, data(), names))
+    found = top_eigenvalues(model, loss, data(), 2, parameters)
+    torch.testing.assert_close(found.values, values.flip(0)[:2], rtol=1e-8, atol=1e-8)
+
+
+def test_a_mini_batch_of_classes_without_weight_has_no_curvature() -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 3.0], dtype=torch.float64))
+    batches = data()
+    batches[2][1][:] = 1
+    for parameters in ("head", "all"):
+        found = top_eigenvalues(network(), loss, batches, 1, parameters)
+        assert torch.allclose(found.values, top_eigenvalues(network(), loss, batches[:2], 1, parameters).values)
+
+
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_inputs_of_inference_mode(parameters: str) -> None:
+    with torch.inference_mode():
+        batches = [(x.clone(), y) for x, y in data()]
+    found = top_eigenvalues(network(), LOSSES["a function"], batches, 1, parameters)
+    assert torch.equal(found.values, top_eigenvalues(network(), LOSSES["a function"], data(), 1, parameters).values)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [weight_norm, nn.utils.weight_norm], ids=["new", "old"])
+def test_the_head_is_its_own_parameters(norm: Callable[[nn.Module], nn.Module]) -> None:
+    """Not the weight that is computed of them; against differences, as torch's second derivative is wrong here."""
+    model = network()
+    model.fc = norm(model.fc)  # type: ignore[assignment]
+    own, loss, (x, y) = dict(model.fc.named_parameters(prefix="fc")), nn.CrossEntropyLoss(), joined(data())
+    found = top_eigenvalues(model, loss, data(), 1, "head")
+    assert found.names == tuple(own) and len(found.vectors) == sum(p.numel() for p in own.values())
+
+    def gradient(amount: float) -> torch.Tensor:
+        parts = found.vectors[:, 0].split([p.numel() for p in own.values()])
+        moved = {n: (p + amount * v.view_as(p)).detach() for (n, p), v in zip(own.items(), parts, strict=True)}
+        leaves = {name: p.requires_grad_() for name, p in moved.items()}
+        grads = torch.autograd.grad(loss(functional_call(model.eval(), leaves, (x,)), y), list(leaves.values()))
+        return torch.cat([g.flatten() for g in grads])
+
+    product = (gradient(1e-5) - gradient(-1e-5)) / 2e-5
+    torch.testing.assert_close(product, found.values * found.vectors[:, 0], rtol=1e-6, atol=1e-7)
+
+
+def test_a_bias_that_comes_first() -> None:
+    class Head(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            weight = self._parameters.pop("weight")
+            self._parameters["weight"] = weight
+
+    model = network()
+    model.fc = Head().double()
+    found = top_eigenvalues(model, nn.CrossEntropyLoss(), data(), 1, "head")
+    assert found.names == ("fc.weight", "fc.bias")
+    order = torch.arange(15).roll(-3)  # in the dense one the bias comes first
+    dense = dense_hessian(model, nn.CrossEntropyLoss(), data(), list(found.names))[order][:, order]
+    product = dense @ found.vectors
+    torch.testing.assert_close(product, found.values * found.vectors, rtol=1e-6, atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pof.flatness import Radii, RadiusDistribution, radius_distribution, suggested_gamma
+from pof.flatness import Radii, RadiusDistribution, loss_increment, radius_distribution, suggested_gamma
 from pof.perturbation.linear import head_gradient, line_search
 from tests.flatness.nets import ConvNet, data, network, untouched
 
@@ -117,3 +117,12 @@ def test_bad_requests_say_what_to_do() -> None:
         suggested_gamma(few)
     with pytest.raises(ValueError, match="direction must be 'own' or 'train'; got 'both'"):
         radius_distribution(network(), data(), direction="both")  # type: ignore[arg-type]
+
+
+def test_a_mini_batch_without_a_target_that_counts_has_no_radius() -> None:
+    batches = data((9, 9, 9))
+    batches[1][1][:] = -100
+    found = radius_distribution(network(), batches).train
+    assert found.radius.tolist() == radius_distribution(network(), [batches[0], batches[2]]).train.radius.tolist()
+    increment = loss_increment(network(), batches, data((5,), seed=5))
+    assert increment.value == loss_increment(network(), [batches[0], batches[2]], data((5,), seed=5)).value

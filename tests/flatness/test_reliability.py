@@ -131,3 +131,10 @@ def test_bad_requests_say_what_to_do() -> None:
         calibration_of(z, labels, bins=0)
     with pytest.raises(ValueError, match="no batch"):
         calibration(nn.Linear(1, 2), [])
+
+
+def test_samples_to_be_ignored_are_left_out() -> None:
+    batches = data()
+    batches[0][1][:3] = -100
+    found, metrics = calibration(network(), batches, validation_loader=batches), evaluate(network(), batches)
+    assert found.samples == metrics.n == 14 and found.nll == pytest.approx(metrics.nll, rel=1e-12)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pof.flatness import adaptive_sharpness, m_sharpness, sam_sharpness
+from pof.flatness import adaptive_sharpness, loss_plane, m_sharpness, sam_sharpness
 from pof.flatness.sharpness import rechunk
 from tests.flatness.nets import ConvNet, data, joined, network, untouched
 
@@ -108,6 +110,66 @@ def test_targets_that_are_ignored_do_not_count() -> None:
         whole, parts = sam_sharpness(network(), loss, [(x, y)]), sam_sharpness(network(), loss, batches)
         assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
         assert parts.value == pytest.approx(whole.value, rel=1e-9)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 0.0, 3.0], dtype=torch.float64)])
+def test_a_mini_batch_without_a_target_that_counts_has_no_part(weight: Tensor | None) -> None:
+    loss = nn.CrossEntropyLoss(weight=weight)
+    batches, part = data((7, 4, 1)), data((7, 4, 1))[:2]
+    batches[2][1][:] = -100 if weight is None else 1
+    assert sam_sharpness(network(), loss, batches) == sam_sharpness(network(), loss, part)
+    assert adaptive_sharpness(network(), loss, batches) == adaptive_sharpness(network(), loss, part)
+    for m in (1, 11):
+        found, expected = m_sharpness(network(), loss, batches, m), m_sharpness(network(), loss, part, m)
+        counting = found.rises[: len(expected.rises)]
+        assert found.value == expected.value and torch.equal(counting, expected.rises)
+    assert torch.equal(
+        loss_plane(network(), loss, batches, points=3).loss, loss_plane(network(), loss, part, points=3).loss
+    )
+    for measure in (sam_sharpness, partial(m_sharpness, m=3), loss_plane):
+        with pytest.raises(ValueError, match="no target counts: all are to be ignored"):
+            measure(network(), loss, batches[2:])
+
+
+class Multiplied(nn.Module):
+    """Two inputs, one of them with a table beside it; and a loss of two targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
+
+    def forward(self, first: Tensor, second: dict[str, Tensor]) -> Tensor:
+        return self.head(torch.tanh(self.layer(first) * second["values"]) @ second["table"])
+
+
+def of_two(outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    return ((outputs - targets["a"]).square() + targets["b"].unsqueeze(1) * outputs).mean()
+
+
+def test_several_inputs_and_targets_are_cut_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second, a = (torch.randn(8, n, dtype=torch.float64, generator=generator) for n in (4, 4, 3))
+    b, table = torch.rand(8, dtype=torch.float64, generator=generator), torch.eye(4, dtype=torch.float64)
+
+    def batches(*sizes: int) -> list[Any]:
+        parts = zip(*(each.split(list(sizes)) for each in (first, second, a, b)), strict=True)
+        return [((x, {"values": z, "table": table}), {"a": p, "b": q}) for x, z, p, q in parts]
+
+    model = Multiplied()
+    found = m_sharpness(model, of_two, batches(5, 3), 2, rho=0.3)
+    expected = [sam_sharpness(model, of_two, [each], rho=0.3).value for each in batches(2, 2, 2, 2)]
+    assert found.rises.tolist() == pytest.approx(expected, rel=1e-12) and found.chunk_samples == (2, 2, 2, 2)
+    assert loss_plane(model, of_two, batches(5, 3), points=3).samples == 8
+
+
+def test_inputs_that_cannot_be_cut_are_refused() -> None:
+    short, long = (torch.zeros(2, n, dtype=torch.float64) for n in (3, 4))
+    labels = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"mini-batches of \(2, 3\) and \(2, 4\) do not join: pad them alike"):
+        m_sharpness(network(), LOSS, [(short, labels), (long, labels)], 2)
+    with pytest.raises(ValueError, match="packed sequences, sparse and nested tensors cannot be cut into chunks"):
+        rechunk([(short.to_sparse(), labels)], 2)
 
 
 def test_bad_requests_say_what_to_do() -> None:

@@ -346,3 +346,13 @@ def test_a_convolution_as_head_takes_the_features() -> None:
     out = pof.PoF(model, loss=F.binary_cross_entropy_with_logits)(inputs, several, inputs, several)
     out.loss.backward()
     assert out.radius > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_softmax_in_half_precision_is_seen_through(dtype: torch.dtype) -> None:
+    """Its rows sum to 1 as far as that dtype can say."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.Softmax(dim=1)).to(dtype)
+    inputs = torch.randn(16, 6).to(dtype)
+    features, logits = split(model).features_and_logits(inputs)
+    assert torch.equal(logits, model[2](features))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from pof.head.split import SplitModel, split
 from pof.perturbation.line import HeadLine, LinearLine, ModuleLine, along_head_gradient
@@ -142,3 +143,50 @@ def test_nothing_of_the_head_changes_and_its_parameters_get_no_gradient() -> Non
     after = network.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items() if "running" not in k and "num_batches" not in k)
     assert int(after["model.1.0.num_batches_tracked"]) == 1
+
+
+class Scaled(nn.Module):
+    """Multiplies by a buffer, which the graph then holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 4, dtype=torch.float64))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.tanh(values * self.scale)
+
+
+class OwnForward(nn.BatchNorm1d):
+    """One whose kernel moves the statistics, and keeps them for its backward pass."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return F.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, training=True)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda: Scaled(),
+        lambda: prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.3),
+        lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
+        lambda: OwnForward(4),
+    ],
+    ids=["scale", "pruned", "spectral norm", "batch norm of one's own"],
+)
+def test_a_graph_may_hold_the_buffers_of_the_head(middle: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(4, 4), middle(), nn.Linear(4, CLASSES)).double()
+    network = split(nn.Sequential(nn.Linear(3, 4).double(), head), "1")
+    inputs, targets = torch.randn(8, 3, dtype=torch.float64), torch.arange(8) % CLASSES
+    features = network.model[0](inputs)  # type: ignore[index]
+    line = along_head_gradient(network, features, targets, CrossEntropy())
+    assert isinstance(line, ModuleLine)
+    buffers = copy.deepcopy(dict(head.named_buffers()))
+    radius = line.minimise().radius
+    found = line.logits(features, features, radius)
+    assert all(torch.equal(value, buffers[name]) for name, value in head.named_buffers())
+    (gradient,) = torch.autograd.grad(found.square().sum(), features)
+    step = 1e-6 * gradient / gradient.norm()
+    with torch.no_grad():
+        sums = [line.logits(features + sign * step, features, radius).square().sum() for sign in (1, -1)]
+    assert float(sums[0] - sums[1]) / 2e-6 == pytest.approx(float(gradient.norm()), rel=1e-5)

@@ -212,3 +212,29 @@ def test_frozen_statistics_cover_the_own_buffers_of_a_batch_norm_subclass() -> N
     assert float(norm.seen) == 0 and int(norm.num_batches_tracked) == 0
     norm(torch.randn(4, 3))
     assert float(norm.seen) == 4 and int(norm.num_batches_tracked) == 1
+
+
+def test_frozen_statistics_pass_by_buffers_that_nobody_can_write() -> None:
+    """A table that was made in inference mode, as caches of positions are."""
+    model = nn.Linear(2, 2)
+    with torch.inference_mode():
+        model.register_buffer("table", torch.arange(2.0))
+    with frozen_statistics(model):
+        model(torch.ones(1, 2))
+    assert model.table.tolist() == [0.0, 1.0]
+
+
+def test_frozen_statistics_put_back_what_was_written_behind_autograd() -> None:
+    class Old(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean.data.add_(1.0)
+            return x
+
+    model = Old()
+    with frozen_statistics(model):
+        model(torch.ones(1, 3))
+    assert model.mean.tolist() == [0.0, 0.0, 0.0]

@@ -238,3 +238,21 @@ def test_an_average_in_half_precision_resumes_exactly(tmp_path: Path) -> None:
         run(tmp_path, die_at=5)
     resumed = run(tmp_path, resume=True)
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        ([], "the loader gave no batch"),
+        ([torch.randn(4, 3), torch.full((4, 3), torch.nan)], "inputs hold NaN"),
+        ([torch.randn(4, 3), torch.randn(1, 3)], "one sample has no variance: give the loader drop_last=True"),
+    ],
+)
+def test_an_estimate_that_fails_leaves_the_statistics_as_they_were(loader: list[Tensor], message: str) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3, momentum=None))
+    model(torch.randn(8, 3))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        estimate_statistics(model, loader)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and model[2].momentum is None  # type: ignore[union-attr]

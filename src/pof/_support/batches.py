@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
@@ -59,8 +60,17 @@ def _targets(given: Any) -> Any:
 
 
 def samples_of(targets: Any) -> int:
-    """Count the samples of a mini-batch by its targets, which for a custom loss may be a mapping of tensors."""
-    return (targets if isinstance(targets, Tensor) else tensors_of(targets)[0]).size(0)
+    """Count the samples of a mini-batch by its targets, which for a custom loss may be several tensors."""
+    if isinstance(targets, Tensor) and targets.ndim:
+        return targets.size(0)
+    found = next((tensor for tensor in tensors_of(targets) if tensor.ndim), None)
+    if found is None:
+        raise ValueError(f"targets must be a tensor with a row for each sample, or hold one; got {_kind(targets)}")
+    return found.size(0)
+
+
+def _kind(targets: Any) -> str:
+    return f"{type(targets).__name__}{f' of length {len(targets)}' if isinstance(targets, (list, tuple)) else ''}"
 
 
 def class_targets(targets: Any, classes: int | None = None) -> Any:
@@ -73,6 +83,8 @@ def class_targets(targets: Any, classes: int | None = None) -> Any:
         targets = _as_tensor(targets)
     elif targets.dtype is torch.int64 and targets.ndim == 1:
         return targets
+    if classes is not None:
+        refuse_several(targets, "cross-entropy")
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         return targets
     if targets.ndim == 2 and targets.shape[1] == 1:
@@ -82,11 +94,26 @@ def class_targets(targets: Any, classes: int | None = None) -> Any:
     return targets.long() if targets.ndim < 2 else targets
 
 
+def refuse_several(targets: Any, name: str) -> None:
+    """Refuse what only a loss of the user's own can take."""
+    if not isinstance(targets, Tensor):
+        raise ValueError(f"{name} takes targets in one tensor; got {_kind(targets)}: that is for a loss of your own")
+
+
 def _as_tensor(targets: Any) -> Any:
-    first = targets[0] if isinstance(targets, (list, tuple)) and targets else targets
+    """Numbers in lists or arrays, and scalar tensors in a list; a list of other tensors is several targets."""
+    first = targets
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
     if isinstance(first, str):
         raise ValueError(f"targets are texts ({first!r}, ...): give class indices, integers from 0")
-    return torch.as_tensor(targets) if isinstance(first, (int, Tensor)) or hasattr(targets, "__array__") else targets
+    numbers = isinstance(targets, (list, tuple)) and (
+        isinstance(first, (int, float)) or getattr(first, "ndim", -1) == 0
+    )
+    if numbers or hasattr(targets, "__array__"):
+        with suppress(ValueError, TypeError):  # rows of different lengths are for a loss that takes lists
+            return torch.as_tensor(targets)
+    return targets
 
 
 def _from_one_hot(targets: Tensor) -> Tensor:
@@ -163,14 +190,21 @@ def described_outputs(found: Mapping[int | str, Tensor]) -> str:
     return ", ".join(f"{tuple(tensor.shape)} at {place!r}" for place, tensor in found.items())
 
 
-def first_samples(inputs: Inputs, targets: Tensor, count: int) -> tuple[Inputs, Tensor]:
+def first_samples(inputs: Inputs, targets: Any, count: int) -> tuple[Inputs, Any]:
     """View the first ``count`` samples of a mini-batch of N: those of every tensor with N rows."""
-    if not _has_rows(inputs):
+    if not has_rows(inputs):
         raise ValueError("packed sequences, sparse and nested tensors cannot be cut into samples: use them whole")
-    return first_inputs(inputs, count, len(targets)), targets[:count]
+    samples = samples_of(targets)
+    return first_inputs(inputs, count, samples), rows_of(targets, slice(count), samples)
 
 
-def _has_rows(inputs: Inputs) -> bool:
+def rows_of(value: T, rows: slice, samples: int) -> T:
+    """View some samples of a (nested) batch of so many: those rows of every tensor that has one per sample."""
+    return cast("T", _mapped(value, lambda t: t[rows] if t.shape[:1] == (samples,) else t))
+
+
+def has_rows(inputs: Inputs) -> bool:
+    """Whether inputs can be cut into samples: packed sequences, sparse and nested tensors cannot."""
     return not isinstance(inputs, PackedSequence) and all(map(is_plain, tensors_of(inputs)))
 
 
@@ -181,23 +215,32 @@ def is_plain(tensor: Tensor) -> bool:
 
 def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inputs:
     """View the inputs of the first ``count`` of so many ``samples``; whole where they cannot be cut."""
-    if not _has_rows(inputs):
+    if not has_rows(inputs):
         return inputs
     if samples is None:
         lengths = [len(tensor) for tensor in tensors_of(inputs) if tensor.ndim]
         samples = max(lengths, key=lengths.count, default=0)  # a table beside the samples has another length
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:count] if tensor.shape[:1] == (samples,) else tensor
-
-    return cast("Inputs", _mapped(inputs, cut))
+    return rows_of(inputs, slice(count), samples)
 
 
-def joined(values: Sequence[Any]) -> Any:
-    """One after the other: the targets of several mini-batches, tensors or mappings of them."""
-    if isinstance(values[0], Mapping):
-        return {key: joined([value[key] for value in values]) for key in values[0]}
-    return torch.cat(list(values)) if isinstance(values[0], Tensor) else [item for value in values for item in value]
+def joined(values: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """One after the other: inputs or targets of several mini-batches of so many samples, tensors or nested.
+
+    Tensors without a row for each sample, and what is no tensor, are those of the first; lists of anything else go on.
+    """
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: joined([value[key] for value in values], sizes) for key in first}
+    if isinstance(first, Tensor):
+        if any(value.shape[:1] != (size,) for value, size in zip(values, sizes, strict=True)):
+            return first
+        other = next((value.shape for value in values if value.shape[1:] != first.shape[1:]), None)
+        if other is not None:
+            raise ValueError(f"mini-batches of {tuple(first.shape)} and {tuple(other)} do not join: pad them alike")
+        return torch.cat(list(values))
+    if isinstance(first, (list, tuple)) and tensors_of(first) and len({len(value) for value in values}) == 1:
+        return tuple(joined(list(items), sizes) for items in zip(*values, strict=True))
+    return [item for value in values for item in value] if isinstance(first, (list, tuple)) else first
 
 
 def to_device(value: T, device: torch.device | str) -> T:

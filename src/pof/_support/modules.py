@@ -91,14 +91,14 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     and one that tracks whatever it is told.
     """
     norms: list[Any] = []
-    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    saved: list[tuple[nn.Module, str, Tensor, int, Tensor]] = []
     for m in every(module):
         if m._buffers and m.training:
             norms += [m] if isinstance(m, BATCH_NORMS) and m.track_running_stats else []
             obeys = _stops_tracking(m)
             for name, buffer in m._buffers.items():
-                if buffer is not None and not (obeys and name in TRACKED):
-                    saved.append((m, name, buffer, buffer.clone()))
+                if buffer is not None and not (obeys and name in TRACKED) and _can_change(buffer):
+                    saved.append((m, name, buffer, version_of(buffer), buffer.clone()))
     # Not by setattr, which asks whether the value is a parameter, a buffer or a module.
     for norm in norms:
         vars(norm)["track_running_stats"] = False
@@ -112,10 +112,14 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _write_back(saved: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
-    for m, name, buffer, value in saved:
-        # Some write into their buffer, some put a new tensor in its place.
-        setattr(m, name, buffer.copy_(value))
+def _write_back(saved: list[tuple[nn.Module, str, Tensor, int, Tensor]]) -> None:
+    for m, name, own, version, value in saved:
+        if getattr(m, name, None) is own and version_of(own) == version:
+            # A graph may hold it, which takes any write that counts for a change; some write like this too.
+            own.data.copy_(value)
+        else:
+            # Some write into their buffer, some put a new tensor in its place.
+            setattr(m, name, own.copy_(value))
 
 
 @contextmanager
@@ -138,6 +142,15 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
         for m in module.modules():
             m.training = m.training and _normalises_batches(m)
         yield
+
+
+def _can_change(tensor: Tensor) -> bool:
+    return torch.is_inference_mode_enabled() or not tensor.is_inference()
+
+
+def version_of(value: Any) -> int:
+    """How often a tensor was written to; -1 where nobody counts."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else -1
 
 
 def _normalises_batches(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pof._support import distributed
 from pof._support.batches import TARGET_KEYS, Inputs, call, check_inputs, to_device, unpack
-from pof._support.modules import BATCH_NORMS, device_of, evaluating, frozen_norms
+from pof._support.modules import BATCH_NORMS, TRACKED, device_of, evaluating, frozen_norms
 
 _TRACKING = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -32,7 +32,8 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
             inputs (N, ...) alone; moved to the device of the model.
 
     Raises:
-        ValueError: if the loader is empty, or inputs are not finite; the statistics are those of a new network then.
+        ValueError: if the loader is empty, inputs are not finite, or a mini-batch has one value per channel.  The
+            statistics are as before then, as after any other error.
     """
     frozen = frozen_norms(model)
     norms = [m for m in model.modules() if isinstance(m, _TRACKING) and m.track_running_stats and m not in frozen]
@@ -45,8 +46,8 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
             check_inputs(inputs := to_device(_inputs(batch), device))
             call(model, inputs)
             empty = False
-    if empty and not distributed.active():
-        raise ValueError("the loader gave no batch, and the batch norms' statistics would be those of a new network")
+        if empty and not distributed.active():
+            raise ValueError("the loader gave no batch, and statistics cannot be estimated without one")
     if distributed.active():
         for norm in norms:
             _join(norm, rows[norm])
@@ -62,6 +63,7 @@ def _counting(norms: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int]]:
         rows[norm] += len(arguments[0])
         norm.momentum = len(arguments[0]) / max(rows[norm], 1)
 
+    before = [(buffer, buffer.clone()) for norm in norms for name, buffer in norm.named_buffers() if name in TRACKED]
     for norm in norms:
         restart: Any = norm.reset_running_stats
         restart()
@@ -69,6 +71,12 @@ def _counting(norms: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int]]:
     handles = [norm.register_forward_pre_hook(count) for norm in norms]
     try:
         yield rows
+    except BaseException as error:
+        for buffer, value in before:
+            buffer.copy_(value)
+        if "Expected more than 1 value per channel" in str(error):
+            raise ValueError("a mini-batch of one sample has no variance: give the loader drop_last=True") from error
+        raise
     finally:
         for norm, handle, momentum in zip(norms, handles, momenta, strict=True):
             handle.remove()

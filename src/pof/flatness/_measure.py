@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, arguments, check_inputs, to_device, unpack
+from pof._support.batches import Inputs, arguments, check_inputs, for_training, to_device, unpack
 from pof._support.checks import whole_number
 from pof._support.modules import evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
 from pof.head.reading import Reading
 from pof.perturbation.loss import weight_of
+from pof.perturbation.targets import IGNORED
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)`` -> scalar: the mean over the samples of a batch, as ``nn.CrossEntropyLoss()``."""
@@ -68,7 +69,7 @@ def read(
     for done, batch in enumerate(islice(loader, batches), start=1):
         inputs, targets = unpack(batch)
         check_inputs(inputs)
-        yield to_device(inputs, device), to_device(targets, device)
+        yield for_training(inputs, device), to_device(targets, device)
         report(progress, stage, done, total)
     if done == 0:
         raise ValueError("the loader gave no batch: check its data set, batch_size and drop_last")
@@ -85,6 +86,17 @@ def check_mean(loss: Loss) -> None:
     reduction = getattr(loss, "reduction", "mean")
     if reduction != "mean":
         raise ValueError(f"loss must be the mean over the batch (reduction='mean'); got reduction={reduction!r}")
+
+
+def counting(loss: Loss, data: Iterable[tuple[Inputs, Any]]) -> Iterator[tuple[Inputs, Any]]:
+    """The mini-batches with a target that counts; the mean loss of any other is 0 / 0."""
+    empty = True
+    for inputs, targets in data:
+        if float(weight_of(loss, targets)):
+            empty = False
+            yield inputs, targets
+    if empty:
+        raise ValueError("no target counts: all are to be ignored, or of classes whose weight is 0")
 
 
 def weights_of(loss: Loss, data: Data) -> list[float]:
@@ -186,6 +198,14 @@ def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tup
     if not bool(stored.features.isfinite().all() and stored.logits.isfinite().all()):
         raise ValueError("the network's features or logits are not finite: check its weights for NaN")
     return stored
+
+
+def without_ignored(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Targets, (N,) class indices or (N, C) probabilities, and others (N, ...), of the samples that count."""
+    part = targets != IGNORED if targets.ndim == 1 else torch.ones(len(targets), dtype=torch.bool)
+    if not bool(part.any()):
+        raise ValueError(f"no target counts: all {len(targets)} are {IGNORED}, to be ignored")
+    return tuple(each[part.to(each.device)] for each in (targets, *others))
 
 
 def hard_labels(targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pof.flatness import plots
-from pof.flatness._measure import Progress, Stored, hard_labels, measuring, read, report, store
+from pof.flatness._measure import Progress, Stored, hard_labels, measuring, read, report, store, without_ignored
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import head_gradient
 from pof.perturbation.targets import encode_targets, logit_gradient
@@ -270,4 +270,6 @@ def _features(
 ) -> tuple[SplitModel, Stored]:
     parts = split(model, head)
     with measuring(model, seed) as device:
-        return parts, store(parts.features_and_logits, read(loader, batches, device, "features", progress))
+        stored = store(parts.features_and_logits, read(loader, batches, device, "features", progress))
+    targets, features, logits = without_ignored(stored.targets, stored.features, stored.logits)
+    return parts, Stored(features, logits, targets, (len(targets),))

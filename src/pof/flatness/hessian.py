@@ -31,6 +31,7 @@ from pof.flatness._measure import (
     Loss,
     Progress,
     check_mean,
+    counting,
     cross_entropy_options,
     outputs_of,
     read,
@@ -40,7 +41,7 @@ from pof.flatness._measure import (
 from pof.head.listen import uncompiled
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import respond
-from pof.perturbation.targets import encode_targets
+from pof.perturbation.targets import IGNORED, encode_targets
 
 Parameters = Literal["head", "all"]
 
@@ -93,20 +94,24 @@ def hessian_operator(
     device = device_of(model)
     data = read(loader, batches, device, "data", progress)
     if parameters == "all":
-        return network_operator(model, loss, list(data), dict(model.named_parameters()), seed)
+        return network_operator(model, loss, list(counting(loss, data)), dict(model.named_parameters()), seed)
     if parameters != "head":
         raise ValueError(f"parameters must be 'head' or 'all'; got {parameters!r}")
     parts = split(model, head)
     first = next(data)
     options = cross_entropy_options(loss)
     names = {f"{parts.head_name}.{name}".lstrip("."): p for name, p in parts.head.named_parameters()}
-    if options is None or not parts.linear or not _ends_with_head(parts, first[0]):
-        return network_operator(model, loss, [first, *data], names, seed)
+    # Its weight may be computed from other parameters, as with weight norm; it knows -100 alone.
+    own = {name.rpartition(".")[2] for name in names} <= {"weight", "bias"}
+    closed = own and parts.linear and getattr(loss, "ignore_index", IGNORED) == IGNORED
+    if options is None or not closed or not _ends_with_head(parts, first[0]):
+        return network_operator(model, loss, list(counting(loss, [first, *data])), names, seed)
     stored = store(parts.features_and_logits, chain([first], data))
     smoothing, class_weights = options
     encoded = encode_targets(stored.targets, stored.logits, smoothing, class_weights=class_weights)
     weights = encoded.weights(stored.logits)
-    return head_operator(stored.features, stored.logits, parts.bias is not None, weights, tuple(names))
+    order = tuple(sorted(names, key=lambda name: name.endswith("bias")))
+    return head_operator(stored.features, stored.logits, parts.bias is not None, weights, order)
 
 
 @torch.no_grad()

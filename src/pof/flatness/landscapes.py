@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pof._support.checks import MOST_POINTS, finite, whole_number
 from pof.flatness import plots
-from pof.flatness._measure import Progress, Stored, mean_of, measuring, read, store
+from pof.flatness._measure import Progress, Stored, counting, mean_of, measuring, read, store
 from pof.head.split import SplitModel, split
 from pof.perturbation.line import LinearLine
 from pof.perturbation.loss import CrossEntropy
@@ -197,7 +197,7 @@ def loss_increment(
     found = []
     with measuring(model, seed) as device:
         test = store(parts.features_and_logits, read(test_loader, batches, device, "test batches", progress))
-        for batch in read(loader, batches, device, "directions", progress):
+        for batch in counting(loss, read(loader, batches, device, "directions", progress)):
             data = store(parts.features_and_logits, [batch])
             line = _over(test, LinearLine.along(parts, data.features, data.targets, loss), loss)
             lowest = _minimum(line)[1]

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pof._support.batches import samples_of
 from pof._support.checks import finite, whole_number
 from pof._support.random import seeded
 from pof.flatness import plots
-from pof.flatness._measure import Loss, Progress, Weights, check_mean, mean_loss, measuring, read, report
+from pof.flatness._measure import Loss, Progress, Weights, check_mean, counting, mean_loss, measuring, read, report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +77,7 @@ def loss_plane(
     offsets[points // 2] = 0.0
     values = torch.zeros(points, points, dtype=torch.float64)
     with measuring(model, seed) as device:
-        data = list(read(loader, batches, device, "data", progress))
+        data = list(counting(loss, read(loader, batches, device, "data", progress)))
         generator = seeded(seed)
         first, second = filter_direction(model, generator), filter_direction(model, generator)
         weights = {name: p.detach() for name, p in model.named_parameters() if name in first}
@@ -85,7 +86,7 @@ def loss_plane(
                 moved = {name: w + a * first[name] + b * second[name] for name, w in weights.items()}
                 values[i, j] = mean_loss(model, loss, moved, data)
                 report(progress, "loss plane", i * points + j + 1, points**2)
-    return LossPlane(offsets, values, sum(len(targets) for _, targets in data))
+    return LossPlane(offsets, values, sum(samples_of(targets) for _, targets in data))
 
 
 def filter_direction(model: nn.Module, generator: torch.Generator) -> Weights:

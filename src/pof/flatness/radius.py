@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pof._support.random import seeded
 from pof.flatness import plots
-from pof.flatness._measure import Progress, measuring, read, store
+from pof.flatness._measure import Progress, counting, measuring, read, store
 from pof.head.split import split
 from pof.perturbation.line import LinearLine
 from pof.perturbation.loss import CrossEntropy
@@ -131,7 +131,7 @@ def radius_distribution(
 
     def measure(source: Iterable[Any], stage: str, given: list[LinearLine]) -> Radii:
         found = []
-        for i, batch in enumerate(read(source, batches, device, stage, progress)):
+        for i, batch in enumerate(counting(loss, read(source, batches, device, stage, progress))):
             data = store(parts.features_and_logits, [batch])
             if given:
                 line = given[i % len(given)].over(data.features, data.logits, data.targets, loss)

@@ -17,7 +17,7 @@ from pof._support.calibration import confidence_bins, expected_calibration_error
 from pof._support.checks import MOST_POINTS, whole_number
 from pof._support.precision import at_least_float32
 from pof.flatness import plots
-from pof.flatness._measure import Progress, measuring, outputs_of, read
+from pof.flatness._measure import Progress, measuring, outputs_of, read, without_ignored
 from pof.perturbation.linear import line_search
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def calibration(
 
     Args:
         model: gives logits (N, C), also inside an object with ``.logits``; unchanged afterwards.
-        loader: batches to measure on, targets (N,) class indices.
+        loader: batches to measure on, targets (N,) class indices, -100 to be left out.
         validation_loader: other batches, to fit the temperature on.
         bins: of equal width on (0, 1], closed on the right.
 
@@ -169,7 +169,8 @@ def _reliability(p: Tensor, labels: Tensor, bins: int) -> tuple[float, Tensor, T
 @torch.no_grad()
 def _outputs(model: nn.Module, data: Iterable[tuple[Any, Tensor]]) -> tuple[Tensor, Tensor]:
     outputs = [(at_least_float32(outputs_of(model, inputs)), targets) for inputs, targets in data]
-    return torch.cat([z for z, _ in outputs]), torch.cat([y for _, y in outputs])
+    labels, logits = without_ignored(torch.cat([y for _, y in outputs]), torch.cat([z for z, _ in outputs]))
+    return logits, labels
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:

@@ -8,14 +8,14 @@ weight moves to the next layer.  Weights are never modified: the perturbed netwo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs
+from pof._support.batches import Inputs, has_rows, joined, rows_of, samples_of
 from pof._support.checks import finite, whole_number
 from pof.flatness import plots
 from pof.flatness._measure import (
@@ -24,6 +24,7 @@ from pof.flatness._measure import (
     Progress,
     Weights,
     check_mean,
+    counting,
     mean_gradient,
     mean_loss,
     measuring,
@@ -162,7 +163,7 @@ def _sharpness(
     check_mean(loss)
     with measuring(model, seed) as device:
         data = read(loader, batches, device, "data", progress)
-        chunks = [list(data)] if m is None else [[chunk] for chunk in rechunk(data, m)]
+        chunks = [list(counting(loss, data))] if m is None else [[chunk] for chunk in counting(loss, rechunk(data, m))]
         weights = {name: p.detach() for name, p in model.named_parameters()}
         losses, rises, shares = [], [], []
         for done, chunk in enumerate(chunks, start=1):
@@ -181,7 +182,7 @@ def _sharpness(
         loss=float(share @ torch.tensor(losses, dtype=torch.float64)),
         rho=rho,
         rises=found,
-        chunk_samples=tuple(sum(len(y) for _, y in chunk) for chunk in chunks),
+        chunk_samples=tuple(sum(samples_of(y) for _, y in chunk) for chunk in chunks),
     )
 
 
@@ -192,21 +193,11 @@ def _steepest(weights: Weights, gradients: Weights) -> Weights:
     return {name: g / safe for name, g in gradients.items()}
 
 
-def rechunk(data: Iterable[tuple[Inputs, Tensor]], m: int) -> Data:
+def rechunk(data: Iterable[tuple[Inputs, Any]], m: int) -> Data:
     """Cut batches of any sizes into chunks of m samples, in order; the last may have fewer."""
     every = list(data)
-    targets = torch.cat([y for _, y in every])
-    inputs = _joined([x for x, _ in every])
-    return [(_rows(inputs, slice(i, i + m)), targets[i : i + m]) for i in range(0, len(targets), m)]
-
-
-def _joined(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Mapping):
-        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
-
-
-def _rows(inputs: Inputs, rows: slice) -> Inputs:
-    if isinstance(inputs, Mapping):
-        return {key: value[rows] if isinstance(value, Tensor) else value for key, value in inputs.items()}
-    return inputs[rows]
+    if not all(has_rows(inputs) for inputs, _ in every):
+        raise ValueError("packed sequences, sparse and nested tensors cannot be cut into chunks")
+    sizes = [samples_of(targets) for _, targets in every]
+    pairs, total = tuple(joined(list(part), sizes) for part in zip(*every, strict=True)), sum(sizes)
+    return [rows_of(pairs, slice(i, i + m), total) for i in range(0, total, m)]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pof._support.modules import device_of, evaluating, frozen_statistics
+from pof._support.modules import device_of, evaluating, frozen_statistics, version_of
 from pof._support.precision import without_cast_cache
 from pof._support.random import preserved
 
@@ -33,11 +33,7 @@ class Heard(NamedTuple):
 
     def is_still(self, output: Any) -> bool:
         """Whether an output is what the module returned, untouched since."""
-        return isinstance(output, Tensor) and output is self.original and _version(output) == self.version
-
-
-def _version(output: Any) -> int:
-    return output._version if isinstance(output, Tensor) and not output.is_inference() else -1
+        return isinstance(output, Tensor) and output is self.original and version_of(output) == self.version
 
 
 @contextmanager
@@ -52,7 +48,7 @@ def listening(module: nn.Module) -> Iterator[list[Heard]]:
         copy = output.clone() if isinstance(output, Tensor) else output
         # The original is no output of a compiled graph.
         traced = torch.compiler.is_compiling()
-        heard.append(Heard(entered, copy) if traced else Heard(entered, copy, output, _version(output)))
+        heard.append(Heard(entered, copy) if traced else Heard(entered, copy, output, version_of(output)))
         return output
 
     own = vars(module)

@@ -78,7 +78,7 @@ def agree(output: Tensor, logits: Tensor, *, end: End | None) -> tuple[bool, flo
     if end == "sigmoid" and is_sigmoid(output, logits):
         wanted = torch.sigmoid(wanted)
     if end == "softmax" and logits.shape[1] > 1:
-        if are_probabilities(found):
+        if are_probabilities(output.reshape(logits.shape)):  # in its own dtype, by whose rounding rows sum to 1
             wanted = torch.softmax(wanted, dim=1)
         else:
             found, wanted = F.log_softmax(found, dim=1), F.log_softmax(wanted, dim=1)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import Inputs, first_samples
+from pof._support.batches import Inputs, first_samples, rows_of, samples_of, to_device
 from pof._support.checks import MOST_SEED, finite, whole_number
 from pof._support.modules import device_of, every, frozen_statistics, running_statistics
 from pof._support.precision import without_cast_cache
@@ -143,8 +143,9 @@ class PoF(Method):
         features, logits = features_and_logits(network, inputs)
         if self.features == "previous" and self.training:
             # Gathered at once: every process then holds the same state, which a checkpoint saves once.
-            used = slice(self.reference_size)
-            self._previous = distributed.gather_rows(features.detach()[used], targets[used])  # type: ignore[assignment]
+            used, samples = slice(self.reference_size), samples_of(targets)
+            kept = features.detach()[used], rows_of(targets, used, samples)
+            self._previous = distributed.gather_rows(*kept)  # type: ignore[assignment]
         if reference is None:
             perturbed, expansion, norm, radius = logits, 0.0, logits.new_zeros(()), logits.new_zeros(())
             bounded = torch.ones_like(radius, dtype=torch.bool)
@@ -208,9 +209,8 @@ class PoF(Method):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` gave."""
         self._generator.set_state(state["generator"].cpu())
-        device = device_of(self.network)
         previous = state["previous"]
-        self._previous = None if previous is None else (previous[0].to(device), previous[1].to(device))
+        self._previous = None if previous is None else to_device(previous, device_of(self.network))
 
 
 def _draws_from_torch_only(model: nn.Module) -> bool:

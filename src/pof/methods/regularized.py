@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs
+from pof._support.batches import Inputs, joined
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
@@ -102,6 +101,7 @@ class Regularized(Method):
     def after_step(self) -> None:
         """Let the regulariser adapt to the features of the step, those of all its mini-batches together."""
         if self._seen:
-            features, targets = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+            sizes = [len(features) for features, _ in self._seen]
+            features, targets = (joined(list(parts), sizes) for parts in zip(*self._seen, strict=True))
             self._seen.clear()
             self.regularizer.update(features, targets)

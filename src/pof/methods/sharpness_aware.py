@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pof._support.batches import Inputs, first_samples, to_device, unpack
+from pof._support.batches import Inputs, first_samples, for_training, unpack
 from pof._support.checks import finite, whole_number
 from pof._support.modules import device_of, frozen_statistics, in_training
 from pof._support.random import preserved
@@ -209,7 +209,7 @@ class SharpnessAware(Method):
             group["rho"] = 1.0  # any: the search has its own
         device = device_of(self.model)
         with in_training(self.model), frozen_statistics(self.model), preserved(batches):
-            taken = (to_device(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
+            taken = (for_training(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
             windows = iter(lambda: list(islice(taken, accumulation)), [])
             rho, self.shares = Calibration(self, self.loss, self._of_ascent, optimizer, level, level_kind).radius(
                 windows

@@ -71,7 +71,8 @@ def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor
     kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
     entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
     if not entropy or targets.is_floating_point():
-        return tensors_of(targets)[0].new_full((), samples_of(targets), dtype=torch.float64)
+        samples = samples_of(targets)
+        return tensors_of(targets)[0].new_full((), samples, dtype=torch.float64)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else options.get("weight")
     return _counted(targets, weights, getattr(loss, "ignore_index", options.get("ignore_index", IGNORED)))
 
@@ -152,7 +153,7 @@ class CrossEntropy(Loss):
 
     def weight_of(self, targets: Tensor) -> Tensor:
         """Samples, or the class weights of those that are not to be ignored, scalar of float64."""
-        targets = class_targets(targets, targets.shape[-1])
+        targets = class_targets(targets, targets.shape[-1] if isinstance(targets, Tensor) and targets.ndim else 0)
         if targets.is_floating_point():
             return targets.new_full((), len(targets), dtype=torch.float64)
         return _counted(targets, self.class_weights, IGNORED)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof._support.batches import samples_of
+from pof._support.batches import refuse_several, samples_of
 from pof._support.precision import without_autocast
 from pof.perturbation.loss import CrossEntropy, Loss, LossFunction, unwrapped, weight_of
 
@@ -99,6 +99,7 @@ class Ordinal(Loss):
         Raises:
             ValueError: if the shapes do not fit, or on a CPU a target is out of range.
         """
+        refuse_several(targets, "ordinal")
         classes = outputs.shape[1]
         if targets.shape != outputs.shape[:1] or targets.is_floating_point():
             raise ValueError(
@@ -216,6 +217,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
 
 def as_outputs(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
     """Targets in the shape (N, C) and dtype of the outputs; (N,) for one output only, so that nothing is broadcast."""
+    refuse_several(targets, name)
     if targets.ndim == 1 and outputs.shape[1] == 1:
         targets = targets.unsqueeze(1)
     if targets.shape != outputs.shape:

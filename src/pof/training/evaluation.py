@@ -232,7 +232,7 @@ def _of_task(
         all_targets.append(to_device(targets, "cpu"))
     if not weight:
         raise ValueError("nothing to evaluate: the loader gave no batch with a target that counts")
-    values, targets = torch.cat(parts), joined(all_targets)
+    values, targets = torch.cat(parts), joined(all_targets, [len(part) for part in parts])
     if isinstance(loss, CrossEntropy):
         values, targets = counted(values, targets)
     figures = task_metrics(loss, total / weight, values, targets, metric)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pof
 from pof.app.improve.rate import FACTOR, RANGE, RISE, RateSearch, first_rate
 from pof.app.options import TrainOptions
 
@@ -87,3 +88,30 @@ def test_a_rate_of_its_own_is_taken_and_costs_nothing() -> None:
     given = search(*sharp(1.0))
     assert given.rates({"mine": SGD | {"lr": 0.3}}, BASE) == {"mine": 0.3}
     assert given.spent == 0.0
+
+
+def test_the_global_generator_has_no_part() -> None:
+    """Dropout draws in the pass that gives the bound too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    _, batches = sharp(1.0)
+    bounds = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        bounds.append(search(model, batches)._bound)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert bounds[0] == bounds[1]
+
+
+def test_what_the_loader_made_in_inference_mode_or_with_a_graph() -> None:
+    model, batches = sharp(1.0)
+    expected = search(model, batches).largest_stable(BASE)
+    with torch.inference_mode():
+        inferred = [(x.clone(), y.clone()) for x, y in batches]
+    assert search(model, inferred).largest_stable(BASE) == expected
+    radius = pof.SharpnessAware(copy.deepcopy(model)).calibrate(batches, level_kind="rise")
+    assert pof.SharpnessAware(copy.deepcopy(model)).calibrate(inferred, level_kind="rise") == radius
+    leaf = torch.ones(6, requires_grad=True)
+    graphs = [(x * leaf, y) for x, y in batches]
+    assert pof.SharpnessAware(copy.deepcopy(model)).calibrate(graphs, level_kind="rise") == radius and leaf.grad is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pof._support.batches import to_device, unpack
-from pof._support.modules import device_of
+from pof._support.batches import for_training, unpack
+from pof._support.modules import copied, device_of
 from pof._support.precision import find_precision
 from pof._support.random import isolated
 from pof.app.budget import passes
@@ -51,9 +50,9 @@ class RateSearch:
         device = device_of(self.network)
         self.rewind()
         with isolated(0):
-            batches = [unpack(to_device(batch, device)) for batch in islice(self.train_loader, STEPS)]
-        self._micros = [Micro(inputs, targets, None) for inputs, targets in batches]
-        before, guessing = self._losses(copy.deepcopy(self.network))
+            batches = [for_training(unpack(batch), device) for batch in islice(self.train_loader, STEPS)]
+            self._micros = [Micro(inputs, targets, None) for inputs, targets in batches]
+            before, guessing = self._losses(copied(self.network))
         self._bound = before + RISE * guessing
 
     def rates(self, families: Mapping[str, Mapping[str, Any]], base: TrainOptions) -> dict[str, float]:
@@ -92,7 +91,7 @@ class RateSearch:
     def _is_stable(self, options: TrainOptions) -> bool:
         options = replace(options, epochs=1, average=AverageOptions())
         self.spent += float(passes(options)) * len(self._micros) / self.steps_per_epoch
-        network = copy.deepcopy(self.network)
+        network = copied(self.network)
         device = device_of(network)
         self.rewind()
         with isolated(options.seed):

@@ -6,7 +6,6 @@ killed and started again repeats nothing that the journal knows, and ends bitwis
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import warnings
@@ -20,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pof._support.files import append
-from pof._support.modules import device_of
+from pof._support.modules import copied, device_of
 from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.engine.base import Engine, Numerics, Workers, packed
@@ -146,10 +145,10 @@ class Race:
         set_epoch(self.train_loader, 0)  # ours count the passes themselves
 
     def _networks(self, method: Method) -> dict[str, nn.Module]:
-        average = copy.deepcopy(method.candidate())
+        average = copied(method.candidate())
         last = method.model
         if isinstance(method, Averaged) and getattr(method.method, "kind", None) == "msam":
-            last = self.estimate(copy.deepcopy(last))  # its own are those of the perturbed weights
+            last = self.estimate(copied(last))  # its own are those of the perturbed weights
         return {"last": last, "ema": self.estimate(average)}
 
     def networks(self, run: Run) -> dict[str, nn.Module]:
@@ -236,7 +235,7 @@ class Race:
         decay = 1.0 - 1.0 / max(2.0, EMA_HORIZON * ends[0])
         epochs = -(-ends[-1] // self.steps_per_epoch)
         options = replace(candidate.options, epochs=epochs, average=AverageOptions("ema", decay=decay))
-        network = copy.deepcopy(self.incoming)
+        network = copied(self.incoming)
         context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
         device = device_of(network)
         method = build_method(context).to(device)
