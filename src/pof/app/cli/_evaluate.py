@@ -24,8 +24,9 @@ class EvaluateOptions:
     """How to evaluate.
 
     Args:
-        split: Part of the data to evaluate on: test, train, or validation, which is the data set's own or what
-            --validation and --split_seed hold out of its training set.
+        split: Part of the data to evaluate on: test; validation, which is the data set's own or what --validation and
+            --split_seed hold out of its training set; or train, what is left of that (--train_size, --fraction). A run
+            says itself what it was trained on.
         batch_size: Samples per forward pass.
         device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
         loss: Loss: cross-entropy, bce, mse, ordinal or package.module:callable. It is that of the run if --weights is
@@ -73,7 +74,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     network = load_network(model, loaded, loss).to(device)
     loader, indices, part = _loader(loaded, data, options, device)
     asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}
-    title = f"{model.model} on {data.data}, {options.split} set"
+    title = f"{model.model} on {data.data}, {options.split} set{_share(loaded, options, indices)}"
     if loss != "cross-entropy" or options.metric is not None:
         if options.per_class or options.worst:
             raise ValueError(f"--per_class and --worst are of classes and the cross-entropy; the loss is {loss}")
@@ -115,15 +116,24 @@ def _loader(
     loaded: "Data", data: DataOptions, options: EvaluateOptions, device: "torch.device"
 ) -> tuple["Loader", "torch.Tensor | None", "DataSplit"]:
     """The mini-batches of the split; which samples of which part of the data set they are (None: all)."""
-    from pof.app.splits import validation_of
+    from pof.app.splits import split, validation_of
     from pof.data import eval_loader
 
     part, indices = options.split, None
     if part == "validation":
         part, indices = validation_of(loaded, data)
+    elif part == "train":
+        indices = split(loaded, data).chosen
     size = options.batch_size
     made = eval_loader(loaded, part, batch_size=size, indices=indices, workers=data.workers, device=device)
     return made, indices, part
+
+
+def _share(loaded: "Data", options: EvaluateOptions, indices: "torch.Tensor | None") -> str:
+    """How many of the training samples are evaluated, where they are not all."""
+    if options.split != "train" or indices is None or len(indices) == len(loaded.train_labels):
+        return ""
+    return f" ({len(indices)} of {len(loaded.train_labels)} samples)"
 
 
 def _print_details(values: dict[str, Any], classes: Sequence[str], options: EvaluateOptions) -> None:
