@@ -74,7 +74,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     network = load_network(model, loaded, loss).to(device)
     loader, indices, part = _loader(loaded, data, options, device)
     asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}
-    title = f"{model.model} on {data.data}, {options.split} set{_share(loaded, options, indices)}"
+    title = f"{model.model} on {data.data}, {options.split} set"
     if loss != "cross-entropy" or options.metric is not None:
         if options.per_class or options.worst:
             raise ValueError(f"--per_class and --worst are of classes and the cross-entropy; the loss is {loss}")
@@ -94,6 +94,8 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
         print(json.dumps(values, indent=2))
         return 0
     console.print(metrics_table(title, {"": figures}))
+    if note := _which(loaded, options, indices):
+        console.print(note, soft_wrap=True)
     _print_details(values, loaded.classes, options)
     if file is not None:
         write_json(file, values)
@@ -129,11 +131,14 @@ def _loader(
     return made, indices, part
 
 
-def _share(loaded: "Data", options: EvaluateOptions, indices: "torch.Tensor | None") -> str:
-    """How many of the training samples are evaluated, where they are not all."""
-    if options.split != "train" or indices is None or len(indices) == len(loaded.train_labels):
-        return ""
-    return f" ({len(indices)} of {len(loaded.train_labels)} samples)"
+def _which(loaded: "Data", options: EvaluateOptions, indices: "torch.Tensor | None") -> str:
+    """Which samples these are, where the name of the split does not say it."""
+    if options.split == "test" and loaded.test_taken:
+        number = len(loaded.train_labels) + len(loaded.test_labels)
+        return f"note: a fifth of the {number} samples, as these data have no test part"
+    if options.split == "train" and indices is not None and len(indices) < len(loaded.train_labels):
+        return f"note: {len(indices)} of the {len(loaded.train_labels)} training samples, those that are trained on"
+    return ""
 
 
 def _print_details(values: dict[str, Any], classes: Sequence[str], options: EvaluateOptions) -> None:
