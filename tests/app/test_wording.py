@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from pof.app.cli import parse
+from pof.app.cli import main, parse
 from pof.app.options import TrainOptions
+from pof.weights import save_model
 
 CASES = {
     "train --lr fast": "--lr: give a number or auto; got fast",
@@ -43,3 +46,17 @@ def test_a_file_in_sections_needs_no_method(tmp_path: Path) -> None:
         parsed = parse(["train", "--config", str(file), "--out", "new", *more])
         (training,) = (options for options in parsed.options if isinstance(options, TrainOptions))
         assert (training.method, training.epochs) == (method, 3)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(softened(10), tmp_path / "net.safetensors")
+    words = ["--model", "tests.app.test_wording:softened", "--weights", str(tmp_path / "net.safetensors")]
+    assert main(["evaluate", *words, "--data", "digits", "--json", "-"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("pof: warning: ") and said.err.count("\n") == 1
+    assert json.loads(said.out)["metrics"]["n"] == 797
+
+
+def softened(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Softmax(dim=1))
