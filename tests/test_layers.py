@@ -29,6 +29,7 @@ ORDER = (
         "app.methods",
         "app.budget",
         "app.options",
+        "app.places",
         "app.run_files",
         "app.run_folder",
         "app.cards",

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import pof
 from pof import weights
 from pof.weights import WeightsError, load_model, load_weights, read_weights, save_model
 
@@ -129,6 +130,41 @@ def test_prefixes_that_the_model_has_itself_stay(tmp_path):
     torch.save(network().state_dict(), tmp_path / "bare.pt")
     load_weights(wrapped, tmp_path / "bare.pt")
     assert_same(wrapped["model"], network())
+
+
+@pytest.mark.parametrize("prefix", ["net.", "student.backbone.", "net._orig_mod.", "method.network.model."])
+def test_the_network_of_a_lightning_module(tmp_path, prefix):
+    state = {f"{prefix}{k}": v for k, v in network().state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(3)}}, tmp_path / "c.ckpt")
+    load_weights(other := blank(), tmp_path / "c.ckpt")
+    assert_same(network(), other)
+    save_model(nn.ModuleDict({"net": network()}), tmp_path / "c.safetensors")
+    load_weights(other := blank(), tmp_path / "c.safetensors")
+    assert_same(network(), other)
+
+
+def test_what_is_beside_the_network_is_said_and_two_networks_are_refused(tmp_path):
+    state = {f"net.{k}": v for k, v in network().state_dict().items()}
+    torch.save({**state, "metric.total": torch.ones(1)}, tmp_path / "c.pt")
+    with pytest.warns(UserWarning, match=r"c\.pt: the network is taken from under 'net', 1 .* left out: metric\.total"):
+        load_weights(other := blank(), tmp_path / "c.pt")
+    assert_same(network(), other)
+    torch.save({**state, "net.aux.weight": torch.ones(1)}, tmp_path / "more.pt")
+    with pytest.raises(WeightsError, match=r"does not fit the Sequential: 1 unexpected: aux\.weight"):
+        load_weights(blank(), tmp_path / "more.pt")
+    torch.save({**state, **{f"ema.{k}": v for k, v in network().state_dict().items()}}, tmp_path / "two.pt")
+    with pytest.raises(WeightsError, match=r"2 networks, under 'net' and 'ema': save the one .* pof\.save_model"):
+        load_weights(other := blank(), tmp_path / "two.pt")
+    assert_same(other, blank())
+
+
+@pytest.mark.parametrize("make", [pof.Finetune, pof.PoF, pof.SharpnessAware], ids=lambda make: make.__name__)
+def test_the_network_of_a_method(tmp_path, make):
+    net = nn.Sequential(OrderedDict(body=nn.Linear(4, 3), norm=nn.BatchNorm1d(3), fc=nn.Linear(3, 2)))
+    torch.save({"method": 1, "model": make(net).state_dict()}, tmp_path / "c.pt")
+    other = nn.Sequential(OrderedDict(body=nn.Linear(4, 3), norm=nn.BatchNorm1d(3), fc=nn.Linear(3, 2)))
+    load_weights(other, tmp_path / "c.pt")
+    assert_same(net, other)
 
 
 def test_averaged_model(tmp_path):

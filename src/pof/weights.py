@@ -32,6 +32,8 @@ NESTING_KEYS = ("state_dict", "model_state_dict", "model", "net", "state_dict_em
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 # Class weights of a loss beside the network, in checkpoints of Lightning.
 OF_A_LOSS = re.compile(r"(?:criterion|loss|loss_fn|loss_function)\.(?:weight|pos_weight)")
+EXTRA_STATE = "_extra_state"
+COUNTER = "num_batches_tracked"
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
 OF_A_RUN = "model.safetensors"
@@ -121,7 +123,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     The prefixes that wrappers add (``WRAPPER_PREFIXES``) are ignored where all keys carry them.  Counters
     of batch norms (``num_batches_tracked``) may be missing: checkpoints older than PyTorch 0.4.1 do not
     have them, and the model keeps its own.  Class weights of a loss (``criterion.weight``) are left
-    out.  Of tensors that the model ties together one name is enough.
+    out.  Of tensors that the model ties together one name is enough.  Where the file is of a module around
+    the network (a LightningModule, a method of this package), the network in it is taken; what else it has
+    is named in a warning.
 
     Args:
         model: the module; left untouched if the file does not fit.
@@ -129,10 +133,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         WeightsError: if the file cannot be read, or keys are missing, unexpected or misshapen (the first few
-            are named).
+            are named), or it has several such networks.
         FileNotFoundError: if there is no such file.
     """
-    _copy_into(model, read_weights(path), str(path))
+    tensors = read_weights(path)
+    _copy_into(model, _network_in(tensors, model, str(path)), str(path))
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -223,8 +228,10 @@ def _check_expansion(file: Path) -> None:
 
 def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            return {str(name): value for name, value in content.items()}
+        # The extra state of a method of ours is a dict; a network's own is missed where it is copied.
+        tensors = {str(name): value for name, value in content.items() if not str(name).endswith(EXTRA_STATE)}
+        if tensors and all(isinstance(value, Tensor) for value in tensors.values()):
+            return tensors
         for key in NESTING_KEYS:
             if isinstance(content.get(key), Mapping):
                 return _state_dict_in(content[key], file)
@@ -233,6 +240,33 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
         f"{file}: no state_dict in it: found {found}; expected tensors by name, "
         f"or such a dict under one of {', '.join(NESTING_KEYS)}"
     )
+
+
+def _network_in(tensors: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+    """The tensors of a network that is a part of what was saved, by its own names; all of them if it is the whole."""
+    state = model.state_dict(keep_vars=True)
+    names = {bare: id(state[name]) for name, bare in _without_prefixes(state).items() if not bare.endswith(COUNTER)}
+    if not names or names.keys() & set(_without_prefixes(tensors).values()):
+        return dict(tensors)
+    tied = [name for name, identity in names.items() if identity == next(iter(names.values()))]
+    ends = dict.fromkeys(name.removesuffix(own) for name in tensors for own in tied if name.endswith(f".{own}"))
+    prefixes = [p for p in ends if {names[n] for n in names if f"{p}{n}" in tensors} == set(names.values())]
+    if not prefixes:
+        return dict(tensors)
+    if len(prefixes) > 1:
+        places = " and ".join(repr(prefix[:-1]) for prefix in prefixes)
+        raise WeightsError(
+            f"{source} holds {len(prefixes)} networks, under {places}: save the one that is meant, such as"
+            " pof.save_model(module.net, 'net.safetensors'), or of an average method.candidate()"
+        )
+    others = {name for name in tensors if not name.startswith(prefixes[0])}
+    if said := [name for name in others if not OF_A_LOSS.fullmatch(name)]:
+        warnings.warn(
+            f"{source}: the network is taken from under {prefixes[0][:-1]!r}, {len(said)} other tensors are left"
+            f" out: {_first(sorted(said))}",
+            stacklevel=3,
+        )
+    return {name.removeprefix(prefixes[0]): value for name, value in tensors.items() if name not in others}
 
 
 def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -251,7 +285,7 @@ def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
             continue
         if id(value) in by_identity:
             given[name] = by_identity[id(value)]
-        elif name.endswith("num_batches_tracked"):
+        elif name.endswith(COUNTER):
             given[name] = value
         else:
             missing.append(f"{name} {_shape(value)}")

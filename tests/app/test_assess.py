@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pof.app.assess import assessment
 from pof.app.cli import main
 from pof.app.options import DataOptions
-from pof.app.splits import load
+from pof.app.splits import load, split
 from pof.data import split_validation
 from pof.models import build_model
 from pof.training.evaluation import evaluate, judged
@@ -118,6 +118,27 @@ def test_held_out_samples_are_evaluated_and_named_by_their_place_in_the_training
     assert loaded.classes[int(loaded.train_labels[row["index"]])] == row["class"]
     assert on_digits(network, "--split", "validation", "--validation", "0") == 2
     assert "no validation samples" in capsys.readouterr().err
+
+
+def test_training_samples_are_those_that_the_run_was_trained_on(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "train --model small-cnn --data digits --train_size 150 --validation 0.2 --batch_size 50 --epochs 1 --out"
+    assert main([*words.split(), str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "train", "--json", "-", "--worst", "9"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    options = DataOptions("digits", train_size=150, validation=0.2)
+    loaded = load(options)
+    trained = split(loaded, options).train
+    assert found["metrics"]["n"] == len(trained) == 150
+    assert {row["index"] for row in found["worst"]} <= set(trained.tolist())
+    counts = torch.bincount(loaded.train_labels[trained], minlength=10).tolist()
+    assert [row["n"] for row in found["per_class"]] == counts
+    assert on_digits(network, "--split", "train", "--validation", "0.2") == 0
+    assert "note: 800 of the 1000 training samples" in capsys.readouterr().out
+    assert on_digits(network, "--split", "train", "--validation", "0") == 0
+    assert "note" not in capsys.readouterr().out
 
 
 def test_a_file_of_others_stays(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,15 @@ def test_a_worker_s_traceback_is_shortened_to_its_last_line(kind: type[Exception
     assert "Traceback" not in said and "[strangers.py:" in said
 
 
+@pytest.mark.parametrize(
+    ("network", "shape"), [(nn.Conv2d(3, 4, 3), (1, 1, 8, 8)), (nn.Linear(5, 2), (1, 4)), (nn.LayerNorm(5), (1, 4))]
+)
+def test_inputs_that_do_not_fit_come_with_the_remedy(network: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError) as found:
+        network(torch.zeros(shape))
+    assert "; the inputs do not fit the network: a factory gets in_channels" in one_line(found.value)
+
+
 def test_long_messages_lose_their_middle_and_control_characters_their_effect() -> None:
     said = one_line(ValueError("begin " + "x" * 10**6 + " end"))
     assert said.startswith("begin x") and said.endswith("x end") and "[...]" in said and len(said) <= LONGEST

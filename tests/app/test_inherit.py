@@ -12,9 +12,10 @@ import yaml
 
 from pof._support.preprocessing import Preprocessing
 from pof.app.cards import as_trained, check_fits
-from pof.app.inherit import given_in, inherited, located, same_data
+from pof.app.inherit import given_in, inherited, same_data
 from pof.app.known import held_out
 from pof.app.options import DataOptions, ModelOptions
+from pof.app.places import located
 from pof.app.run_files import RunError
 from pof.app.splits import load
 from pof.models.card import NetworkCard

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -449,3 +450,24 @@ def test_co_tuning_on_the_command_line_is_its_formula_and_resumes_bitwise(tmp_pa
         float(penalty.detach()), rel=1e-5
     )
     assert resumes_bitwise(tune, tmp_path, monkeypatch, step=5)
+
+
+def test_a_run_of_a_network_in_a_folder_is_used_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are relative to where the run was started; a hub might have a network of that name."""
+    home, other = tmp_path / "home", tmp_path / "other"
+    (home / "nets").mkdir(parents=True)
+    other.mkdir()
+    monkeypatch.chdir(home)
+    network = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    timm.models.save_for_hf(network, "nets/small", model_config={"num_classes": 10, "in_chans": 1})
+    words = (
+        "post-train --model timm:local-dir:nets/small --weights pretrained --data digits --batch_size 100 --epochs 1"
+    )
+    assert main([*words.split(), "--train_size", "100", "--out", "runs/one"]) == 0
+    monkeypatch.chdir(other)
+    assert main(["evaluate", str(home / "runs" / "one")]) == 0
+    words = "post-train --weights ../home/runs/one --epochs 1 --batch_size 100 --out again"
+    assert main(words.split()) == 0
+    assert main(["report", "../home/runs/one", "--batches", "1", "--out", "page.html"]) == 0
+    assert main(["evaluate", "again", "--model", f"timm:local-dir:{home}/nets/small"]) == 0
+    assert pof.load_run("../home/runs/one").card.model == f"timm:local-dir:{home}/nets/small"

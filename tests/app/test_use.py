@@ -57,6 +57,14 @@ def test_predictions_of_a_run_reproduce_the_error_of_evaluate(run: Path, folder:
     assert main(["predict", str(run), *images, "--out", str(out)]) == 0, "its own table is replaced"
 
 
+def test_a_test_set_that_is_a_fifth_of_a_folder_is_said(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data, said in ((folder, False), (folder / "test", True)):
+        assert main(["evaluate", str(run), "--data", str(data), "--workers", "0"]) == 0
+        assert ("note: a fifth of the 21 samples, as these data have no test part" in capsys.readouterr().out) is said
+
+
 def test_a_fitted_temperature_changes_probabilities_and_no_class(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

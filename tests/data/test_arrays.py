@@ -64,7 +64,7 @@ def test_grey_images_and_channels_in_front(tmp_path, shape):
     both = torch.cat([data.train_images, data.test_images])
     assert sorted(both.sum(dim=(1, 2, 3)).tolist()) == sorted(COLOURS[..., 0].sum(axis=(1, 2)).tolist())
     assert torch.equal(images.round().byte(), data.test_images)
-    assert len(data.test_labels) == 6  # a fifth
+    assert len(data.test_labels) == 6 and data.test_taken  # a fifth
 
 
 def test_with_a_size_they_are_read_like_image_files(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pof.data import DataError, eval_loader, load_data
+from pof.data import DataError, eval_loader, load_data, summary
 from tests.data.test_folder import write_images
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -77,7 +77,8 @@ def test_without_parts_a_fifth_is_the_test_set_and_numbers_are_sorted_by_value(i
     data = load_data(write(images, table("path,label", lines)))
     assert data.classes == ("9", "10")
     assert [len(data.train_labels), len(data.test_labels)] == [8, 2]
-    assert data.val_labels is None
+    assert data.val_labels is None and data.test_taken
+    assert summary(data)["test samples"] == "2 (a fifth of the training samples: there are no test data)"
 
 
 def test_what_is_left_out_is_said(images):

@@ -63,6 +63,33 @@ def test_resume_gives_the_same_weights_to_the_bit(make: Any, step: int, tmp_path
         assert not isinstance(value, Tensor) or torch.equal(value, resumed[name]), name
 
 
+@pytest.mark.parametrize("step", [2, 3, 4, 8], ids=lambda step: f"step {step}")
+@pytest.mark.parametrize("when", [{}, {"val_check_interval": 4}], ids=["each epoch", "within an epoch too"])
+def test_validation_draws_nothing_that_training_draws(when: dict[str, Any], step: int, tmp_path: Path) -> None:
+    """Lightning's checkpoints come before the validation that a resumed run leaves out; its loader draws a seed."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def run(resume: Path | None = None, **options: Any) -> Tensor:
+        torch.manual_seed(99 if resume else 5)
+        module = lightning_module(pof.PoF(net(norm=True, dropout=0.3)))
+        type(module).validation_step = lambda self, batch, batch_idx: None
+        saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1)
+        trainer = lightning_trainer(max_epochs=3, enable_checkpointing=True, callbacks=[saving], **options)
+        trainer.fit(module, loader(shuffle=True), loader(), ckpt_path=resume)
+        return torch.cat([parameter.flatten() for parameter in module.method.parameters()])
+
+    whole = run(**when)
+    assert torch.equal(whole, run(tmp_path / f"step={step}.ckpt", **when))
+    assert torch.equal(whole, run(limit_val_batches=0))
+
+
+def test_averages_in_double_precision() -> None:
+    """Batch-norm statistics of the average come from mini-batches as the trainer gives them."""
+    method = swa(net(norm=True))
+    lightning_trainer(max_epochs=2, precision="64-true").fit(lightning_module(method), loader())
+    assert {value.dtype for value in method.candidate().state_dict().values()} <= {torch.float64, torch.int64}
+
+
 def test_method_metrics_and_loss_are_logged() -> None:
     trainer = lightning_trainer(max_epochs=1)
     method = pof.PoF(net())

@@ -14,6 +14,7 @@ from pof._support.factory import is_factory
 from pof._support.modules import convolutions_channels_last
 from pof._support.preprocessing import Preprocessing
 from pof.app.options import DataOptions, ModelOptions
+from pof.app.places import FOLDERS, located_model
 from pof.app.run_files import RunError, read_config, section_of
 from pof.data import Data, ImageData, outputs_of
 from pof.data.registry import KNOWN
@@ -44,7 +45,8 @@ def card_in(weights: str | Path | None) -> NetworkCard | None:
     if weights is None or weights == PRETRAINED:
         return None
     try:
-        return NetworkCard.read(read_metadata(weights_file(weights)))
+        card = NetworkCard.read(read_metadata(file := weights_file(weights)))
+        return None if card is None else replace(card, model=located_model(card.model, file.parent))
     except (FileNotFoundError, IsADirectoryError):
         return None  # said where it is read
 
@@ -174,8 +176,14 @@ def _refuse_other_classes(model: ModelOptions, loaded: Data, outputs: int, file:
 
 
 def same_model(name: str, other: str) -> bool:
-    """Whether two names are of one network."""
-    return name.removeprefix("timm:") == other.removeprefix("timm:")
+    """Whether two names are of one network; folders may be written in several ways."""
+    return _plain(name) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    prefix = next((prefix for prefix in FOLDERS if name.startswith(prefix)), "")
+    folder = Path(name.removeprefix(prefix))
+    return str(folder.resolve()) if prefix and folder.exists() else name.removeprefix("timm:")
 
 
 def check_fits(card: NetworkCard, model: ModelOptions, loaded: Data) -> None:

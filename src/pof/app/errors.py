@@ -10,6 +10,10 @@ from pathlib import Path
 LONGEST = 500
 """Characters of a message; its middle is left out of a longer one."""
 HINT = " (POF_TRACEBACK=1 shows where)"
+UNFIT = re.compile(r"to have \d+ channels, but got|shapes cannot be multiplied|Given normalized_shape=")
+INPUTS = (
+    "; the inputs do not fit the network: a factory gets in_channels, image_size or in_features where it names them"
+)
 OURS = str(Path(__file__).resolve().parents[1])
 INSTALLED = tuple({*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), OURS, "<"})
 IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\s+Original Traceback .*", re.DOTALL)
@@ -24,6 +28,8 @@ def one_line(error: BaseException) -> str:
         said, place = _in_worker(said)
     elif not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) or not said:
         said = f"{type(error).__name__}: {said}".removesuffix(": ")
+    if isinstance(error, RuntimeError) and UNFIT.search(said):
+        said = shortened(said) + INPUTS
     if isinstance(error, MemoryError):
         said = f"not enough memory ({said})"
     known = isinstance(error, (ValueError, OSError, ImportError))

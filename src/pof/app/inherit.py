@@ -11,8 +11,6 @@ from pof._support.factory import is_factory
 from pof.app.cards import card_in
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import RunError, read_config, section_of
-from pof.data.hub import PREFIX
-from pof.data.registry import KNOWN
 from pof.models import PRETRAINED
 
 
@@ -28,11 +26,11 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
             model, given, model=card.model, head=card.head, source_classes=classes, model_args=dict(card.model_args)
         )
     if run is not None:
-        folder, own, before = run
+        _, own, before = run
         if card is None:  # of an older version
             model = _completed(model, given, model=own.model, head=own.head, model_args=own.model_args)
         if "data" not in given or same_data(data, before):
-            data = _completed(data, given, **_values(before, given, folder))
+            data = _completed(data, given, **_values(before, given))
     factories = {"model": model.is_factory, "data": is_factory(data.data)}
     for name, value in (("model", model.model), ("data", data.data)):
         if not value:
@@ -61,24 +59,12 @@ def _completed(options: Any, given: Collection[str], **values: Any) -> Any:
     return replace(options, **{name: value for name, value in values.items() if name not in given})
 
 
-def _values(before: DataOptions, given: Collection[str], folder: Path) -> dict[str, Any]:
+def _values(before: DataOptions, given: Collection[str]) -> dict[str, Any]:
     """The run's options of data; of the two that say how much is trained on, none if one of them is given."""
     values = {field.name: getattr(before, field.name) for field in fields(before)}
     if {"train_size", "fraction"} & set(given):
         values |= {"train_size": None, "fraction": None}
-    for name in ("data", "data_root"):
-        values[name] = located(values[name], folder)
     return values
-
-
-def located(text: str | None, folder: Path) -> str | None:
-    """A path in a run's config.yaml: relative to where the run was started from, one of the folders around it."""
-    if text is not None and text.startswith(PREFIX):
-        return f"{PREFIX}{located(text.removeprefix(PREFIX), folder)}"
-    if text is None or text in KNOWN or ":" in text or Path(text).exists():
-        return text
-    found = (base / text for base in folder.resolve().parents)
-    return next((str(path) for path in found if path.exists()), text)
 
 
 def same_data(data: DataOptions, other: DataOptions) -> bool:
@@ -96,7 +82,6 @@ def check_split(model: ModelOptions, data: DataOptions) -> None:
     if run is None or not data.validation:
         return
     folder, _, before = run
-    before = replace(before, data=located(before.data, folder) or "", data_root=located(before.data_root, folder))
     if not same_data(data, before):
         return
     for name in ("validation", "split_seed"):

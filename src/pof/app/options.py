@@ -23,9 +23,9 @@ class ModelOptions:
         model: Name of the network: resnet20, wrn-28-10, small-cnn and relatives, timm:NAME, torchvision:NAME, hf:FOLDER
             (or a name on the Hugging Face hub), or package.module:factory. A run folder as weights says it itself.
         model_args: Further arguments of the network, as its source takes them, in JSON such as {"drop_path_rate": 0.1}.
-        weights: Checkpoint to start from: .safetensors, .pt, .pth, .th, a run folder, a folder of Transformers (hf), or
-            pretrained, which stands for the published weights of timm, torchvision or hf and for those that a factory
-            brings itself.
+        weights: Checkpoint to start from: .safetensors, .pt, .pth, .ckpt, a run folder, a folder of Transformers (hf),
+            or pretrained, which stands for the published weights of timm, torchvision or hf and for those that a
+            factory brings itself.
         head: Qualified name of the head. It is found by itself if not given.
         source_classes: Number of classes that the weights were trained for. If given, they get a new head.
     """

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pof.app.documents import read_yaml
 from pof.app.errors import shortened
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, read_section
+from pof.app.places import located_options
 
 Check = Callable[[Any], bool]
 Shape = Mapping[str, Any]
@@ -77,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def section_of(config: Mapping[str, Any], folder: Path, name: str) -> Any:
-    """The options of a section of a run's config.yaml, by their types."""
+    """The options of a section of a run's config.yaml, by their types; paths are found from where the run is."""
     kind, values = SECTIONS[name], config.get(name)
     if values is None:
         raise RunError(f"{folder}/config.yaml is no run's: it has no settings under {name!r}")
@@ -85,9 +87,10 @@ def section_of(config: Mapping[str, Any], folder: Path, name: str) -> Any:
     if unknown:
         raise RunError(f"{folder}/config.yaml is of another version of pof: it has {name}.{unknown[0]}")
     try:
-        return read_section(kind, values, name)
+        options = read_section(kind, values, name)
     except ValueError as error:
         raise _damaged(Path(folder) / "config.yaml", shortened(str(error))) from error
+    return replace(options, **located_options(vars(options), Path(folder))) if name != "training" else options
 
 
 def options_of(config: Mapping[str, Any], folder: Path) -> tuple[ModelOptions, DataOptions, TrainOptions]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def array_data(
         if len(shape) == 1 and (statistics or augmentation is not None or preparation is not None):
             raise DataError(f"{place}: mean, std, image_size and augment are for images, and these are feature vectors")
         _look_at_scales(place, train[0])
-        return _lazy(place, train, validation, test, classes, preparation)
+        found = _lazy(place, train, validation, test, classes, preparation)
+        return replace(found, test_taken="test" not in parts)
     return ImageData(
         name=place.stem,
         train_images=train[0],
@@ -72,6 +74,7 @@ def array_data(
         classes=classes,
         augmentation=augmentation,
         source=str(place),
+        test_taken="test" not in parts,
         **(statistics if len(statistics) == 2 else _statistics(place, train[0]) | statistics),
     )
 

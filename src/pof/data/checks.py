@@ -87,7 +87,7 @@ def check_statistics(mean: tuple[float, ...], std: tuple[float, ...], *, channel
     if len(mean) != channels or len(std) != channels:
         raise DataError(
             f"images of {channels} channels need {channels} values each for mean and std; "
-            f"got {len(mean)} and {len(std)}"
+            f"got {len(mean)} and {len(std)}, from --mean and --std or from the network in --weights"
         )
     if min(std) <= 0:
         raise DataError(f"std must be positive; got {std}")

@@ -49,6 +49,8 @@ class ImageData:
     """(V, K, H, W) uint8: validation data of its own; None if there are none."""
     val_labels: Tensor | None = None
     """(V,) int64; None if there are none."""
+    test_taken: bool = False
+    """Whether the test set is a fifth of the training samples, as there are no test data."""
 
     def __post_init__(self) -> None:
         for labels in ("train_labels", "test_labels", "val_labels"):
@@ -108,6 +110,8 @@ class LazyData:
     """Validation data of its own, as they are evaluated; None if there are none."""
     val_labels: Tensor | None = None
     """(V,) int64; None if there are none."""
+    test_taken: bool = False
+    """Whether the test set is a fifth of the training samples, as there are no test data."""
 
     def __post_init__(self) -> None:
         check_splits(

@@ -25,6 +25,8 @@ def summary(data: Data) -> dict[str, str]:
     for part in ("training", "validation", "test"):
         none = "a stream, without a length" if part == "training" else "none of their own"
         lines[f"{part} samples"] = str(len(targets[part])) if part in targets else none
+    if data.test_taken:
+        lines["test samples"] += " (a fifth of the training samples: there are no test data)"
     numbers = any(labels.is_floating_point() for labels in targets.values())
     lines["outputs" if numbers else "classes"] = f"{data.num_classes} ({first_of(data.classes, 10)})"
     if numbers:

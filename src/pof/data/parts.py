@@ -119,6 +119,7 @@ def image_data(
         mean=preparation.preprocessing.mean,
         std=preparation.preprocessing.std,
         source=source,
+        test_taken="test" not in parts,
     )
 
 

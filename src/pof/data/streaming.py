@@ -45,6 +45,8 @@ class StreamData:
     """Validation data; None if there are none."""
     val_labels: Tensor | None = None
     """(V,) int64; None if there are none."""
+    test_taken: bool = False
+    """Never: a stream has test data of its own."""
     mean: None = None
     """The Datasets normalise, or do not, on their own."""
     std: None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pof._support import distributed
+from pof._support.random import capture, restore
 from pof.training.stream import Stream
 
 
@@ -26,9 +27,11 @@ class AheadLoader:
         self._epoch, self._length = epoch, length
         self._waiting: deque[Any] = deque()
         self._resume: dict[str, Any] | None = None
+        self._left: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: nothing is drawn before the first mini-batch is asked for, when a resumed run is in place.
+        self._come_back()
         if self._resume is not None and self._resume["consumed"] >= self._length():
             self.begin_epoch()
         resume, self._resume = self._resume, None
@@ -36,6 +39,7 @@ class AheadLoader:
         for batch, reference in self._stream.iterate(self._epoch(), resume):
             self._waiting.append(reference)
             yield batch
+            self._come_back()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -60,6 +64,15 @@ class AheadLoader:
         self._stream.consumed += 1
         return self._waiting.popleft()
 
+    def leave(self) -> None:
+        """Say that the trainer turns to something else (validation), whose random draws are not to count here."""
+        self._left = capture()
+
+    def _come_back(self) -> None:
+        if self._left is not None:
+            restore(self._left)
+            self._left = None
+
     def begin_epoch(self) -> None:
         """Say that an epoch begins: what was loaded is a position at an epoch's end, so random states count alone."""
         if self._resume is not None:
@@ -68,7 +81,8 @@ class AheadLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Position and random states of each process; a collective call."""
-        return {"processes": distributed.gather_objects(self._stream.state_dict())}
+        left = {} if self._left is None else {"random": self._left}
+        return {"processes": distributed.gather_objects({**self._stream.state_dict(), **left})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the position of a :meth:`state_dict`, at the next iteration."""

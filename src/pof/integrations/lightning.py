@@ -180,6 +180,12 @@ class PostTraining(LightningModule):
             self._held.append((batch, batch_idx))
         return super().on_train_batch_start(batch, batch_idx)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Validation, which may follow, draws random numbers that a resumed run does not."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self._loader is not None and self.trainer.enable_validation:
+            self._loader.leave()
+
     def _transferred(self, batch: Any) -> Any:
         """Send a mini-batch the way that Lightning sends mini-batches."""
         batch = self.trainer.precision_plugin.convert_input(batch)
@@ -266,4 +272,4 @@ class PostTraining(LightningModule):
 
     def _training_batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         loader: Any = self._loader
-        return one_pass(loader.loader, torch.device(self.device))
+        return map(unpack, map(self._transferred, one_pass(loader.loader)))

@@ -25,7 +25,7 @@ from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.perturbation.loss import CrossEntropy
 from pof.training.step import TINY, over_processes, weighted
-from pof.training.stream import one_pass, with_next
+from pof.training.stream import one_pass_on, with_next
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -280,7 +280,7 @@ class _Surroundings(TrainerCallback):
         trainer = self.trainer
 
         def batches() -> Iterator[tuple[Inputs, Tensor]]:
-            return one_pass(trainer.get_train_dataloader(), trainer.args.device)
+            return one_pass_on(trainer.get_train_dataloader(), trainer.args.device)
 
         trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)
 

@@ -31,7 +31,7 @@ from pof.training.same_data import sampled
 from pof.training.selection import Selection, worded
 from pof.training.settings import Timetable, fingerprint, order_of
 from pof.training.step import Stepper, StepResult, in_words, read_results
-from pof.training.stream import Micro, Stream, one_pass, other_validation, same_draws, warn_of_incomplete, windows
+from pof.training.stream import Micro, Stream, one_pass_on, other_validation, same_draws, warn_of_incomplete, windows
 from pof.training.tasks import AskedMetric
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -161,7 +161,7 @@ class Loop:
         if self.epoch == 0:
             warn_of_incomplete(self.method.model, first, last)
         self.stepper.optimizer_mode(training=False)
-        batches = partial(one_pass, self.stream.loader, self.stepper.device)
+        batches = partial(one_pass_on, self.stream.loader, self.stepper.device)
         self.method.after_epoch(self.epoch, self.times.epochs, batches)
         self._check_finite()
         self.epoch += 1

@@ -96,11 +96,15 @@ def set_epoch(loader: Any, epoch: int) -> None:
             setter(epoch)
 
 
-def one_pass(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
-    """Iterate over the mini-batches of a training set once, inputs (N, ...) and targets, apart from the epochs."""
+def one_pass(loader: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over the mini-batches of a training set once, as they come, apart from the epochs."""
     # Always the same pass where that is possible: a resumed run must see it too.
-    batches = loader.iterate(0) if isinstance(loader, StatelessLoader) else iter(loader)
-    yield from (unpack(to_device(batch, device)) for batch in batches)
+    return iter(loader.iterate(0) if isinstance(loader, StatelessLoader) else loader)
+
+
+def one_pass_on(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
+    """The same as inputs (N, ...) and targets, on the device."""
+    return (unpack(to_device(batch, device)) for batch in one_pass(loader))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from pof.app.cli import _demo, _evaluate, _experiment, _report, _use
 from pof.app.cli._parser import Command, Parsed, read
 from pof.app.engine.options import EngineOptions
-from pof.app.errors import one_line
+from pof.app.errors import one_line, shortened
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -100,6 +101,16 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # put back by catch_warnings
+        return _run(arguments)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"pof: warning: {shortened(str(message))}", file=sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = parse(list(sys.argv[1:] if arguments is None else arguments))
         module, _, function = parsed.command.run.partition(":")

@@ -24,8 +24,9 @@ class EvaluateOptions:
     """How to evaluate.
 
     Args:
-        split: Part of the data to evaluate on: test, train, or validation, which is the data set's own or what
-            --validation and --split_seed hold out of its training set.
+        split: Part of the data to evaluate on: test; validation, which is the data set's own or what --validation and
+            --split_seed hold out of its training set; or train, what is left of that (--train_size, --fraction). A run
+            says itself what it was trained on.
         batch_size: Samples per forward pass.
         device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
         loss: Loss: cross-entropy, bce, mse, ordinal or package.module:callable. It is that of the run if --weights is
@@ -93,6 +94,8 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
         print(json.dumps(values, indent=2))
         return 0
     console.print(metrics_table(title, {"": figures}))
+    if note := _which(loaded, options, indices):
+        console.print(note, soft_wrap=True)
     _print_details(values, loaded.classes, options)
     if file is not None:
         write_json(file, values)
@@ -115,15 +118,27 @@ def _loader(
     loaded: "Data", data: DataOptions, options: EvaluateOptions, device: "torch.device"
 ) -> tuple["Loader", "torch.Tensor | None", "DataSplit"]:
     """The mini-batches of the split; which samples of which part of the data set they are (None: all)."""
-    from pof.app.splits import validation_of
+    from pof.app.splits import split, validation_of
     from pof.data import eval_loader
 
     part, indices = options.split, None
     if part == "validation":
         part, indices = validation_of(loaded, data)
+    elif part == "train":
+        indices = split(loaded, data).chosen
     size = options.batch_size
     made = eval_loader(loaded, part, batch_size=size, indices=indices, workers=data.workers, device=device)
     return made, indices, part
+
+
+def _which(loaded: "Data", options: EvaluateOptions, indices: "torch.Tensor | None") -> str:
+    """Which samples these are, where the name of the split does not say it."""
+    if options.split == "test" and loaded.test_taken:
+        number = len(loaded.train_labels) + len(loaded.test_labels)
+        return f"note: a fifth of the {number} samples, as these data have no test part"
+    if options.split == "train" and indices is not None and len(indices) < len(loaded.train_labels):
+        return f"note: {len(indices)} of the {len(loaded.train_labels)} training samples, those that are trained on"
+    return ""
 
 
 def _print_details(values: dict[str, Any], classes: Sequence[str], options: EvaluateOptions) -> None:

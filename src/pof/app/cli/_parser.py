@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
@@ -10,6 +9,7 @@ from importlib import metadata
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from pof.app.cli._wording import reworded
 from pof.app.documents import DocumentError, read_yaml, text_of
 from pof.app.method_options import MethodOptions
 from pof.app.methods import GROUPS, METHODS, entry_of, users_of
@@ -68,13 +68,20 @@ def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
         parsed = parser.parse_args(words)
         own = parser.parse_args(words, defaults=False)
     except ArgumentError as error:
-        # The parser calls a flag "train.lr" where the user wrote --lr.
-        raise ValueError(re.sub(rf"\b({'|'.join(commands)})\.(?=\w)", "--", str(error))) from error
+        raise ValueError(reworded(str(error), commands, _options_of(parser, words))) from error
     name = parsed.command
     made, command = parser.instantiate(parsed)[name], commands[name]
     given = frozenset(key.removeprefix(f"{name}.").removesuffix("_") for key, value in own.items() if value is not None)
     _check_method(made, given, words)
     return Parsed(command, [_group(group, made, command) for group in command.groups], given)
+
+
+def _options_of(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Names of the options of the command that the words are of."""
+    (choices,) = (action.choices for action in parser._actions if action.dest == "command")
+    subs: Mapping[str, ArgumentParser] = choices or {}  # type: ignore[assignment]
+    name = next((word for word in words if word in subs), None)
+    return [] if name is None else [flag.removeprefix("--") for flag in subs[name]._option_string_actions]
 
 
 @cache
@@ -163,8 +170,8 @@ def _of_run(config: Mapping[str, Any]) -> str:
     import yaml
 
     training = dict(config["training"])
-    own = entry_of(str(training.get("method"))).group
-    others = [group for group in GROUPS if group != own]
+    method = training.get("method")
+    others = [group for group in GROUPS if method and group != entry_of(str(method)).group]
     options = {**config.get("model", {}), **config.get("data", {}), **training}
     return yaml.safe_dump({name: value for name, value in options.items() if name not in others})
 

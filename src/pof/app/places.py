@@ -1,0 +1,35 @@
+"""Paths that a run says: relative to where it was started from, which is one of the folders around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pof.data.hub import PREFIX
+from pof.data.registry import KNOWN
+from pof.models import PRETRAINED
+
+FOLDERS = ("hf:", "timm:local-dir:", "local-dir:")
+"""What comes before the folder of a network."""
+
+
+def located(text: str | None, folder: Path) -> str | None:
+    """A path to data or weights, found from the folder of the run; as it is if it is none, or there, or nowhere."""
+    if text is not None and text.startswith(PREFIX):
+        return f"{PREFIX}{located(text.removeprefix(PREFIX), folder)}"
+    if text is None or text in KNOWN or text == PRETRAINED or ":" in text or Path(text).exists():
+        return text
+    found = (base / text for base in folder.resolve().parents)
+    return next((str(path) for path in found if path.exists()), text)
+
+
+def located_model(name: str, folder: Path) -> str:
+    """The name of a network, its folder found from that of the run."""
+    prefix = next((prefix for prefix in FOLDERS if name.startswith(prefix)), None)
+    return name if prefix is None else f"{prefix}{located(name.removeprefix(prefix), folder)}"
+
+
+def located_options(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A section of a run's config.yaml with its paths found."""
+    found = {name: located(values[name], folder) for name in ("data", "data_root", "weights") if name in values}
+    return values | found | ({"model": located_model(values["model"], folder)} if "model" in values else {})
