@@ -93,6 +93,11 @@ class Named(NamedTuple):
     labels: Tensor
 
 
+class Turned(NamedTuple):
+    labels: Tensor
+    x: Tensor
+
+
 class Three(NamedTuple):
     x: Tensor
     scale: Tensor
@@ -172,6 +177,7 @@ def scale(x: Tensor) -> Tensor:
 KINDS: dict[str, tuple[Any, Any]] = {
     "a pair in a list": (mlp, lambda x, y: [x, y]),
     "a named tuple": (mlp, Named),
+    "a named tuple, targets first": (mlp, lambda x, y: Turned(y, x)),
     "a dataclass": (mlp, Record),
     "a named tuple of three": (Scaled, lambda x, y: Three(x, scale(x), y)),
     "a dataclass of three": (Scaled, lambda x, y: LongRecord(x, scale(x), y)),

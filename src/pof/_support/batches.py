@@ -29,13 +29,17 @@ def unpack(batch: Any) -> tuple[Inputs, Tensor]:
     """Split a batch into inputs, a tensor (N, ...) or a mapping of tensors, and targets, (N,) indices or (N, C).
 
     A mapping has its targets under one of ``TARGET_KEYS``; so have named tuples and dataclasses of more than two
-    fields.  Targets are as :func:`class_targets` makes them.
+    fields, and of two where the first has such a name.  Targets are as :func:`class_targets` makes them.
     """
-    if isinstance(batch, Sequence) and len(batch) == 2:
-        return batch[0], _targets(batch[1])
-    fields = _fields(batch)
+    fields = None if type(batch) in {list, tuple} else _fields(batch)
     if fields is not None:
-        return unpack(tuple(fields.values()) if len(fields) == 2 else fields)
+        pair = tuple(fields.values())
+        if len(pair) != 2:
+            return unpack(fields)
+        first, second = (name in TARGET_KEYS for name in fields)
+        batch = pair[::-1] if first and not second else pair
+    if isinstance(batch, (list, tuple, Sequence)) and len(batch) == 2:
+        return batch[0], _targets(batch[1])
     if isinstance(batch, Mapping):
         found = [key for key in TARGET_KEYS if key in batch]
         if len(found) != 1:

@@ -28,7 +28,7 @@ def every(module: nn.Module) -> list[nn.Module]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of the first parameter, the CPU where there is none; ``next(parameters())`` costs as much, too."""
+    """The device of the first parameter, the CPU where there is none: without the generators of ``parameters()``."""
     waiting = [module]
     while waiting:
         current = waiting.pop()
