@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import pof
 from pof._support.batches import first_samples
@@ -356,3 +357,16 @@ def test_a_small_perturbation_leaves_the_networks_own_logits(make: Any) -> None:
     (inputs, targets), reference = ((torch.randn(12, 5), torch.arange(12) % 3) for _ in range(2))
     found = make(model)(inputs, targets, *reference).loss
     torch.testing.assert_close(found, F.cross_entropy(model(inputs), targets), rtol=1e-6, atol=0)
+
+
+def test_reading_a_weight_of_spectral_norm_is_no_iteration_of_it() -> None:
+    model = mlp().train()
+    parametrizations.spectral_norm(model[-1])
+    plain, method = copy.deepcopy(model), pof.PoF(model)
+    method.train()
+    method(*batch(), *batch(seed=1))  # compares the head with the network first
+    plain.load_state_dict(model.state_dict())
+    method(*batch(), *batch(seed=1)).loss.backward()
+    plain(batch()[0])
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(buffer, dict(model.named_buffers())[name]), name

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
 from pof._support.batches import Inputs, call, first_inputs, outputs_in
+from pof._support.modules import evaluating
 from pof.head.listen import listening, trial, uncompiled
 from pof.head.output import REMEDY, End, agree, beside, disagreement, is_sigmoid, tell_apart, tell_of_auxiliary
 from pof.head.search import (
@@ -109,23 +110,25 @@ class SplitModel(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Weight of a linear head, (C, D): a view of its parameter, or a copy without graph of a sharded one."""
-        weight = distributed.whole(self._linear_head().weight)
+        weight: Tensor = self._own("weight")  # type: ignore[assignment]
         return weight.flatten(1) if weight.ndim > 2 else weight
 
     @property
     def bias(self) -> Tensor | None:
         """Bias of a linear head, (C,), as ``weight``; or None."""
-        bias = self._linear_head().bias
-        return None if bias is None else distributed.whole(bias)
+        return self._own("bias")
 
-    def _linear_head(self) -> nn.Linear | nn.Conv2d:
+    def _own(self, name: str) -> Tensor | None:
         head = self._module
         if not self.linear or not is_layer(head):
             raise ValueError(
                 f"the head {self.head_name!r} ({type(head).__name__}) is not a linear layer and has no weight (C, D) "
                 'and bias (C,): name a linear layer with head="name", or read .head.named_parameters()'
             )
-        return head
+        # In training mode to read is to change it: spectral norm iterates once more.
+        with evaluating(head) if "parametrizations" in head._modules else nullcontext():
+            value = getattr(head, name)
+        return None if value is None else distributed.whole(value)
 
     def extractor_parameters(self) -> list[nn.Parameter]:
         """List the parameters of the network that are not the head's.
