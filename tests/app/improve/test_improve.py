@@ -203,6 +203,12 @@ def test_few_and_contaminated_validation_data_are_said() -> None:
     result = pof.improve(model, train, [(x, y)], candidates=["sgd"], budget=2.0, lr=1e-4, device="cpu")
     assert any("only 48 validation samples confirm" in note for note in result.notes)
     assert any("they favour it over every candidate" in note for note in result.notes)
+    assert not any("does not fit" in note for note in result.notes)
+
+
+def test_training_that_is_not_at_its_end_is_said() -> None:
+    result = pof.improve(network(0), *loaders(), candidates=["sgd"], budget=2.0, lr=1e-4, device="cpu")
+    assert any("does not fit its training data (error" in note for note in result.notes)
 
 
 def test_a_class_that_validation_lacks_is_no_obstacle() -> None:

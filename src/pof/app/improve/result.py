@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ ENOUGH = 100
 """Validation samples that confirm, below which hardly anything can be shown."""
 FITTED = 0.005
 """Training error below which a network fits its data."""
+UNFITTED = 0.15
+"""Training loss, as a share of that of guessing, above which it does not: SAM's radius from the data is 0 there."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
 def notes_on(
     network: nn.Module, head: str | None, train_loader: Iterable[Any], incoming: Figures, n: int
 ) -> tuple[str, ...]:
-    """What the user should know: too little data to judge by, or validation data that were trained on."""
+    """What the user should know: little data to judge by, validation data that were trained on, training unfinished."""
     notes = []
     if n < ENOUGH:
         notes.append(f"only {n} validation samples confirm: a small gain cannot be told from chance")
@@ -131,6 +134,11 @@ def notes_on(
         notes.append(
             f"validation error ({100 * incoming.error:.2f} %) is as low as training error ({100 * error:.2f} %): if the"
             " network was trained on the validation data, they favour it over every candidate; give data of your own"
+        )
+    if float(F.cross_entropy(logits.double(), targets)) > UNFITTED * math.log(logits.shape[1]):
+        notes.append(
+            f"the incoming network does not fit its training data (error {100 * error:.2f} %): plain training over the"
+            " whole budget may gain more than this search, which shares it among candidates"
         )
     return tuple(notes)
 
