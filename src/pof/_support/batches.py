@@ -74,6 +74,8 @@ def samples_of(targets: Any) -> int:
 
 
 def _kind(targets: Any) -> str:
+    if isinstance(targets, Tensor):
+        return f"a tensor of shape {tuple(targets.shape)}"
     return f"{type(targets).__name__}{f' of length {len(targets)}' if isinstance(targets, (list, tuple)) else ''}"
 
 
@@ -111,10 +113,9 @@ def _as_tensor(targets: Any) -> Any:
         first = first[0]
     if isinstance(first, str):
         raise ValueError(f"targets are texts ({first!r}, ...): give class indices, integers from 0")
-    numbers = isinstance(targets, (list, tuple)) and (
-        isinstance(first, (int, float)) or getattr(first, "ndim", -1) == 0
-    )
-    if numbers or hasattr(targets, "__array__"):
+    several = isinstance(targets, (list, tuple))
+    numbers = several and (isinstance(first, float) or getattr(first, "ndim", -1) == 0)
+    if isinstance(first, int) or numbers or hasattr(targets, "__array__"):
         with suppress(ValueError, TypeError):  # rows of different lengths are for a loss that takes lists
             return torch.as_tensor(targets)
     return targets
