@@ -279,7 +279,6 @@ DOUBT = {
         lambda: Net(net=nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))),
         {"net.1"},
     ),
-    "one layer": (lambda: nn.Linear(4, 3), set()),
     "no layer": (convolutions, set()),
 }
 
@@ -643,3 +642,9 @@ def test_compiled_from_outside() -> None:
     fast = torch.compile(step, backend="aot_eager")
     for n in (5, 5, 3):
         torch.testing.assert_close(fast(batch(n)), step(batch(n)))
+
+
+def test_a_layer_alone_is_a_probe_in_a_sequential() -> None:
+    with pytest.raises(HeadNotFoundError, match=r"Linear: a layer alone.*put it into nn\.Sequential"):
+        find_head(nn.Linear(4, 3))
+    assert find_head(nn.Sequential(nn.Linear(4, 3))) == "0"

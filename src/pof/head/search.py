@@ -62,6 +62,9 @@ def find_head(model: nn.Module) -> str:
     Raises:
         HeadNotFoundError: if there is none, or if there is doubt; it lists the candidates.
     """
+    if is_layer(model):
+        remedy = "as a linear probe put it into nn.Sequential"
+        raise HeadNotFoundError(f"{type(model).__name__}: a layer alone is no network with a head; {remedy}", [])
     found = list(dict.fromkeys(around(model, name) for name in possible_heads(model) if name))
     if len(found) == 1:
         name = with_what_follows(model, found[0])
