@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof.app.cli import main
-from pof.app.improve.judge import Confirmation, figures, halves, logits_on
+from pof.app.improve.judge import Confirmation, figures, fit_of, halves, logits_on
 from pof.app.options import TrainOptions
 from pof.app.run_files import RunError
 from pof.training.checkpoint import CheckpointError
@@ -206,9 +206,31 @@ def test_few_and_contaminated_validation_data_are_said() -> None:
     assert not any("does not fit" in note for note in result.notes)
 
 
-def test_training_that_is_not_at_its_end_is_said() -> None:
-    result = pof.improve(network(0), *loaders(), candidates=["sgd"], budget=2.0, lr=1e-4, device="cpu")
-    assert any("does not fit its training data (error" in note for note in result.notes)
+def test_a_network_that_is_not_fitted_gets_plain_training_with_most_of_the_budget() -> None:
+    result = pof.improve(network(0), *loaders(), **(FAST | {"budget": 16.0}))
+    assert any("does not fit its training data (error" in note and "only plain" in note for note in result.notes)
+    spent = {row.name: row.passes for row in result.table if row.method}
+    assert {name: spent[name] for name in spent if name[:3] == "sgd" and name.endswith("last")} == pytest.approx(
+        {"sgd, lr 0.1, last": 12.0, "sgd, lr 0.02, last": 4.0}
+    )
+    named = pof.improve(network(0), *loaders(), candidates=["sam auto"], budget=2.0, lr=1e-4, device="cpu")
+    assert any("sgd alone, may gain more" in note for note in named.notes)
+
+
+def test_soft_targets_of_training_tell_how_well_they_are_fitted() -> None:
+    y = torch.arange(12) % 3
+    soft = 0.8 * nn.functional.one_hot(y, 3) + 0.1 * nn.functional.one_hot((y + 1) % 3, 3) + 0.1 / 3
+    soft = soft / soft.sum(dim=1, keepdim=True)
+    assert fit_of(nn.Identity(), [(soft.log(), soft)]).fits  # the loss is their entropy, the least that can be
+    assert not fit_of(nn.Identity(), [(0 * soft.log(), soft)]).fits
+    assert fit_of(nn.Identity(), [(soft.roll(1, 1).log(), soft)]).error == 1.0
+
+
+def test_a_search_trains_on_mixed_samples() -> None:
+    train, validation = loaders()
+    mixed = [(x, 0.9 * nn.functional.one_hot(y, 3) + 0.1 * nn.functional.one_hot(y.flip(0), 3)) for x, y in train]
+    result = pof.improve(network(), mixed, validation, candidates=["sgd"], **FAST)
+    assert result.before.n == 150
 
 
 def test_a_class_that_validation_lacks_is_no_obstacle() -> None:

@@ -88,6 +88,7 @@ def test_every_rung_costs_the_same_and_the_whole_is_the_budget() -> None:
     spent = [rung.runs * (after - before) for rung, (before, after) in zip(plan, steps, strict=True)]
     assert spent == pytest.approx([15.0] * 4)
     assert rungs(2, 10.0)[-1].passes == pytest.approx(5.0)
+    assert [(rung.runs, rung.passes) for rung in rungs(2, 10.0, finalists=1)] == [(2, 2.5), (1, 7.5)]
     for steps, least in ((400, 1.0), (10, 4.0)):
         most = most_candidates(60.0, steps)
         assert rungs(most, 60.0)[0].passes >= least > rungs(most + 1, 60.0)[0].passes

@@ -12,7 +12,7 @@ from pof.app.cards import load_network
 from pof.app.cli._display import console
 from pof.app.experiment.estimate import time_pass
 from pof.app.experiment.plan import Stage
-from pof.app.improve.candidates import families
+from pof.app.improve.candidates import UNFITTED, families
 from pof.app.improve.halving import most_candidates
 from pof.app.inherit import check_split
 from pof.app.methods import average_of
@@ -61,10 +61,11 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
     about, samples, seconds = _about(model, data, training)
     steps = max(1, -(-samples // training.batch_size))
     names = options.candidates or list(families(None))[: most_candidates(options.budget, steps)]
+    alone = "" if options.candidates else f" (only {', '.join(UNFITTED)} if the network does not fit its training data)"
     _show(
         {
             **about,
-            "candidates": ", ".join(names),
+            "candidates": ", ".join(names) + alone,
             "cost": f"{options.budget:g} forward-backward passes over the training data, at most",
             "time": f"about {_duration(options.budget * seconds)} on this machine in one process, without validation",
             "folder": options.out,

@@ -23,6 +23,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "pof fixed": {"method": "pof", "pof": {"sampling": "fixed"}},
 }
 """Tried unless others are named, those that gained most in docs/results.md first: a small budget tries only them."""
+UNFITTED = {"sgd": FAMILIES["sgd"]}
+"""Tried in their place where the network does not fit its training data: what that lacks is training."""
 SHARES = (1.0, 0.2)
 """Rates, as shares of a family's first one."""
 EMA_HORIZON = 0.1

@@ -1,15 +1,14 @@
 """``improve``: find out what makes a trained network better, and hand back that or the network as it came.
 
 1. The incoming network is measured, and the largest stable learning rates are searched for.
-2. Candidates race by successive halving within the budget (``search.py``).
+2. Candidates race by successive halving within the budget (``search.py``); a network that does not fit its training
+   data gets plain training alone, and the better of its rates goes on alone.
 3. Without more training, the best networks are put together: interpolated with the incoming one, and a greedy soup.
 4. The one that is best on half of the validation data is confirmed on the other half, or the incoming one is kept.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,18 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
-from pof._support.files import lock
 from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
-from pof.app.improve.candidates import Candidate, families, make_candidates
-from pof.app.improve.halving import most_candidates, rungs
-from pof.app.improve.judge import Figures, confirm, figures, halves, logits_on
-from pof.app.improve.rate import COMMON, RateSearch, first_rate
+from pof.app.improve.candidates import UNFITTED, Candidate, families, make_candidates
+from pof.app.improve.halving import FINALISTS, Rung, most_candidates, rungs
+from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
+from pof.app.improve.question import digest, open_folder, question
+from pof.app.improve.rate import RateSearch, first_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
-from pof.app.run_files import RunError
 from pof.app.run_folder import write_json
 from pof.combine import greedy_soup, interpolate
 from pof.head.split import split
@@ -99,14 +97,20 @@ def improve(
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
-        own = {"weights": _digest(network.state_dict()), "labels of val_loader": _digest({"": targets})}
-        asked = _question(budget, candidates, seed, lr, base)
-        _open(folder, {**asked, **own, "length of train_loader": steps}, resume, stack)
+        own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets})}
+        asked = question(budget, candidates, seed, lr, base)
+        open_folder(folder, {**asked, **own, "length of train_loader": steps}, resume, stack)
         chooses, confirms = halves(targets, seed)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
-        tried, spent = _candidates(race, kinds, base, lr, budget, named=candidates is not None)
-        return _kept(_raced(race, tried, budget, spent, logits, confirms), None if out is None else folder, metadata)
+        fit, named = fit_of(network, train_loader, head), candidates is not None
+        kinds = kinds if named or fit.fits else UNFITTED
+        tried, spent = _candidates(race, kinds, base, lr, budget, named=named)
+        plan = rungs(len(tried), _left(budget, spent), 1 if kinds is UNFITTED else FINALISTS)
+        incoming = figures(logits[chooses], targets[chooses])
+        notes = notes_on(fit, incoming, len(confirms), named=named)
+        result = _raced(race, tried, plan, spent, logits, confirms, incoming, notes)
+        return _kept(result, None if out is None else folder, metadata)
 
 
 def _kept(result: ImproveResult, folder: Path | None, metadata: Mapping[str, str] | None) -> ImproveResult:
@@ -118,13 +122,19 @@ def _kept(result: ImproveResult, folder: Path | None, metadata: Mapping[str, str
 
 
 def _raced(
-    race: Race, tried: Sequence[Candidate], budget: float, spent: float, logits: Tensor, confirms: Tensor
+    race: Race,
+    tried: Sequence[Candidate],
+    plan: Sequence[Rung],
+    spent: float,
+    logits: Tensor,
+    confirms: Tensor,
+    incoming: Figures,
+    notes: tuple[str, ...],
 ) -> ImproveResult:
     """Let the candidates race, put the best together, and judge; ``logits`` (N, C) are the incoming network's."""
-    runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
-    incoming = figures(logits[race.chooses], race.targets[race.chooses])
+    runs = race.go(tried, plan)
     rows = _rows(runs, pool := _pool(race, runs), incoming)
-    return _deliver(race, pool, incoming, logits, confirms, rows, spent + sum(run.passes for run in runs))
+    return _deliver(race, pool, incoming, logits, confirms, rows, spent + sum(run.passes for run in runs), notes)
 
 
 def _candidates(
@@ -223,6 +233,7 @@ def _deliver(
     confirms: torch.Tensor,
     rows: list[Row],
     spent: float,
+    notes: tuple[str, ...],
 ) -> ImproveResult:
     """Confirm the best network."""
     targets = race.targets[confirms]
@@ -249,7 +260,7 @@ def _deliver(
         confirmation,
         spent,
         message,
-        notes_on(race.incoming, race.head, race.train_loader, incoming, before.n),
+        notes,
         table,
         race.incoming if single is None else single.network,
     )
@@ -281,54 +292,6 @@ def _check_held_out(train_loader: Any, val_loader: Any) -> None:
         raise ValueError(
             "val_loader gives the data of train_loader, and would favour whatever fits them best: give held-out data"
         )
-
-
-def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:
-    """Take a folder for this race alone; one that holds another is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stack.callback(lock(folder))
-    question = folder / "improve.json"
-    others = any(not entry.name.startswith(".") and entry != question for entry in folder.iterdir())
-    if not others:  # or a search that died before its first judgement
-        write_json(question, wanted)
-        return
-    if not question.exists():
-        raise RunError(f"{folder} holds other files: give --out a new or empty folder")
-    if not resume:
-        raise RunError(
-            f"{folder} holds a search already: give another folder, or go on with resume, or remove that search with"
-            " --overwrite"
-        )
-    before = json.loads(question.read_text(encoding="utf-8"))
-    changed = next((name for name in wanted if wanted[name] != before.get(name)), None)
-    if changed is not None:
-        raise RunError(
-            f"cannot go on in {folder}: {changed} was {before.get(changed)!r} and is now {wanted[changed]!r};"
-            " go on with the same arguments, or give another folder"
-        )
-
-
-def _digest(tensors: Mapping[str, Any]) -> str:
-    """Tensors by their names and content; what is none is left out."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        if isinstance(value, torch.Tensor):
-            digest.update(
-                name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-    return digest.hexdigest()[:16]
-
-
-def _question(budget: float, candidates: Any, seed: int, lr: float | None, base: TrainOptions) -> dict[str, Any]:
-    """What a search that goes on must find unchanged, in plain values."""
-    own = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
-    return own | {f"training.{name}": getattr(base, name) for name in COMMON}
-
-
-def _plain(candidates: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> Any:
-    if isinstance(candidates, Mapping):
-        return {name: dict(options or {}) for name, options in candidates.items()}
-    return None if candidates is None else list(candidates)
 
 
 def _length(loader: Any) -> int:

@@ -21,13 +21,13 @@ fewer, methods that first raise the loss (SAM, head ascent) rank behind those th
 FINALISTS = 2
 
 
-def rungs(candidates: int, budget: float) -> list[Rung]:
-    """Share a budget among candidates: n of them, then half, until two are left."""
+def rungs(candidates: int, budget: float, finalists: int = FINALISTS) -> list[Rung]:
+    """Share a budget among candidates: n of them, then half, until the finalists are left."""
     if candidates < 1 or not 0 < budget < float("inf"):
         raise ValueError(f"halving needs candidates >= 1 and a finite budget > 0; got {candidates} and {budget}")
     sizes = [candidates]
-    while sizes[-1] > FINALISTS:
-        sizes.append(max(FINALISTS, -(-sizes[-1] // 2)))
+    while sizes[-1] > finalists:
+        sizes.append(max(finalists, -(-sizes[-1] // 2)))
     each = budget / len(sizes)
     spent, found = 0.0, []
     for size in sizes:

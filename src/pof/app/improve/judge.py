@@ -7,7 +7,7 @@ exact McNemar for the error, paired bootstrap intervals for NLL and Brier score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,14 @@ from pof.app.comparison import Interval, mcnemar, paired_intervals
 from pof.combine import scaled_nll
 from pof.flatness import fit_temperature
 from pof.head.reading import Reading
+from pof.perturbation.loss import CrossEntropy
 from pof.training.evaluation import counted
 from pof.training.stream import same_draws
+
+FITTED = 0.005
+"""Training error below which a network fits its data as well as can be."""
+UNFITTED = 0.15
+"""Training loss, as a share of that of guessing, above which it does not: SAM's radius from the data is 0 there."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,31 @@ class Figures:
     def finite(self) -> bool:
         """Whether the network gives numbers at all."""
         return self.nll < float("inf")
+
+
+@dataclass(frozen=True)
+class TrainingFit:
+    """How well a network fits its training data."""
+
+    error: float
+    fits: bool
+    """Whether it does at all."""
+
+
+@torch.no_grad()
+def fit_of(network: nn.Module, train_loader: Iterable[Any], head: str | None = None) -> TrainingFit:
+    """Measure it in one pass over the data, whose targets may be soft (mixup): their largest entry is the class then.
+
+    The loss of :data:`UNFITTED` is a share of the way from the entropy of soft targets to guessing.
+    """
+    read = list(_read(network, train_loader, head))
+    if not read[0][1].is_floating_point():
+        read = [counted(logits, targets) for logits, targets in read]
+    logits, targets = (torch.cat(parts) for parts in zip(*read, strict=True))
+    classes = targets.argmax(dim=1) if targets.is_floating_point() else targets
+    loss = F.cross_entropy(logits.double(), targets.double() if targets.is_floating_point() else targets)
+    fits = bool(loss <= CrossEntropy().level(UNFITTED, targets, logits))
+    return TrainingFit(float((logits.argmax(dim=1) != classes).double().mean()), fits)
 
 
 @dataclass(frozen=True)
@@ -79,20 +110,23 @@ def logits_on(
 
     They are in the order of the loader, which must be the same each time.
     """
-    device = device_of(network)
-    found, labels, reading = [], [], Reading(network, head)
-    with evaluating(network), same_draws(batches, device) as drawn:
-        for batch in drawn:
-            inputs, targets = unpack(to_device(batch, device))
-            logits, targets = counted(at_least_float32(reading(call(network, inputs), inputs)), targets)
-            found.append(logits.cpu())
-            labels.append(targets.cpu())
-    if not found or not sum(map(len, labels)):
+    found = [counted(logits, targets) for logits, targets in _read(network, batches, head)]
+    if not sum(len(targets) for _, targets in found):
         raise ValueError("improve needs validation data: val_loader gave no batch with a label (or not a second time)")
-    logits, targets = torch.cat(found), torch.cat(labels)
+    logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
     if expected is not None and not torch.equal(expected, targets):
         raise ValueError("val_loader gives its samples in another order each time: give it without shuffling")
     return logits, targets
+
+
+def _read(network: nn.Module, batches: Iterable[Any], head: str | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets of each batch, on the CPU."""
+    device = device_of(network)
+    reading = Reading(network, head)
+    with evaluating(network), same_draws(batches, device) as drawn:
+        for batch in drawn:
+            inputs, targets = unpack(to_device(batch, device))
+            yield at_least_float32(reading(call(network, inputs), inputs)).cpu(), targets.cpu()
 
 
 def figures(logits: Tensor, targets: Tensor) -> Figures:

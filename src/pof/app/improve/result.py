@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,16 +13,12 @@ from torch.nn import functional as F
 from pof._support.calibration import expected_calibration_error
 from pof.app.comparison import SIGNIFICANT
 from pof.app.improve.candidates import Candidate
-from pof.app.improve.judge import Confirmation, Figures, logits_on
+from pof.app.improve.judge import FITTED, Confirmation, Figures, TrainingFit
 from pof.app.improve.search import Run
 from pof.training.evaluation import Metrics
 
 ENOUGH = 100
 """Validation samples that confirm, below which hardly anything can be shown."""
-FITTED = 0.005
-"""Training error below which a network fits its data."""
-UNFITTED = 0.15
-"""Training loss, as a share of that of guessing, above which it does not: SAM's radius from the data is 0 there."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +116,21 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
     )
 
 
-def notes_on(
-    network: nn.Module, head: str | None, train_loader: Iterable[Any], incoming: Figures, n: int
-) -> tuple[str, ...]:
+def notes_on(fit: TrainingFit, incoming: Figures, n: int, *, named: bool) -> tuple[str, ...]:
     """What the user should know: little data to judge by, validation data that were trained on, training unfinished."""
-    notes = []
+    notes, error = [], fit.error
     if n < ENOUGH:
         notes.append(f"only {n} validation samples confirm: a small gain cannot be told from chance")
-    logits, targets = logits_on(network, train_loader, head=head)
-    error = float((logits.argmax(dim=1) != targets).double().mean())
     if error <= FITTED and incoming.error <= max(FITTED, 2 * error):
         notes.append(
             f"validation error ({100 * incoming.error:.2f} %) is as low as training error ({100 * error:.2f} %): if the"
             " network was trained on the validation data, they favour it over every candidate; give data of your own"
         )
-    if float(F.cross_entropy(logits.double(), targets)) > UNFITTED * math.log(logits.shape[1]):
+    if not fit.fits:
+        tried = "; the usual candidate there, sgd alone, may gain more" if named else ": only plain training was tried"
         notes.append(
-            f"the incoming network does not fit its training data (error {100 * error:.2f} %): plain training over the"
-            " whole budget may gain more than this search, which shares it among candidates"
+            f"the incoming network does not fit its training data (error {100 * error:.2f} %){tried}; more training"
+            " before the search, with all of its epochs, may gain still more"
         )
     return tuple(notes)
 
