@@ -402,7 +402,9 @@ def test_a_dry_run_prints_plan_and_cost_and_writes_nothing(
     assert "72 for training, 8 for validation, 10 for the test at the end" in said
     if flag == ["--dry_run"]:
         assert main(["improve", "--weights", str(base / "run"), "--budget", "7", "--device", "cpu", *out, *flag]) == 0
-        assert "cost 7 forward-backward passes" in " ".join(capsys.readouterr().out.split())
+        said = " ".join(capsys.readouterr().out.split())
+        assert "cost 7 forward-backward passes" in said
+        assert "head-ascent (only sgd if the network does not fit its training data)" in said
     assert not (tmp_path / "out").exists()
 
 
