@@ -68,6 +68,16 @@ def test_a_step_without_ascent_takes_the_whole_mini_batch(radius: float) -> None
     assert len(method(*batch).logits) == 8
 
 
+def test_the_share_is_of_the_samples_also_where_each_has_several_targets() -> None:
+    def loss(outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(outputs, targets[0], reduction="none") * targets[1]
+
+    method = pof.SharpnessAware(network(), rho=RHO, ascent_share=0.5, loss=loss)
+    method.build_optimizer(torch.optim.SGD, lr=LR)
+    ((inputs, targets),) = mini_batches(8)
+    assert len(method(inputs, (targets, torch.rand(8))).logits) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
