@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pof._support.batches import Inputs, unpack
+from pof._support.batches import Inputs, samples_of, unpack
 from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
 from pof.methods import Method, StepOutput
@@ -79,7 +79,7 @@ class PostTraining(LightningModule):
         output: StepOutput = self.method(inputs, targets, *reference)
         if self._pass == 1:
             values = {"loss": output.loss.detach(), **output.metrics}
-            self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=len(targets))
+            self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=samples_of(targets))
         if self._expected is None:
             return output.loss
         return weighted(output.loss, self.method.weight_of(targets) / self._expected)

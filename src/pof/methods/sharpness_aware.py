@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pof._support.batches import Inputs, first_samples, for_training, unpack
+from pof._support.batches import Inputs, first_samples, for_training, samples_of, unpack
 from pof._support.checks import finite, whole_number
 from pof._support.modules import device_of, frozen_statistics, in_training
 from pof._support.random import preserved
@@ -228,7 +228,7 @@ class SharpnessAware(Method):
         """The part of a mini-batch that gives the direction; of two samples at least, for batch norms."""
         if self.ascent_share == 1.0:
             return inputs, targets
-        return first_samples(inputs, targets, max(2, math.ceil(self.ascent_share * len(targets))))
+        return first_samples(inputs, targets, max(2, math.ceil(self.ascent_share * samples_of(targets))))
 
     def before_epoch(self, epoch: int, epochs: int, optimizer: Optimizer) -> None:
         """Switch the perturbation on for the last epochs; with radius 0 a step is the plain one, at its cost.
