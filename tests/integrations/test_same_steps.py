@@ -50,6 +50,14 @@ def sam(model: nn.Module) -> pof.Method:
     return pof.SharpnessAware(model, rho=0.5)
 
 
+def co_tuning(model: nn.Module) -> pof.Method:
+    """With a head of its own, that is trained too."""
+    torch.manual_seed(4)
+    source, relationship = nn.Linear(12, 6), torch.rand(4, 6)
+    relationship /= relationship.sum(dim=1, keepdim=True)
+    return pof.Regularized(model, pof.CoTuning(source, relationship, strength=1.0), "classifier")
+
+
 def weighted_pof(model: nn.Module) -> pof.Method:
     return pof.PoF(model, class_weights=torch.tensor([0.1, 1.0, 3.0, 0.5]))
 

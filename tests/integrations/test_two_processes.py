@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pof
-from tests.integrations.test_same_steps import adarand, sam
+from tests.integrations.test_same_steps import adarand, co_tuning, sam
 from tests.integrations.trainers import (
     hugging_face_trainer,
     in_fit,
@@ -24,7 +24,7 @@ from tests.integrations.trainers import (
 )
 from tests.processes import Process
 
-METHODS: dict[str, Any] = {"pof": pof.PoF, "sam": sam, "adarand": adarand}
+METHODS: dict[str, Any] = {"pof": pof.PoF, "sam": sam, "adarand": adarand, "co-tuning": co_tuning}
 SHARE = 4
 """Samples of a process's mini-batch; 2 of 8 in one process."""
 
@@ -46,9 +46,15 @@ def train(home: str, rank: int, size: int, port: int, folder: str) -> int:
             trainer.fit(lightning_module(method), DataLoader(own, batch_size=SHARE))
         else:
             options = {"per_device_train_batch_size": SHARE, "ddp_backend": "gloo", "weight_decay": 0.0}
-            options["num_train_epochs"] = 2
-            hugging_face_trainer(method, method.model, Path(folder, "hf"), data=samples(64), **options).train()
+            options |= {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+            hugging_face_trainer(method, method.model, Path(folder, name), data=samples(64), **options).train()
         found[name] = method.model.state_dict()
+        if home == "transformers":  # in the middle of an epoch, whose first mini-batch is another one on each rank
+            again = make(net())
+            options["save_strategy"] = "no"
+            resumed = hugging_face_trainer(again, again.model, Path(folder, name), data=samples(64), **options)
+            resumed.train(str(Path(folder, name, "checkpoint-3")))
+            assert all(torch.equal(value, found[name][key]) for key, value in again.model.state_dict().items()), name
     torch.save(found, Path(folder, f"{rank}.pt"))
     torch.distributed.destroy_process_group()
     return 0
