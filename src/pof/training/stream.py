@@ -7,6 +7,7 @@ of an epoch takes the epoch's first mini-batch.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -150,14 +151,19 @@ class Stream(Generic[T]):
         self._ahead_random: Any = None
         self._first: Any = None
 
-    def iterate(self, epoch: int, resume: dict[str, Any] | None = None) -> Iterator[tuple[T, T | None]]:
+    def iterate(
+        self, epoch: int, resume: dict[str, Any] | None = None, length: float = math.inf
+    ) -> Iterator[tuple[T, T | None]]:
         """Iterate over mini-batches and references (None where none are needed) of an epoch, from 0.
 
-        ``resume`` is a :meth:`state_dict` taken in this epoch: go on behind what had been consumed.
+        ``resume`` is a :meth:`state_dict` taken in this epoch: go on behind what had been consumed.  ``length`` is that
+        of an epoch that ends before the loader does.
         """
         self.consumed = resume["consumed"] if resume else 0
         start = self._stateless if isinstance(self.loader, StatelessLoader) else self._replayed
         batches, first = start(epoch, resume)
+        if length < math.inf:
+            batches = islice(batches, max(int(length) - self.consumed, 0))
         if resume:
             self._first = resume.get("first")
         else:
