@@ -138,3 +138,18 @@ def test_averages_and_late_sam(make: Any, tmp_path: Path) -> None:
     ):
         for name, value in found.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-6)
+
+
+def hidden_weights(model: nn.Module) -> pof.Method:
+    weights = torch.tensor([0.1, 1.0, 3.0, 0.5])
+    return pof.PoF(model, loss=lambda z, y: nn.functional.cross_entropy(z, y, weight=weights))
+
+
+@pytest.mark.parametrize("home", ["lightning", "transformers"])
+def test_a_loss_that_is_no_mean_over_samples_is_noticed(home: str, tmp_path: Path) -> None:
+    pytest.importorskip(home, reason=f"{home} is not installed")
+    with pytest.warns(UserWarning, match="the loss is no mean over the samples of a mini-batch"):
+        if home == "lightning":
+            trainers.in_lightning(hidden_weights, net(), max_epochs=1)
+        else:
+            trainers.in_hugging_face(hidden_weights, net(), tmp_path, num_train_epochs=1)

@@ -23,7 +23,7 @@ from pof.integrations._ahead import AheadLoader
 from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
 from pof.optim import MSAM, PerturbingOptimizer
-from pof.training.step import TINY, over_processes, weighted
+from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
 from pof.training.stream import one_pass
 
 try:
@@ -91,6 +91,7 @@ class PostTraining(LightningModule):
             self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=samples_of(targets))
         if self._expected is None:
             return output.loss
+        warn_of_other_mean(self.method, output, targets)
         return weighted(output.loss, self.method.weight_of(targets) / self._expected)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -28,7 +28,7 @@ from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.perturbation.loss import CrossEntropy
 from pof.training.same_data import items_of, other_items
-from pof.training.step import TINY, over_processes, weighted
+from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
 from pof.training.stream import one_pass_on, with_next
 
 try:
@@ -203,6 +203,8 @@ class PostTrainer(Trainer):
         with self.compute_loss_context_manager():
             output: StepOutput = self.method(inputs, targets, *reference)
         weight = self.method.weight_of(targets)
+        if self._processes > 1 or self.args.gradient_accumulation_steps > 1:
+            warn_of_other_mean(self.method, output, targets)
         loss = weighted(output.loss, weight * self._processes / self._total.clamp_min(TINY))
         self.accelerator.backward(loss)
         if record:
