@@ -42,16 +42,20 @@ from pof.integrations.lightning import PostTraining  # noqa: E402
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
 
 
-@pytest.mark.parametrize("step", [3, 8], ids=["within an epoch", "between epochs"])
+@pytest.mark.parametrize(
+    ("when", "step"),
+    [({"every_n_train_steps": 3}, 3), ({"every_n_train_steps": 8}, 8), ({"every_n_epochs": 1}, 4)],
+    ids=["within an epoch", "between epochs", "as ModelCheckpoint does by itself"],
+)
 @pytest.mark.parametrize("make", [pof.PoF, adarand, ema, swa, late_sam])
-def test_resume_gives_the_same_weights_to_the_bit(make: Any, step: int, tmp_path: Path) -> None:
+def test_resume_gives_the_same_weights_to_the_bit(make: Any, when: Any, step: int, tmp_path: Path) -> None:
     """With a shuffled loader and dropout: their random numbers are in the checkpoint too."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     def run(resume: Path | None = None) -> dict[str, Tensor]:
         method = make(net(norm=True, dropout=0.3))
         torch.manual_seed(99 if resume else 5)
-        saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1)
+        saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **when)
         trainer = lightning_trainer(max_epochs=3, enable_checkpointing=True, callbacks=[saving])
         trainer.fit(lightning_module(method), loader(shuffle=True), ckpt_path=resume)
         assert trainer.global_step == 12
@@ -81,6 +85,60 @@ def test_validation_draws_nothing_that_training_draws(when: dict[str, Any], step
     whole = run(**when)
     assert torch.equal(whole, run(tmp_path / f"step={step}.ckpt", **when))
     assert torch.equal(whole, run(limit_val_batches=0))
+
+
+def bi_tuning(model: nn.Module) -> pof.Method:
+    return pof.Regularized(model, pof.BiTuning(model, "classifier", keys=4, dimension=3), "classifier")
+
+
+@pytest.mark.parametrize("make", [pof.PoF, sam, adarand, ema, bi_tuning])
+def test_resume_between_the_mini_batches_of_a_step(make: Any, tmp_path: Path) -> None:
+    """Validation after 3 of 8 mini-batches, 2 to a step: its checkpoint has half of the gradient of the second step."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def run(resume: Path | None = None) -> dict[str, Any]:
+        torch.manual_seed(99 if resume else 5)
+        module = lightning_module(make(net(norm=True, dropout=0.3)))
+        type(module).validation_step = lambda self, batch, batch_idx: None
+        saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_on_train_epoch_end=False)
+        trainer = lightning_trainer(
+            max_epochs=2, enable_checkpointing=True, callbacks=[saving], val_check_interval=3, gradient_clip_val=CLIP
+        )
+        trainer.fit(module, loader(shuffle=True), loader(), ckpt_path=resume)
+        return module.method.state_dict()
+
+    whole = run()
+    for step in (1, 3):  # 3 mini-batches, and 6
+        resumed = run(tmp_path / f"step={step}.ckpt")
+        for name, value in whole.items():
+            assert not isinstance(value, Tensor) or torch.equal(value, resumed[name]), (step, name)
+
+
+def test_resume_with_other_data_is_refused(tmp_path: Path) -> None:
+    module = lightning_module(pof.PoF(net()))
+    trainer = lightning_trainer(max_epochs=1)
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = DataLoader([{**row, "x": row["x"].flip(0)} for row in samples()], batch_size=8)
+    wanted = r"the training data are not those of the interrupted run.*or load its weights alone, without ckpt_path"
+    with pytest.raises(ValueError, match=wanted):
+        lightning_trainer(max_epochs=2).fit(module, other, ckpt_path=tmp_path / "last.ckpt")
+    lightning_trainer(max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("limit", "sized"), [("overfit_batches", True), ("limit_train_batches", True), ("limit_train_batches", False)]
+)
+def test_an_epoch_that_is_limited_is_all_there_is(limit: str, sized: bool) -> None:
+    """The reference of its last mini-batch is its first, not one that is not trained on."""
+    method = pof.PoF(net())
+    data = loader() if sized else DataLoader(Numbers(), batch_size=8)
+    lightning_trainer(**{limit: 3}).fit(lightning_module(method), data)
+    other, first = pof.PoF(net()), list(loader())[:3]
+    options: Any = {"epochs": 5, "accumulation": ACCUMULATION, "clip_norm": CLIP, "schedule": pof.Schedule("constant")}
+    pof.fit(other, first, optimizer=make_optimizer(other), device="cpu", **options)
+    for name, value in other.model.state_dict().items():
+        torch.testing.assert_close(method.model.state_dict()[name], value, rtol=1e-5, atol=2e-6, msg=name)
 
 
 def test_averages_in_double_precision() -> None:
@@ -242,11 +300,12 @@ def with_loss(model: Any, batch: Any) -> Tensor:
     return loss
 
 
-def test_loaders_without_length_and_limits_on_batches() -> None:
-    class Numbers(IterableDataset[Any]):
-        def __iter__(self) -> Iterator[Any]:
-            return iter(samples())
+class Numbers(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(samples())
 
+
+def test_loaders_without_length_and_limits_on_batches() -> None:
     method = pof.PoF(net())
     with recorded(method) as rows:
         lightning_trainer().fit(lightning_module(method), DataLoader(Numbers(), batch_size=8))

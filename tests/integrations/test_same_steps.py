@@ -50,6 +50,14 @@ def sam(model: nn.Module) -> pof.Method:
     return pof.SharpnessAware(model, rho=0.5)
 
 
+def co_tuning(model: nn.Module) -> pof.Method:
+    """With a head of its own, that is trained too."""
+    torch.manual_seed(4)
+    source, relationship = nn.Linear(12, 6), torch.rand(4, 6)
+    relationship /= relationship.sum(dim=1, keepdim=True)
+    return pof.Regularized(model, pof.CoTuning(source, relationship, strength=1.0), "classifier")
+
+
 def weighted_pof(model: nn.Module) -> pof.Method:
     return pof.PoF(model, class_weights=torch.tensor([0.1, 1.0, 3.0, 0.5]))
 
@@ -130,3 +138,18 @@ def test_averages_and_late_sam(make: Any, tmp_path: Path) -> None:
     ):
         for name, value in found.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-6)
+
+
+def hidden_weights(model: nn.Module) -> pof.Method:
+    weights = torch.tensor([0.1, 1.0, 3.0, 0.5])
+    return pof.PoF(model, loss=lambda z, y: nn.functional.cross_entropy(z, y, weight=weights))
+
+
+@pytest.mark.parametrize("home", ["lightning", "transformers"])
+def test_a_loss_that_is_no_mean_over_samples_is_noticed(home: str, tmp_path: Path) -> None:
+    pytest.importorskip(home, reason=f"{home} is not installed")
+    with pytest.warns(UserWarning, match="the loss is no mean over the samples of a mini-batch"):
+        if home == "lightning":
+            trainers.in_lightning(hidden_weights, net(), max_epochs=1)
+        else:
+            trainers.in_hugging_face(hidden_weights, net(), tmp_path, num_train_epochs=1)

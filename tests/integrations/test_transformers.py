@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 import pof
-from tests.integrations.test_same_steps import adarand, ema, late_sam, sam, swa
+from tests.integrations.test_same_steps import adarand, co_tuning, ema, late_sam, sam, swa
 from tests.integrations.trainers import (
+    CLIP,
+    LR,
     QUIET,
     hugging_face_trainer,
     in_fit,
     in_hugging_face,
+    loader,
     net,
     recorded,
     samples,
@@ -67,6 +71,94 @@ def test_resume_takes_the_last_checkpoint_and_no_other_method_s(tmp_path: Path) 
     (tmp_path / "checkpoint-8" / STATE_FILE).unlink()
     with pytest.raises(ValueError, match=rf"holds no {STATE_FILE}: it was not written by a PostTrainer"):
         hugging_face_trainer(pof.PoF, net(), tmp_path, **options).train(True)
+
+
+class Collated(PostTrainer):
+    """With mini-batches as a tokenizer's collator gives them, which are no dicts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, data_collator=self.collated, **kwargs)
+
+    @staticmethod
+    def collated(items: list[Any]) -> Any:
+        return transformers.BatchEncoding({name: torch.stack([item[name] for item in items]) for name in items[0]})
+
+
+def test_resume_within_an_epoch_takes_the_mini_batches_of_a_tokenizer(tmp_path: Path) -> None:
+    options: Any = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "kind": Collated}
+    whole = hugging_face_trainer(pof.PoF, net(), tmp_path, **options)
+    whole.train()
+    again = hugging_face_trainer(pof.PoF, net(), tmp_path, **options)
+    again.train(str(tmp_path / "checkpoint-3"))
+    for p, q in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+class Noisy(Dataset[Any]):
+    """Nobody has seeded its draws."""
+
+    def __init__(self, n: int = 60) -> None:
+        self.samples = samples(n)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Any:
+        return {**self.samples[i], "x": torch.from_numpy(np.random.default_rng().normal(size=5)).float()}
+
+
+def test_a_resume_with_other_data_is_refused(tmp_path: Path) -> None:
+    def trained(data: Any, folder: str, resume: Any = None, **options: Any) -> int:
+        options |= {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 2}
+        trainer = hugging_face_trainer(pof.PoF, net(), tmp_path / folder, data=data, **options)
+        torch.manual_seed(1)
+        trainer.train(resume)
+        return int(trainer.state.global_step)
+
+    trained(samples(), "plain")
+    other = [{**row, "x": row["x"].flip(0)} for row in samples()]
+    last = str(tmp_path / "plain" / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"checkpoint-4 was written with other training data: give the same, or"):
+        trained(other, "plain", last)
+    with pytest.raises(ValueError, match=r"data with 60 samples, and now there are 64: give the same"):
+        trained(samples(64), "plain", last)
+    assert trained(other, "plain", last, ignore_data_skip=True) == 8
+    assert trained(samples(), "plain", last) == 8
+    trained(Noisy(), "noisy")
+    assert trained(Noisy(), "noisy", True) == 8
+
+
+def test_what_a_regulariser_trains_is_trained(tmp_path: Path) -> None:
+    """The Trainer knows the parameters of its model alone: those of the source head stayed where they were."""
+    in_hugging_face(co_tuning, net(), tmp_path).close_to(in_fit(co_tuning, net()))
+    options: Any = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    own, again = (hugging_face_trainer(co_tuning, net(), tmp_path, **options) for _ in range(2))
+    own.train()
+    again.train(str(tmp_path / "checkpoint-3"))
+    fitted, start = co_tuning(net()), co_tuning(net())
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for p in fitted.trainable_parameters() if (p.ndim > 1) == decays], "weight_decay": weight}
+            for decays, weight in ((True, 1e-3), (False, 0.0))
+        ],
+        lr=LR,
+        momentum=0.9,
+    )
+    pof.fit(
+        fitted,
+        loader(),
+        epochs=2,
+        optimizer=optimizer,
+        schedule=pof.Schedule("constant"),
+        accumulation=2,
+        clip_norm=CLIP,
+        device="cpu",
+    )
+    for name, value in own.method.state_dict().items():
+        assert torch.equal(value, again.method.state_dict()[name]), name
+        torch.testing.assert_close(value, fitted.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
+    moved = "regularizer.source_head.weight"
+    assert not torch.equal(own.method.state_dict()[moved], start.state_dict()[moved])
 
 
 def test_no_reference_comes_from_the_epoch_before(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pof
-from tests.integrations.test_same_steps import adarand, sam
+from tests.integrations.test_same_steps import adarand, co_tuning, sam
 from tests.integrations.trainers import (
     hugging_face_trainer,
     in_fit,
@@ -24,9 +24,21 @@ from tests.integrations.trainers import (
 )
 from tests.processes import Process
 
-METHODS: dict[str, Any] = {"pof": pof.PoF, "sam": sam, "adarand": adarand}
+METHODS: dict[str, Any] = {"pof": pof.PoF, "sam": sam, "adarand": adarand, "co-tuning": co_tuning}
 SHARE = 4
 """Samples of a process's mini-batch; 2 of 8 in one process."""
+
+
+def saving(file: Path) -> Any:
+    """A callback that saves after the third mini-batch, 2 to a step."""
+    from lightning.pytorch.callbacks import Callback
+
+    class Saving(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch == 0 and batch_idx == 2:
+                trainer.save_checkpoint(file)
+
+    return Saving()
 
 
 def train(home: str, rank: int, size: int, port: int, folder: str) -> int:
@@ -42,13 +54,23 @@ def train(home: str, rank: int, size: int, port: int, folder: str) -> int:
             # AdaRand's references go by the place in the global mini-batch: first those of rank 0.
             own: Any = [row for number, row in enumerate(samples(64)) if number // SHARE % size == rank]
             options: Any = {"strategy": "ddp", "devices": size, "use_distributed_sampler": False}
-            trainer = lightning_trainer(max_epochs=2, **options)
-            trainer.fit(lightning_module(method), DataLoader(own, batch_size=SHARE))
+            data, file = DataLoader(own, batch_size=SHARE), Path(folder, f"{name}.ckpt")
+            trainer = lightning_trainer(max_epochs=2, callbacks=[saving(file)], **options)
+            trainer.fit(lightning_module(method), data)
+            again = make(net())
+            lightning_trainer(max_epochs=2, **options).fit(lightning_module(again), data, ckpt_path=file)
         else:
             options = {"per_device_train_batch_size": SHARE, "ddp_backend": "gloo", "weight_decay": 0.0}
-            options["num_train_epochs"] = 2
-            hugging_face_trainer(method, method.model, Path(folder, "hf"), data=samples(64), **options).train()
+            options |= {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+            hugging_face_trainer(method, method.model, Path(folder, name), data=samples(64), **options).train()
+            # In the middle of an epoch, whose first mini-batch is another one on each rank.
+            again, options["save_strategy"] = make(net()), "no"
+            resumed = hugging_face_trainer(again, again.model, Path(folder, name), data=samples(64), **options)
+            resumed.train(str(Path(folder, name, "checkpoint-3")))
         found[name] = method.model.state_dict()
+        for key, value in again.model.state_dict().items():
+            # Between two mini-batches of a step gradients are the mean already: rounded at another place.
+            torch.testing.assert_close(value, found[name][key], rtol=1e-5, atol=1e-6, msg=f"resumed {name}: {key}")
     torch.save(found, Path(folder, f"{rank}.pt"))
     torch.distributed.destroy_process_group()
     return 0

@@ -16,6 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+)
 
 import pof
 from pof._support import distributed
@@ -207,6 +216,66 @@ def run(rank: int, name: str, folder: str | None = None, die_at: int = 0, signal
 def assert_same_weights(result: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
     for name, value in result["weights"].items():
         torch.testing.assert_close(value, other["weights"][name], rtol=0, atol=tolerance)
+
+
+class Rows(IterableDataset[Any]):
+    """Shares its samples out among the processes itself, as webdataset and datasets do; it says its own length."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return iter(list(zip(*batch(16, seed=9), strict=True))[rank::size])
+
+
+class Own(Sampler[int]):
+    """A sampler of the user's own, that nobody else can judge."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(dist.get_rank(), 16, 2))
+
+
+def shared_loaders(data: Any) -> dict[str, DataLoader[Any]]:
+    return {
+        "sampler": DataLoader(data, 4, sampler=DistributedSampler(data)),
+        "batch sampler": DataLoader(data, batch_sampler=BatchSampler(DistributedSampler(data), 4, drop_last=False)),
+        "stream": DataLoader(Rows(), 4),
+        "own": DataLoader(data, 4, sampler=Own()),
+    }
+
+
+def loaders_of_a_rank(rank: int) -> list[Any]:
+    inputs, targets = batch(16, seed=9)
+    data = TensorDataset(torch.arange(16.0, dtype=torch.float64).unsqueeze(1).repeat(1, 5) + 0 * inputs, targets)
+    found: list[Any] = []
+    for name, loader in shared_loaders(data).items():
+        seen: list[float] = []
+
+        def note(_: Any, arguments: Any, seen: list[float] = seen) -> None:
+            seen += arguments[0][:, 0].tolist()
+
+        method = pof.Finetune(mlp())
+        with method.register_forward_pre_hook(note):
+            pof.fit(method, loader, epochs=2, device="cpu")
+        found.append((name, seen))
+    plain = [DataLoader(data, 4), DataLoader(data, 4, shuffle=True)]
+    for loader in (*plain, DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, False))):
+        with pytest.raises(ValueError, match="each of 2 processes would train on the same batches"):
+            pof.fit(pof.Finetune(mlp()), loader, epochs=1, device="cpu")
+    return found
+
+
+def test_loaders_that_share_the_samples_out(tmp_path: Path) -> None:
+    for (name, first), (_, second) in zip(*ranks(loaders_of_a_rank, 2, tmp_path), strict=True):
+        if name != "stream":
+            for epoch in (slice(0, 8), slice(8, 16)):
+                assert sorted(first[epoch] + second[epoch]) == list(range(16)), name
+        assert len(first) == len(second) == 16
+        assert name in {"stream", "own"} or first[:8] != first[8:], f"{name}: the same order in each epoch"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import pof
-from pof._support.batches import samples_of, unpack
+from pof._support.batches import rows_of, samples_of, unpack
+from tests.processes import ranks
 
 N, C = 11, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -101,3 +102,70 @@ def test_other_losses_take_one_tensor(asked: Any) -> None:
         pof.fit(pof.Finetune(net(), loss=lambda z, t: z.mean()), [(X, 3)], epochs=1)
     with pytest.raises(ValueError, match="takes targets in one tensor; got dict"):
         pof.evaluate(net(), [(X, {"a": Y})])
+
+
+def test_the_share_of_an_ascent_is_one_of_the_samples() -> None:
+    """Eleven samples in two targets are eleven, not two."""
+    method = pof.SharpnessAware(net(), loss=loss, ascent_share=0.5)
+    optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
+    assert len(method(X, [Y, SHARE]).logits) == 6
+    with optimizer.perturbed():
+        assert len(method(X, [Y, SHARE]).logits) == N
+
+
+PARTS = (slice(0, 7), slice(7, N))
+"""Of two processes, unequal."""
+SHARED = ("pof", "previous", "head ascent")
+
+
+def texts(outputs: Tensor, targets: Any) -> Tensor:
+    """A loss that reads Python strings: one list, and tensors, per mini-batch."""
+    assert len(targets["words"]) == len(outputs)
+    wanted = torch.tensor([["a", "b", "c"].index(word) for word in targets["words"]])
+    return targets["share"] * F.cross_entropy(outputs, wanted, reduction="none")
+
+
+def step(name: str, rows: slice) -> list[Tensor]:
+    """Radius and gradient of the second of two steps, of some rows of a mini-batch and its reference."""
+    inputs = X[rows]
+    fitted = name == "head ascent"  # which trains plainly where the loss is above its level
+    y = net()(X).argmax(dim=1) if fitted else Y
+    targets = rows_of({"y": y, "share": SHARE}, rows, N)
+    if name == "texts":
+        targets = {"words": ["abc"[int(y)] for y in targets["y"]], "share": targets["share"]}
+        method: Any = pof.PoF(net(), loss=texts)
+    else:
+        method = pof.HeadAscent(net(), loss=loss, level=0.99) if fitted else METHODS[name](net())
+        method.reference_size = None
+    for _ in range(2):
+        out = method(inputs, targets, -inputs, targets)
+    out.loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in method.trainable_parameters()])
+    return [out.metrics["radius"], gradient * len(inputs)]
+
+
+def steps_of(rank: int) -> list[list[Tensor]]:
+    return [step(name, PARTS[rank]) for name in (*SHARED, "texts")]
+
+
+def test_several_processes_gather_several_targets(tmp_path: Path) -> None:
+    """The reference mini-batches of all act as one; a mapping ended in "'dict' object has no attribute 'dtype'"."""
+    first, second = ranks(steps_of, 2, tmp_path)
+    for number, name in enumerate((*SHARED, "texts")):
+        radius, gradient = step(name, slice(N))
+        for each in (first[number], second[number]):
+            assert float(each[0]) == pytest.approx(float(radius), rel=1e-4) and float(radius) > 0, name
+        found = first[number][1] + second[number][1]
+        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_regularisers_of_classes_refuse_several_targets_in_a_sentence() -> None:
+    mean = torch.zeros(C, 5)
+    for targets in ([Y, SHARE], {"y": Y}):
+        method = pof.Regularized(net(), pof.AdaRand(mean, mean + 1), loss=lambda z, t: z.square().mean())
+        with pytest.raises(ValueError, match=r"targets must be class indices of shape \(11,\), .* got several targets"):
+            method(X, targets)
+        with pytest.raises(ValueError, match="got several targets"):
+            pof.RandReg.from_loader(pof.split(net()), [(X, targets)], num_classes=C)
+        found = pof.RandReg.from_loader(pof.split(net()), [(X, targets)], num_classes=1, prior="features")
+        assert found.mean.shape == (5,)

@@ -217,3 +217,78 @@ def test_a_loss_says_itself_what_a_mini_batch_counts() -> None:
 
     for loss in (Own(), partial(Own(), scale=2.0)):
         assert float(weight_of(loss, torch.tensor([0, 1]))) == 7.0
+
+
+SEEN = WEIGHTS.clamp_min(0.1)
+
+
+class Hidden(nn.Module):
+    """A loss of the user's own around one whose class weights nobody sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.CrossEntropyLoss(SEEN)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = self.inner(outputs, targets)
+        return loss
+
+
+class Said(Hidden):
+    def weight_of(self, targets: Tensor) -> Tensor:
+        return SEEN[targets].sum()
+
+
+OTHER_MEAN = r"is no mean over the samples of a mini-batch.*class_weights=.*a method weight_of\(targets\)"
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("loss", [Hidden(), lambda z, y: F.cross_entropy(z, y, weight=SEEN)], ids=["module", "lambda"])
+def test_class_weights_that_nobody_sees_are_noticed_where_they_matter(name: str, loss: Any) -> None:
+    """Weighed by their samples, two mini-batches are not the mean of the whole one."""
+    x, y = sorted_batch()
+    parts = list(zip(x.split(10), y.split(10), strict=True))
+    trained(EVERY[name](network(), loss=loss), parts)  # one mini-batch to a step: nothing is weighed
+    with pytest.warns(UserWarning, match=OTHER_MEAN) as found:
+        trained(EVERY[name](network(), loss=loss), parts, accumulation=4)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ACCUMULATING)
+def test_a_loss_may_say_what_it_weighs(name: str) -> None:
+    x, y = sorted_batch()
+    parts = list(zip(x.split(10), y.split(10), strict=True))
+    whole = trained(ACCUMULATING[name](network(), class_weights=SEEN), [(x, y)])
+    assert_close(trained(ACCUMULATING[name](network(), loss=Said()), parts, accumulation=4), whole)
+
+
+class Stateful(nn.Module):
+    """A mean that counts how often it was taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.calls += 1
+        return F.mse_loss(outputs, F.one_hot(targets, 4).to(outputs))
+
+
+MEANS: dict[str, Any] = {
+    "values": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+    "torch's with weights": nn.CrossEntropyLoss(SEEN),
+    "partial": partial(F.cross_entropy, weight=SEEN),
+    "stateful": Stateful(),
+    "draws": lambda z, y: F.cross_entropy(z + torch.randn_like(z), y),
+    "wrong for a part": lambda z, y: F.cross_entropy(z, y) if len(z) > 5 else 1 / 0,
+}
+
+
+@pytest.mark.parametrize("loss", MEANS.values(), ids=MEANS)
+def test_losses_that_are_means_or_that_nobody_can_judge_are_taken_as_they_are(loss: Any) -> None:
+    x, y = sorted_batch()
+    parts = list(zip(x.split(8), y.split(8), strict=True))
+    before = torch.get_rng_state()
+    trained(pof.Finetune(network(), loss=loss), parts, accumulation=4)
+    if loss is MEANS["stateful"]:
+        assert float(loss.calls) == 4 and torch.equal(torch.get_rng_state(), before)

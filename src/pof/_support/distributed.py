@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pof._support.batches import joined, samples_of, to_device
+
 T = TypeVar("T")
 _AVAILABLE = dist.is_available()
 
@@ -74,6 +76,18 @@ def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     rank has.  All ranks raise if their rows differ in dtype or shape.
     """
     return _gathered(*tensors) if active() else tensors
+
+
+def gather_batch(features: Tensor, targets: Any) -> tuple[Tensor, Any]:
+    """As :func:`gather_rows`, of features (N_rank, ...) and targets; several targets per sample take a pickle each."""
+    if not active():
+        return features, targets
+    if isinstance(targets, Tensor):
+        features, targets = _gathered(features, targets)
+        return features, targets
+    (features,) = _gathered(features)
+    found = gather_objects(to_device(targets, "cpu"))
+    return features, to_device(joined(found, [samples_of(each) for each in found]), features.device)
 
 
 @torch.no_grad()

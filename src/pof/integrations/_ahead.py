@@ -36,7 +36,7 @@ class AheadLoader:
             self.begin_epoch()
         resume, self._resume = self._resume, None
         self._waiting.clear()
-        for batch, reference in self._stream.iterate(self._epoch(), resume):
+        for batch, reference in self._stream.iterate(self._epoch(), resume, self._length()):
             self._waiting.append(reference)
             yield batch
             self._come_back()
@@ -89,4 +89,8 @@ class AheadLoader:
         saved, now = len(state["processes"]), distributed.world_size()
         if saved != now:
             raise ValueError(f"the checkpoint holds the data order of {saved} processes, and there are {now} now")
-        self._resume = state["processes"][distributed.rank()]
+        own = state["processes"][distributed.rank()]
+        found = [other for other in distributed.gather_objects(self._stream.other_than(own)) if other is not None]
+        if found:
+            raise ValueError(f"{found[0]}: give the same to go on, or load its weights alone, without ckpt_path")
+        self._resume = own

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 from pof._support.batches import Inputs, samples_of, unpack
 from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
+from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
 from pof.optim import MSAM, PerturbingOptimizer
-from pof.training.step import TINY, over_processes, weighted
+from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
 from pof.training.stream import one_pass
 
 try:
@@ -31,6 +32,10 @@ try:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 except ImportError as error:
     raise ImportError("pof.integrations.lightning needs Lightning: pip install 'pof[lightning]'") from error
+
+
+WINDOW = ("weight", "expected", "held", "taken")
+"""What a process holds of a step, by the names in a checkpoint."""
 
 
 class PostTraining(LightningModule):
@@ -60,6 +65,10 @@ class PostTraining(LightningModule):
     _reference: Any = None
     _held: list[tuple[Any, int]]
     _weight: Any = None
+    # Mini-batches since the last step, and what a checkpoint held of a step that was not taken yet.
+    _taken = 0
+    _unfinished: dict[str, Any] | None = None
+    _positions: Sequence[dict[str, Any]] = ()
     # Per mini-batch, after which gradients are rescaled; None where a step is one mini-batch of one process.
     _expected: Tensor | None = None
     _pass = 1
@@ -82,6 +91,7 @@ class PostTraining(LightningModule):
             self.log_dict({f"pof/{name}": value for name, value in values.items()}, batch_size=samples_of(targets))
         if self._expected is None:
             return output.loss
+        warn_of_other_mean(self.method, output, targets)
         return weighted(output.loss, self.method.weight_of(targets) / self._expected)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -101,6 +111,7 @@ class PostTraining(LightningModule):
                 " pof.with_reference(loader) yourself"
             )
         self._loader, self._held, self._pass, self._begun = None, [], 1, None
+        self._taken, self._weight, self._unfinished, self._positions = 0, None, None, ()
         train(self.method, frozen_norms(self.method.model))
         strategy: Any = self.trainer.strategy
         before = type(strategy).process_dataloader
@@ -122,9 +133,16 @@ class PostTraining(LightningModule):
         if self.trainer.lightning_module is not self:
             return loader
         trainer, references = self.trainer, self.method.needs_reference
-        self._loader = AheadLoader(
-            loader, references, lambda: trainer.current_epoch, lambda: trainer.num_training_batches
-        )
+        limit = trainer.limit_train_batches
+
+        def length() -> float:
+            # Before the trainer has counted, of a loader without a length, the limit is known alone.
+            return min(trainer.num_training_batches, limit if isinstance(limit, int) else math.inf)
+
+        self._loader = AheadLoader(loader, references, lambda: trainer.current_epoch, length)
+        for position in self._positions:
+            self._loader.load_state_dict(position)
+        self._positions = ()
         return self._loader
 
     def on_train_start(self) -> None:
@@ -166,16 +184,19 @@ class PostTraining(LightningModule):
             self.method.before_epoch(self.current_epoch, self._epochs(), self._plain_optimizer())
         reference = None if self._loader is None else self._loader.take()
         self._reference = None if reference is None else self._transferred(reference)
-        number = batch_idx % self.trainer.accumulate_grad_batches
         weight = self.method.weight_of(unpack(batch)[1])
-        if number == 0:
+        if self._unfinished is not None and batch_idx % self.trainer.accumulate_grad_batches:
+            own = go_on(self, self.method, self._unfinished, self.device)
+            self._weight, self._expected, self._held, self._taken = (own[name] for name in WINDOW)
+        self._unfinished = None
+        if self._taken == 0:
             self._held.clear()
             total, processes = over_processes(weight)
             several = processes > 1 or self.trainer.accumulate_grad_batches > 1
             # If all mini-batches of the step count as much, weights are 1 and nothing is rescaled.
             self._expected = torch.where(total > 0, total / processes, 1.0) if several else None
-        self._weight = weight if number == 0 else self._weight + weight
-        self._pass = 1
+        self._weight = weight if self._taken == 0 else self._weight + weight
+        self._taken, self._pass = self._taken + 1, 1
         if isinstance(self._plain_optimizer(), PerturbingOptimizer):
             self._held.append((batch, batch_idx))
         return super().on_train_batch_start(batch, batch_idx)
@@ -185,6 +206,21 @@ class PostTraining(LightningModule):
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self._loader is not None and self.trainer.enable_validation:
             self._loader.leave()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save a step that has begun too: a validation, and its checkpoint, may come between two mini-batches of it."""
+        super().on_save_checkpoint(checkpoint)
+        if self._taken and self._loader is not None:
+            own = zip(WINDOW, (self._weight, self._expected, self._held, self._taken), strict=True)
+            checkpoint["pof_window"] = unfinished(self, self.method, dict(own))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it, at the place in the data."""
+        super().on_load_checkpoint(checkpoint)
+        self._unfinished = checkpoint.get("pof_window")
+        # Lightning itself forgets this where the checkpoint was written at the end of an epoch.
+        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        self._positions = [state for state in loop.get("combined_loader", ()) if "processes" in state]
 
     def _transferred(self, batch: Any) -> Any:
         """Send a mini-batch the way that Lightning sends mini-batches."""
@@ -206,6 +242,7 @@ class PostTraining(LightningModule):
             optimizer_closure = self._closure(plain, optimizer_closure)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Here, before callbacks save anything.
+        self._taken = 0
         self.method.after_step()
         if self.trainer.is_last_batch:
             self.method.after_epoch(self.current_epoch, self._epochs(), self._training_batches)

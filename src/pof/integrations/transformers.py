@@ -18,13 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pof._support import distributed
 from pof._support.batches import Inputs, to_device, unpack
 from pof._support.modules import frozen_norms, train
+from pof._support.random import preserved
 from pof.head.split import SplitModel
+from pof.integrations._beside import Beside
 from pof.methods import Averaged, Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.perturbation.loss import CrossEntropy
-from pof.training.step import TINY, over_processes, weighted
+from pof.training.same_data import items_of, other_items
+from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
 from pof.training.stream import one_pass_on, with_next
 
 try:
@@ -70,6 +74,8 @@ class PostTrainer(Trainer):
         self._check_setup()
         self._resume_from: str | None = None
         self._wrapped: Optimizer | None = None
+        self._beside: Beside | None = None
+        self._items: Any = None
         self._epoch_iterator: Any = None
         self._pairs: Iterator[tuple[Any, Any]] = iter(())
         # The epoch's first mini-batch is the reference of its last one, also where a resumed run begins later.
@@ -112,7 +118,7 @@ class PostTrainer(Trainer):
         """Train, or go on from a checkpoint, with the state of the method that was saved beside it."""
         last: Callable[[str], str | None] = get_last_checkpoint
         found = last(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
-        self._resume_from, self._resumed_first = found or None, None
+        self._resume_from, self._resumed_first, self._items = found or None, None, None
         plain: Any = self.model
         self._frozen = [] if plain is None else frozen_norms(plain)  # model_init makes it later, nothing frozen
         return super().train(found or resume_from_checkpoint, *args, **kwargs)
@@ -128,6 +134,7 @@ class PostTrainer(Trainer):
             inherited = super().create_optimizer
             # The Trainer groups the parameters by weight decay; they are the same ones.
             self.optimizer = self._wrapped = self.method.build_optimizer(lambda parameters: inherited(model))
+            self._beside = Beside(self.method, self._wrapped, self.args.weight_decay)
         if isinstance(self._wrapped, PerturbingOptimizer) and self.accelerator.scaler is not None:
             raise ValueError(
                 f"{type(self._wrapped).__name__} with fp16: the Trainer's GradScaler has no place for the second pass;"
@@ -148,6 +155,8 @@ class PostTrainer(Trainer):
             self._first = pairs[0][0]
         self._window = deque(pairs)
         self._deferred.clear()
+        if self._beside is not None:
+            self._beside.clear()  # the Trainer clears those of the model
         weights = [self.method.weight_of(unpack(batch)[1]).to(self.args.device) for batch, _ in pairs]
         total = torch.stack([torch.zeros_like(self._total), *weights]).sum()
         self._total, self._processes = over_processes(total)
@@ -160,12 +169,19 @@ class PostTrainer(Trainer):
         train(self.method, self._frozen)
         pair = to_device(self._window.popleft(), self.args.device)
         with self._through(model):
-            if not isinstance(self._wrapped, PerturbingOptimizer):
-                return self._backward(pair)
-            self._deferred.append(pair)
-            if self._window:
-                return torch.zeros((), device=self.args.device)
-            return self._passes(self._wrapped)
+            loss = self._of_pair(pair)
+        if self._beside is not None and not self._window:
+            scaler = self.accelerator.scaler
+            self._beside.finish(self.args.max_grad_norm * (1.0 if scaler is None else scaler.get_scale()))
+        return loss
+
+    def _of_pair(self, pair: tuple[Any, Any]) -> Tensor:
+        if not isinstance(self._wrapped, PerturbingOptimizer):
+            return self._backward(pair)
+        self._deferred.append(pair)
+        if self._window:
+            return torch.zeros((), device=self.args.device)
+        return self._passes(self._wrapped)
 
     def _passes(self, optimizer: PerturbingOptimizer) -> Tensor:
         """All passes of a step at once, with its last mini-batch."""
@@ -187,6 +203,8 @@ class PostTrainer(Trainer):
         with self.compute_loss_context_manager():
             output: StepOutput = self.method(inputs, targets, *reference)
         weight = self.method.weight_of(targets)
+        if self._processes > 1 or self.args.gradient_accumulation_steps > 1:
+            warn_of_other_mean(self.method, output, targets)
         loss = weighted(output.loss, weight * self._processes / self._total.clamp_min(TINY))
         self.accelerator.backward(loss)
         if record:
@@ -211,9 +229,19 @@ class PostTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the plain model; into a checkpoint, the state of the method beside it."""
         super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None and self.args.should_save and hasattr(self, "method"):
-            first = self._first if self._surroundings.within_epoch() else None
-            torch.save({"method": self._own_state(), "first": first}, Path(output_dir) / STATE_FILE)
+        if not _internal_call or output_dir is None or not hasattr(self, "method"):
+            return
+        first = self._first if self._surroundings.within_epoch() else None
+        firsts = distributed.gather_objects(to_device(first, "cpu"))  # each process has its own
+        self._items = self._items_now() if self._items is None else self._items
+        if self.args.should_save:
+            state = {"method": self._own_state(), "firsts": firsts, "items": self._items}
+            torch.save(state, Path(output_dir) / STATE_FILE)
+
+    def _items_now(self) -> Any:
+        """What a resume can know the training data by."""
+        with preserved():
+            return items_of(self.get_train_dataloader())
 
     def _own_state(self) -> dict[str, Any]:
         """What the method holds beside the model."""
@@ -229,9 +257,15 @@ class PostTrainer(Trainer):
         missing = self._own_state().keys() ^ state["method"].keys()
         if missing:
             raise ValueError(f"{folder / STATE_FILE} is of another method; they differ in {sorted(missing)}")
+        other = None if self.args.ignore_data_skip else other_items(state.get("items"), self._items_now)
+        if other is not None:
+            raise ValueError(
+                f"{folder} was written with {other}: give the same, or ignore_data_skip=True to go on with these"
+            )
         self.method.load_state_dict(state["method"], strict=False)
         self._resume_from = None
-        self._resumed_first = None if self.args.ignore_data_skip else state["first"]
+        firsts = state.get("firsts") or [state["first"]]  # of an older version
+        self._resumed_first = None if self.args.ignore_data_skip else firsts[distributed.rank() % len(firsts)]
 
     def plain_optimizer(self) -> Optimizer:
         """Find the optimizer that the method wanted, without the wrapper of Accelerate."""

@@ -89,7 +89,7 @@ class HeadAscent(Method):
         features, logits = features_and_logits(self.network, inputs)
         plain = logits.detach()
         if self.training and self.level:
-            seen, labels = distributed.gather_rows(features, targets)
+            seen, labels = distributed.gather_batch(features, targets)
             known = plain if seen is features else None
             line = along_head_gradient(self.network, seen, labels, self.loss, known)
             norm, radius = line.norm, line.reach(self.loss.level(self.level, labels, plain)).radius

@@ -145,7 +145,7 @@ class PoF(Method):
             # Gathered at once: every process then holds the same state, which a checkpoint saves once.
             used, samples = slice(self.reference_size), samples_of(targets)
             kept = features.detach()[used], rows_of(targets, used, samples)
-            self._previous = distributed.gather_rows(*kept)  # type: ignore[assignment]
+            self._previous = distributed.gather_batch(*kept)
         if reference is None:
             perturbed, expansion, norm, radius = logits, 0.0, logits.new_zeros(()), logits.new_zeros(())
             bounded = torch.ones_like(radius, dtype=torch.bool)
@@ -176,7 +176,7 @@ class PoF(Method):
             if self.reference_size is not None:
                 inputs, targets = first_samples(inputs, targets, self.reference_size)
             own, logits = self._fresh(inputs)
-            features, targets = distributed.gather_rows(own, targets)
+            features, targets = distributed.gather_batch(own, targets)
             return features, targets, logits if features is own else None
         if self.training or inputs is not None or targets is not None:
             raise ValueError(

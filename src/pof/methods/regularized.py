@@ -6,11 +6,13 @@ Drives FNP, RandReg and AdaRand (Yamaguchi et al., CVPR 2024), L2-SP, BSS, DELTA
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, joined
+from pof._support.batches import Inputs, joined, to_device
+from pof._support.modules import device_of
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
@@ -97,6 +99,14 @@ class Regularized(Method):
     def release(self) -> None:
         """They are off."""
         self.regularizer.close()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Features and targets of a step that is not taken yet: a checkpoint may come between its mini-batches."""
+        return {"seen": self._seen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`get_extra_state` gave."""
+        self._seen = to_device(state["seen"], device_of(self.network))
 
     def after_step(self) -> None:
         """Let the regulariser adapt to the features of the step, those of all its mini-batches together."""

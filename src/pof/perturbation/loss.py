@@ -47,7 +47,8 @@ def weight_of(loss: LossFunction | None, targets: Tensor) -> Tensor:
     """What a mini-batch counts in a mean over several, scalar of float64: what its own mean loss was divided by.
 
     Returns:
-        Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored.
+        Its samples; of class indices under a cross-entropy, the class weights of those that are not to be ignored; of a
+        loss of the user's own that has a method ``weight_of(targets)``, what that says.
     """
     return loss.weight_of(targets) if isinstance(loss, Loss) else _weight_of(*unwrapped(loss), targets)
 
@@ -66,8 +67,9 @@ def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:
-    if isinstance(loss, Loss) and type(loss).weight_of is not Loss.weight_of:
-        return loss.weight_of(targets)
+    own = getattr(loss, "weight_of", None)
+    if callable(own) and getattr(type(loss), "weight_of", None) is not Loss.weight_of:
+        return torch.as_tensor(own(targets), dtype=torch.float64, device=tensors_of(targets)[0].device)
     kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
     entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
     if not entropy or targets.is_floating_point():

@@ -6,16 +6,20 @@ radius from the data measure a rise.  Targets that would be broadcast against th
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof._support.batches import refuse_several, samples_of
-from pof._support.precision import without_autocast
+from pof._support.batches import refuse_several, rows_of, samples_of
+from pof._support.precision import at_least_float32, without_autocast
+from pof._support.random import preserved
 from pof.perturbation.loss import CrossEntropy, Loss, LossFunction, unwrapped, weight_of
 
 
@@ -133,7 +137,7 @@ class Custom(Loss):
         if getattr(inner, "reduction", options.get("reduction")) == "sum":
             raise ValueError("the loss sums over the mini-batch (reduction='sum'): a loss is a mean, reduction='mean'")
         self.function = function
-        self._checked = self._guessed = False
+        self._checked = self._guessed = self._compared = False
 
     def settings(self) -> Any:
         """What a resumed run must find unchanged: the function alone."""
@@ -166,6 +170,42 @@ class Custom(Loss):
             self._refuse_broadcast(outputs, targets)
             self._checked = True
         return loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
+
+    def warn_of_other_mean(self, outputs: Tensor, targets: Any) -> None:
+        """Warn, the first time, where mini-batches do not make the whole one, weighed as :meth:`weight_of` says.
+
+        A lambda, or a module of the user's own, hides the class weights that it divides by.
+
+        Args:
+            outputs: (N, C).
+            targets: as the function takes them.
+        """
+        if self._compared or samples_of(targets) < 2 or len(outputs) != samples_of(targets):
+            return
+        self._compared, means = True, None
+        with preserved(), suppress(Exception):  # a loss that takes no part of a mini-batch
+            means = self._means(outputs, targets)
+        if means is not None and abs(means[1] - means[0]) > 1e-3 * abs(means[0]):
+            warnings.warn(
+                f"the loss is no mean over the samples of a mini-batch ({means[0]:.4g}; of its halves {means[1]:.4g}),"
+                " so the mini-batches of a step (accumulation, several processes) do not make the loss of all of them."
+                " Give class weights where they are seen (class_weights=, torch's own loss, functools.partial), or your"
+                " loss a method weight_of(targets) that returns what it divides by",
+                stacklevel=2,
+            )
+
+    @torch.no_grad()
+    def _means(self, outputs: Tensor, targets: Any) -> tuple[float, float] | None:
+        """The loss of a mini-batch, and what its halves make of it; None where it is another one in each call."""
+        own = Custom(copy.deepcopy(self.function))  # which may count its calls
+        own._checked, samples, outputs = True, samples_of(targets), at_least_float32(outputs)
+        halves = slice(samples // 2), slice(samples // 2, None)
+        parts = [(outputs[rows], rows_of(targets, rows, samples)) for rows in halves]
+        whole, again = own(outputs, targets), own(outputs, targets)
+        values = torch.stack([own(*part) for part in parts]).double()
+        weights = torch.stack([own.weight_of(part[1]) for part in parts])
+        same = torch.equal(whole, again) and not _holds_others(targets)
+        return (float(whole), float((values * weights).sum() / weights.sum())) if same else None
 
     def _refuse_broadcast(self, outputs: Tensor, targets: Any) -> None:
         """Outputs (N, 1) minus targets (N,) is (N, N), whose mean is another loss, and no error in torch."""
@@ -227,6 +267,12 @@ def as_outputs(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
             f" {targets.dtype}{hint}"
         )
     return targets.to(outputs.dtype)
+
+
+def _holds_others(targets: Any) -> bool:
+    """Whether there is something besides tensors, which nobody can cut into parts."""
+    several = targets.values() if isinstance(targets, Mapping) else targets
+    return not isinstance(targets, Tensor) and not all(isinstance(each, Tensor) for each in several)
 
 
 def _in_range(loss: Tensor, targets: Tensor, valid: Tensor, what: str) -> Tensor:

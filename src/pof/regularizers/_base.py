@@ -226,13 +226,20 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
     """
     if targets is None:
         raise ValueError("a reference for each class needs the targets: call regularizer(features, targets)")
-    if targets.dtype != torch.bool:
+    if isinstance(targets, Tensor) and targets.dtype != torch.bool:
         targets = class_targets(targets)
-    if targets.shape != features.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
+    if (
+        not isinstance(targets, Tensor)
+        or targets.shape != features.shape[:1]
+        or targets.is_floating_point()
+        or targets.dtype == torch.bool
+    ):
+        tensor = isinstance(targets, Tensor)
+        got = f"{targets.dtype} of shape {tuple(targets.shape)}" if tensor else "several targets per sample"
         raise ValueError(
-            f"targets must be class indices of shape ({features.shape[0]},), one per row of features; "
-            f"got {targets.dtype} of shape {tuple(targets.shape)} (mixed, soft and other targets have no single"
-            " class: FNP, RandReg with another prior, L2SP, BSS and DELTA need none)"
+            f"targets must be class indices of shape ({features.shape[0]},), one per row of features; got {got} (mixed,"
+            " soft and other targets have no single class: FNP, RandReg with another prior, L2SP, BSS and DELTA need"
+            " none)"
         )
     targets = torch.where(targets == IGNORED, 0, targets) if may_ignore(targets) else targets
     if targets.device.type == "cpu":

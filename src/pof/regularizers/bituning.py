@@ -7,14 +7,16 @@ keys for each sample, after a projection.  docs/methods/bi-tuning.md says what i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support import distributed
-from pof._support.batches import Inputs
+from pof._support.batches import Inputs, to_device
 from pof._support.checks import finite, whole_number
-from pof._support.modules import copied
+from pof._support.modules import copied, device_of
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
 from pof.head.split import split
@@ -171,6 +173,14 @@ class BiTuning(Regularizer):
         filled = torch.arange(self.keys, device=targets.device) < self.count[:, None]
         positive = targets[:, None] == classes
         return contrast(own, stored, positive, filled.flatten(), self.temperature).mean()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The keys of a step that is not taken yet: a checkpoint may come between its mini-batches."""
+        return {"pending": self._pending}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`get_extra_state` gave."""
+        self._pending = to_device(state["pending"], device_of(self._network[0]))
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:

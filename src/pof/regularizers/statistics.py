@@ -147,8 +147,8 @@ def features_and_targets(
         inputs, targets = unpack(batch)
         features = extract(to_device(inputs, device))
         check_features(features)
-        if not by_class and targets.is_floating_point():
-            targets = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
+        if not by_class and not (isinstance(targets, Tensor) and not targets.is_floating_point()):
+            targets = torch.zeros(len(features), dtype=torch.int64, device=device)
         check_targets(targets, features, 2**31)
         counted = counted_of(targets)
         if counted is not None:

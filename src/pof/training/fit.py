@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
@@ -35,7 +35,7 @@ from pof.training.progress import telling
 from pof.training.schedules import Schedule
 from pof.training.settings import Timetable, fingerprint, shared
 from pof.training.step import Stepper
-from pof.training.stream import micro_batches
+from pof.training.stream import micro_batches, samplers_of
 from pof.training.tasks import AskedMetric
 
 __all__ = ["DivergenceWarning", "FitResult", "default_optimizer", "find_device", "fit"]
@@ -271,7 +271,7 @@ def _check_network(method: Method) -> None:
 
 
 def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | None) -> None:
-    if distributed.active() and type(training) is DataLoader and not isinstance(training.sampler, DistributedSampler):
+    if distributed.active() and type(training) is DataLoader and not _may_share(training):
         raise ValueError(
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
             " torch.utils.data.DistributedSampler, or use pof.data.DatasetLoader"
@@ -285,6 +285,15 @@ def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | 
             " random numbers a resumed run will differ; use persistent_workers=False, or a loader of pof.data",
             stacklevel=3,
         )
+
+
+def _may_share(loader: DataLoader[Any]) -> bool:
+    """Whether a loader may give each process samples of its own: not where all its samplers are torch's plain ones."""
+    if isinstance(loader.dataset, IterableDataset):
+        return True
+    samplers = samplers_of(loader)
+    plain = all(type(each).__module__ == "torch.utils.data.sampler" for each in samplers)
+    return not plain or any(isinstance(each, DistributedSampler) for each in samplers)
 
 
 def _length(loader: Any) -> int:

@@ -6,7 +6,7 @@ them; labels and other whole numbers may not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,33 @@ def _close(before: Tensor, now: Tensor) -> bool:
     before, now = before.nan_to_num(), now.nan_to_num()
     allowed = NOISE * before.std(correction=0) + 1e-6 * before.abs().max()
     return bool((before - now).square().mean().sqrt() <= allowed)
+
+
+def items_of(loader: Any) -> dict[str, Any] | None:
+    """Number of samples, and a few values of three of them, of a loader's data set; None where it cannot be asked."""
+    data = getattr(loader, "dataset", None)
+    if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        return None
+    samples = len(data)
+    try:
+        items = [data[number] for number in sorted({0, samples // 2, samples - 1})]
+    except (KeyError, IndexError, TypeError):  # items by other names than numbers
+        return None
+    return {"samples": samples, "values": sampled(loader.collate_fn(items))}
+
+
+def other_items(saved: dict[str, Any] | None, now: Callable[[], dict[str, Any] | None]) -> str | None:
+    """Say which data :func:`items_of` was given before, if they are not those that it gives ``now``."""
+    found = now()
+    if saved is None or found is None:
+        return None
+    if saved["samples"] != found["samples"]:
+        return f"training data with {saved['samples']} samples, and now there are {found['samples']}"
+    if are_same(saved["values"], found["values"]):
+        return None
+    again = now()
+    seeded = again is not None and are_same(found["values"], again["values"])  # else nobody can tell
+    return "other training data" if seeded else None
 
 
 def readable_again(loader: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from pof._support.modules import device_of
 from pof._support.precision import AUTOCAST, Precision, autocast
 from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
+from pof.perturbation.tasks import Custom
 from pof.training.stream import Micro
 
 TINY = torch.finfo(torch.float64).tiny
@@ -112,6 +114,8 @@ class Stepper:
             with self._synchronised(last=number == len(window)):
                 with autocast(self.device, self.autocast):
                     output: StepOutput = self.module(micro.inputs, micro.targets, *(micro.reference or ()))
+                if share is not None:
+                    warn_of_other_mean(self.method, output, micro.targets)
                 loss = output.loss if share is None else _share_of(output, *share)
                 torch.autograd.backward(self.scaler.scale(loss) if self._scales else loss)
             outputs.append(output)
@@ -138,6 +142,13 @@ class Stepper:
         if last or not isinstance(self.module, DistributedDataParallel):
             return _NOTHING
         return self.module.no_sync()
+
+
+def warn_of_other_mean(method: Method, output: StepOutput, targets: Any) -> None:
+    """Warn, once, of a loss that does not add up where a step has several mini-batches."""
+    loss = method.judged_by()
+    if isinstance(loss, Custom):
+        loss.warn_of_other_mean(output.logits, targets)
 
 
 def weighted(loss: Tensor, share: Tensor) -> Tensor:

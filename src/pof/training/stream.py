@@ -7,6 +7,7 @@ of an epoch takes the epoch's first mini-batch.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -88,9 +89,16 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+def samplers_of(loader: Any) -> list[Any]:
+    """What a loader takes its samples by: of a batch sampler that it was given, the sampler inside too."""
+    batches = getattr(loader, "batch_sampler", None)
+    found = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    return list({id(each): each for each in found if each is not None}.values())
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell loader and samplers the epoch, as far as they have ``set_epoch``."""
-    for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+    for owner in (loader, *samplers_of(loader)):
         setter = getattr(owner, "set_epoch", None)
         if callable(setter):
             setter(epoch)
@@ -150,14 +158,19 @@ class Stream(Generic[T]):
         self._ahead_random: Any = None
         self._first: Any = None
 
-    def iterate(self, epoch: int, resume: dict[str, Any] | None = None) -> Iterator[tuple[T, T | None]]:
+    def iterate(
+        self, epoch: int, resume: dict[str, Any] | None = None, length: float = math.inf
+    ) -> Iterator[tuple[T, T | None]]:
         """Iterate over mini-batches and references (None where none are needed) of an epoch, from 0.
 
-        ``resume`` is a :meth:`state_dict` taken in this epoch: go on behind what had been consumed.
+        ``resume`` is a :meth:`state_dict` taken in this epoch: go on behind what had been consumed.  ``length`` is that
+        of an epoch that ends before the loader does.
         """
         self.consumed = resume["consumed"] if resume else 0
         start = self._stateless if isinstance(self.loader, StatelessLoader) else self._replayed
         batches, first = start(epoch, resume)
+        if length < math.inf:
+            batches = islice(batches, max(int(length) - self.consumed, 0))
         if resume:
             self._first = resume.get("first")
         else:
@@ -245,6 +258,7 @@ class Stream(Generic[T]):
         batches = self._fetched(iter(self.loader))
         done = islice(batches, self.consumed)
         first, _ = next(done, None), deque(done, maxlen=0)
+        self._warn_of_other(first, resume, epoch)
         ahead = []
         if self.references and resume["ahead_random"] is not None:
             restore(resume["ahead_random"])
@@ -252,6 +266,19 @@ class Stream(Generic[T]):
         self._ahead_random = resume["ahead_random"]
         restore(resume["random"])
         return chain(ahead, batches), first
+
+    def _warn_of_other(self, first: Any, resume: dict[str, Any], epoch: int) -> None:
+        """Notice other data in a loader that could not be asked beforehand."""
+        saved = resume.get("first")
+        if readable_again(self.loader) or saved is None or saved["epoch"] != epoch:
+            return
+        if not are_same(saved["values"], sampled(first)):
+            warnings.warn(
+                f"the first mini-batch of epoch {epoch + 1} is another one than in the interrupted run: these are other"
+                " data, or draws of a generator that the loader, its data set and sampler do not hold in an attribute;"
+                " the run goes on, but not as it would have without the interruption",
+                stacklevel=9,
+            )
 
     def _fetched(self, iterator: Iterator[Any]) -> Iterator[T]:
         while True:
