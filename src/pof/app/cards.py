@@ -15,7 +15,7 @@ from pof._support.modules import convolutions_channels_last
 from pof._support.preprocessing import Preprocessing
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.places import FOLDERS, located_model
-from pof.app.run_files import RunError, read_config, section_of
+from pof.app.run_files import RunError, no_run, read_config, section_of
 from pof.data import Data, ImageData, outputs_of
 from pof.data.registry import KNOWN
 from pof.head.search import find_head
@@ -36,7 +36,9 @@ def weights_file(weights: str | Path) -> Path:
     if not path.is_dir() or saved_by_transformers(str(weights)):
         return path
     if not (path / "model.safetensors").exists():
-        raise RunError(f"{weights} has no model.safetensors: has that run ended?")
+        if (path / "config.yaml").exists():
+            raise RunError(f"{weights} has no model.safetensors: has that run ended?")
+        raise no_run(path, "model.safetensors")
     return path / "model.safetensors"
 
 

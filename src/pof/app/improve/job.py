@@ -30,9 +30,9 @@ from pof.training.fit import find_device
 BATCH = 128
 OF_A_SEARCH = {
     *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
-    "report.html",
+    *("report.html", "networks.html", "flatness.json"),
 }
-"""All that a search writes into its folder."""
+"""What a search and the commands about it write into its folder."""
 
 
 def improve_network(
