@@ -186,6 +186,31 @@ def test_a_folder_is_taken_once_and_goes_on_with_the_same_arguments_only(tmp_pat
     assert (tmp_path / "mine" / "notes.txt").read_text() == "x"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"budget": 0}, {"candidates": ["magic"]}, {"lr": -1.0}, {"resume": True}, {"candidates": {"a": {"lr": -1.0}}}],
+)
+def test_a_search_is_not_removed_before_another_is_ready_to_start(tmp_path: Path, changes: dict[str, Any]) -> None:
+    given: Any = {**FAST, "budget": 2.0, "candidates": ["sgd"], "out": tmp_path / "out"}
+    pof.improve(network(), *loaders(30), **given)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"budget|magic|lr|resume or overwrite"):
+        pof.improve(network(), *loaders(30), **given | {"overwrite": True} | changes)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    pof.improve(network(), *loaders(30), **given | {"overwrite": True, "budget": 3.0})
+    assert json.loads((tmp_path / "out" / "improve.json").read_text())["budget"] == 3.0
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds other files too \(mine.txt\), and nothing is removed"):
+        pof.improve(network(), *loaders(30), **given | {"overwrite": True})
+
+
+def test_a_candidate_that_cannot_be_leaves_no_folder(tmp_path: Path) -> None:
+    wrong = {"own": {"method": "finetune", "lrr": 1}}
+    with pytest.raises(ValueError, match=r"candidates.own: .*lrr"):
+        pof.improve(network(), *loaders(30), **FAST | {"candidates": wrong, "out": tmp_path / "out"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_candidates_that_diverge_are_named_and_the_incoming_network_is_kept() -> None:
     model = network()
     wild = {"wild": {"method": "finetune", "lr": 1e30}, "wilder": {"method": "sam", "lr": 1e35}}

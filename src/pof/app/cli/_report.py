@@ -23,7 +23,8 @@ class FlatnessOptions:
     """Which networks.
 
     Args:
-        runs: Folders of runs and of searches (pof improve), or checkpoint files together with --data (and --model where they do not say it).
+        runs: Folders of runs and of searches (pof improve), or checkpoint files together with --data (and --model where
+            they do not say it).
         out: JSON file for the figures, or a folder that gets flatness.json. They are only printed if not given.
     """
 
@@ -37,8 +38,8 @@ class ReportOptions:
 
     Args:
         runs: Folders of runs and of searches (pof improve). The networks they started from come with them.
-        out: HTML file, or a folder that gets report.html. By default it is the last run's folder; in that of a search it
-            is networks.html, as report.html is its own page.
+        out: HTML file, or a folder that gets report.html. By default it is the last run's folder, and networks.html in
+            that of a search, where report.html is its own page.
         plane: Draw the loss on a plane around each network too, which takes longer than any other figure.
     """
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,18 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
-from pof._support.files import lock
 from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
-from pof.app.improve.candidates import Candidate, families, make_candidates
+from pof.app.improve.candidates import Candidate, check_options, families, make_candidates
+from pof.app.improve.folder import take
 from pof.app.improve.halving import most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, halves, logits_on
 from pof.app.improve.rate import COMMON, RateSearch, first_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
-from pof.app.run_files import RunError
 from pof.app.run_folder import write_json
 from pof.combine import greedy_soup, interpolate
 from pof.head.split import split
@@ -57,6 +55,7 @@ def improve(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     jobs: int = 1,
     engine: Engine | None = None,
     head: str | None = None,
@@ -77,6 +76,7 @@ def improve(
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
+        overwrite: remove the search that is in ``out``, once this one is ready to start.
         jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         engine: what runs them instead, such as the cluster of docs/cluster.md.
         head: qualified name of the head; None: found by :func:`pof.find_head`.
@@ -94,14 +94,16 @@ def improve(
     """
     _check(model, head, budget, seed, jobs, lr)
     _check_held_out(train_loader, val_loader)
-    kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
+    base = training or TrainOptions("finetune", seed=seed)
+    check_options(kinds := families(candidates), base)
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
         own = {"weights": _digest(network.state_dict()), "labels of val_loader": _digest({"": targets})}
         asked = _question(budget, candidates, seed, lr, base)
-        _open(folder, {**asked, **own, "length of train_loader": steps}, resume, stack)
+        asked |= {**own, "length of train_loader": steps}
+        stack.callback(take(folder, asked, resume=resume, overwrite=overwrite))
         chooses, confirms = halves(targets, seed)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
@@ -280,31 +282,6 @@ def _check_held_out(train_loader: Any, val_loader: Any) -> None:
     if own[0] is own[1]:
         raise ValueError(
             "val_loader gives the data of train_loader, and would favour whatever fits them best: give held-out data"
-        )
-
-
-def _open(folder: Path, wanted: Mapping[str, Any], resume: bool, stack: ExitStack) -> None:
-    """Take a folder for this race alone; one that holds another is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stack.callback(lock(folder))
-    question = folder / "improve.json"
-    others = any(not entry.name.startswith(".") and entry != question for entry in folder.iterdir())
-    if not others:  # or a search that died before its first judgement
-        write_json(question, wanted)
-        return
-    if not question.exists():
-        raise RunError(f"{folder} holds other files: give --out a new or empty folder")
-    if not resume:
-        raise RunError(
-            f"{folder} holds a search already: give another folder, or go on with resume, or remove that search with"
-            " --overwrite"
-        )
-    before = json.loads(question.read_text(encoding="utf-8"))
-    changed = next((name for name in wanted if wanted[name] != before.get(name)), None)
-    if changed is not None:
-        raise RunError(
-            f"cannot go on in {folder}: {changed} was {before.get(changed)!r} and is now {wanted[changed]!r};"
-            " go on with the same arguments, or give another folder"
         )
 
 

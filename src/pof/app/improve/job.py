@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from pof._support.checks import whole_number
-from pof._support.files import lock
 from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.cards import card_of, load_network
 from pof.app.engine.base import Engine
 from pof.app.improve.deliver import improve
+from pof.app.improve.folder import OF_A_SEARCH
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.inherit import check_split
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
-from pof.app.run_files import RunError, read_config
-from pof.app.run_folder import COMMIT, NETWORK, check_removable, clear, commit, write_json, write_yaml
+from pof.app.run_files import read_config
+from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
 from pof.app.splits import load, split, training_batches
 from pof.data import Data, eval_loader
 from pof.head.search import find_head
@@ -28,11 +28,6 @@ from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
 BATCH = 128
-OF_A_SEARCH = {
-    *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
-    *("report.html", "networks.html", "flatness.json"),
-}
-"""What a search and the commands about it write into its folder."""
 
 
 def improve_network(
@@ -63,8 +58,9 @@ def improve_network(
     else:
         validation = evaluating(loaded, splits.held_in, indices=splits.validation)
     seed_everything(options.seed)
-    if options.overwrite:
-        _remove_search(Path(options.out), model.weights, options.resume)
+    folder = Path(options.out)
+    if options.overwrite and (folder / "improve.json").is_file():
+        check_removable(folder, model.weights, OF_A_SEARCH)
     result = improve(
         network,
         training_batches(loaded, splits, data, training, device),
@@ -74,6 +70,7 @@ def improve_network(
         seed=options.seed,
         out=options.out,
         resume=options.resume,
+        overwrite=options.overwrite,
         jobs=1 if options.jobs is None else options.jobs,
         engine=engine,
         head=model.head,
@@ -85,23 +82,11 @@ def improve_network(
     )
     test = evaluating(loaded, "test")
     figures = evaluate(network, test), evaluate(result.model, test)
-    folder = Path(options.out)
     config = {"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)}
     write_yaml(folder / "config.yaml", plain({**config, COMMIT: commit()}))
     write_json(folder / "test.json", {"before": vars(figures[0]), "after": vars(figures[1])})
     write_page(result, folder / "report.html")
     return result, figures
-
-
-def _remove_search(folder: Path, weights: str | None, resume: bool) -> None:
-    """Make room for a search; a folder that holds none is left to be refused."""
-    if resume:
-        raise RunError("give --resume or --overwrite, not both: one goes on with the search, the other removes it")
-    if (folder / "improve.json").is_file():
-        check_removable(folder, weights, OF_A_SEARCH)
-        release = lock(folder)
-        clear(folder, OF_A_SEARCH)
-        release()
 
 
 def _check_same_kind(own: Data, loaded: Data, name: str, of: str) -> None:

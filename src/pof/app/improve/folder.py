@@ -1,0 +1,67 @@
+"""The folder of a search: taken for one question alone, and gone on with, or removed, for it only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pof._support.files import lock
+from pof.app.run_files import RunError
+from pof.app.run_folder import check_removable, clear, write_json
+
+OF_A_SEARCH = {
+    *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
+    *("report.html", "networks.html", "flatness.json"),
+}
+"""What a search and the commands about it write into its folder."""
+
+
+def take(folder: Path, asked: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Callable[[], None]:
+    """Take a folder for one search alone; one that holds another is refused.
+
+    Args:
+        folder: is made if it is not there.
+        asked: what a search that goes on must find unchanged, in plain values.
+        resume: go on with the search in it.
+        overwrite: remove the search in it.
+
+    Returns:
+        What lets other processes write to it.
+    """
+    if resume and overwrite:
+        raise RunError("give resume or overwrite, not both: one goes on with the search, the other removes it")
+    folder.mkdir(parents=True, exist_ok=True)
+    release = lock(folder)
+    try:
+        _open(folder, asked, resume, overwrite)
+    except BaseException:
+        release()
+        raise
+    return release
+
+
+def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    question = folder / "improve.json"
+    if overwrite and question.is_file():
+        check_removable(folder, None, OF_A_SEARCH)
+        clear(folder, OF_A_SEARCH)
+    others = any(not entry.name.startswith(".") and entry != question for entry in folder.iterdir())
+    if not others:  # or a search that died before its first judgement
+        write_json(question, asked)
+        return
+    if not question.exists():
+        raise RunError(f"{folder} holds other files: give --out a new or empty folder")
+    if not resume:
+        raise RunError(
+            f"{folder} holds a search already: give another folder, or go on with resume, or remove that search with"
+            " overwrite"
+        )
+    before = json.loads(question.read_text(encoding="utf-8"))
+    changed = next((name for name in asked if asked[name] != before.get(name)), None)
+    if changed is not None:
+        raise RunError(
+            f"cannot go on in {folder}: {changed} was {before.get(changed)!r} and is now {asked[changed]!r};"
+            " go on with the same arguments, or give another folder"
+        )
