@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof.app.cli import main
+from pof.app.improve.job import _load_validation
 from pof.app.improve.judge import Confirmation, figures, halves, logits_on
-from pof.app.options import TrainOptions
+from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import RunError
+from pof.app.splits import load
 from pof.training.checkpoint import CheckpointError
 
 FAST: dict[str, Any] = {"budget": 8.0, "lr": 0.2, "device": "cpu"}
@@ -274,3 +277,41 @@ def test_the_command_writes_network_table_and_page(tmp_path: Path, capsys: pytes
     assert f"{100 * test['after']['error']:.2f} %" in capsys.readouterr().out
     assert main(["improve", *common, "--out", str(tmp_path / "other")]) == 2
     assert "give --weights FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", [("",), ("_train", "_val"), ("_train", "_test")])
+def test_all_validation_data_of_the_users_own_validate_and_none_of_the_training_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: tuple[str, ...]
+) -> None:
+    """Without parts no fifth of them is taken for a test set; else it is the part for validation, or for training."""
+    generator = np.random.default_rng(0)
+
+    def arrays(name: str, **sizes: int) -> str:
+        made = {f"x{part}": generator.integers(0, 255, (n, 8, 8), dtype=np.uint8) for part, n in sizes.items()}
+        labels = {f"y{part}": np.arange(n) % 3 for part, n in sizes.items()}
+        np.savez(tmp_path / name, **made, **labels)
+        return str(tmp_path / name)
+
+    training, own = (
+        arrays("data.npz", _train=60, _test=30),
+        arrays("own.npz", **dict(zip(parts, (36, 24), strict=False))),
+    )
+    common = ["--model", "small-cnn", "--data", training, "--batch_size", "20", "--device", "cpu"]
+    assert main(["train", *common, "--validation", "0", "--epochs", "1", "--out", str(tmp_path / "base")]) == 0
+    out = ["--out", str(tmp_path / "better"), "--candidates", "sgd", "--lr", "0.01", "--budget", "1"]
+    assert main(["improve", *common, "--weights", str(tmp_path / "base"), "--validation_data", own, *out]) == 0
+    assert "no test data" not in "".join(capsys.readouterr())
+    result = json.loads((tmp_path / "better" / "result.json").read_text())
+    assert result["before"]["n"] == (12 if "_val" in parts else 18)
+    assert json.loads((tmp_path / "better" / "improve.json").read_text())["length of train_loader"] == 3
+
+
+def test_validation_arrays_are_normalised_as_those_of_the_training(tmp_path: Path) -> None:
+    for name, brightest in {"data": 100, "own": 255}.items():
+        images = np.random.default_rng(0).integers(0, brightest, (30, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", x=images, y=np.arange(30) % 3)
+    data, model = DataOptions(str(tmp_path / "data.npz")), ModelOptions("small-cnn")
+    loaded = load(data, model)
+    own = _load_validation(str(tmp_path / "own.npz"), loaded, data, model)
+    assert (own.mean, own.std) == (loaded.mean, loaded.std)
+    assert own.mean != load(DataOptions(str(tmp_path / "own.npz")), model).mean

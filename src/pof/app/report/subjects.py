@@ -101,7 +101,7 @@ def _read_search(path: Path, config: dict[str, Any], trusting: bool) -> Record:
     model, data = section_of(config, path, "model"), section_of(config, path, "data")
     check_trusted(path, model, data, trusting)
     size = config["improve"].get("batch_size") or TrainOptions("improve").batch_size
-    rows = [{"event": "epoch", "epoch": 0}, {"event": "end"}]
+    rows: list[dict[str, Any]] = [{"event": "epoch", "epoch": 0}, {"event": "end"}]
     return Record(path, config, model, data, TrainOptions("improve", batch_size=size), {}, rows, read_search(path))
 
 
