@@ -239,6 +239,17 @@ def test_training_that_is_not_at_its_end_is_said() -> None:
     assert any("does not fit its training data (error" in note for note in result.notes)
 
 
+def test_a_budget_that_goes_into_the_rates_is_said() -> None:
+    few: Any = {"candidates": ["sgd"], "budget": 1.0, "device": "cpu"}
+    result = pof.improve(network(), *loaders(), **few)
+    said = [note for note in result.notes if note.startswith("finding the rates took")]
+    raced = sum(row.passes for row in result.table if row.name.endswith(", last") and " of the way" not in row.name)
+    took = float(said[0].split()[4])
+    assert took > 0.5 and result.passes == pytest.approx(took + raced, abs=0.05)
+    assert "of a budget of 1 passes, and the race had 0.1: give more, or lr" in said[0]
+    assert not any("finding" in note for note in pof.improve(network(), *loaders(), **few, lr=0.1).notes)
+
+
 def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
     x, y = data(300, 2)
     result = pof.improve(network(), loaders()[0], [(x[y < 2], y[y < 2])], candidates=["sgd"], **FAST)
@@ -274,6 +285,10 @@ def test_the_command_writes_network_table_and_page(tmp_path: Path, capsys: pytes
     weights = str(tmp_path / "new" / "model.safetensors")
     assert main(["evaluate", *digits, "--device", "cpu", "--weights", weights]) == 0
     test = json.loads((tmp_path / "new" / "test.json").read_text())
+    for key, form in {"error": "{:.2%}", "nll": "{:.4f}", "ece": "{:.2%}"}.items():
+        for pair in (test, result):
+            cells = "".join(f"<td>{form.format(pair[of][key]).replace('%', ' %')}</td>" for of in ("before", "after"))
+            assert cells in page
     assert f"{100 * test['after']['error']:.2f} %" in capsys.readouterr().out
     assert main(["improve", *common, "--out", str(tmp_path / "other")]) == 2
     assert "give --weights FILE" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,14 @@ def _raced(
     runs = race.go(tried, rungs(len(tried), _left(budget, spent)))
     incoming = figures(logits[race.chooses], race.targets[race.chooses])
     rows = _rows(runs, pool := _pool(race, runs), incoming)
-    return _deliver(race, pool, incoming, logits, confirms, rows, spent + sum(run.passes for run in runs))
+    result = _deliver(race, pool, incoming, logits, confirms, rows, spent + sum(run.passes for run in runs))
+    if spent <= budget / 2:
+        return result
+    note = (
+        f"finding the rates took {spent:.1f} of a budget of {budget:g} passes, and the race had"
+        f" {_left(budget, spent):.1f}: give more, or lr, which saves that"
+    )
+    return replace(result, notes=(*result.notes, note))
 
 
 def _candidates(

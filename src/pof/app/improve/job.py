@@ -90,7 +90,7 @@ def improve_network(
     config = {"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)}
     write_yaml(folder / "config.yaml", plain({**config, COMMIT: commit()}))
     write_json(folder / "test.json", {"before": vars(figures[0]), "after": vars(figures[1])})
-    write_page(result, folder / "report.html")
+    write_page(result, figures, folder / "report.html")
     return result, figures
 
 
