@@ -55,6 +55,7 @@ RESULT: Shape = {
 }
 SEARCH: Shape = {"chosen": _text}
 TESTS: Shape = {"before": METRICS, "after": METRICS}
+BATCH_SIZE = "training.batch_size"
 ENVIRONMENT: Shape = {"commit": (_text,)}
 ROW: Shape = {"event": _text, "step": _count, "epoch": _count}
 OF_ROWS = ("event", "best", "stopped", "message")
@@ -131,10 +132,11 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def read_search(folder: Path) -> dict[str, Any]:
-    """What a search of ``pof improve`` found: ``chosen``, and its figures as result.json of a run has them."""
-    found, tests = _json(Path(folder) / "result.json", SEARCH), _json(Path(folder) / "test.json", TESTS)
-    figures = {"test_before": tests["before"], "test_after": tests["after"]}
-    return {"chosen": found["chosen"], "epochs": 0, "best_epoch": 0, **figures}
+    """What a search of ``pof improve`` found, as result.json of a run has it; and ``chosen`` and ``batch_size``."""
+    files = {"result.json": SEARCH, "test.json": TESTS, "improve.json": {BATCH_SIZE: _count}}
+    found, tests, asked = (_json(Path(folder) / name, shape) for name, shape in files.items())
+    figures = {"epochs": 0, "best_epoch": 0, "test_before": tests["before"], "test_after": tests["after"]}
+    return {**figures, "chosen": found["chosen"], "batch_size": asked[BATCH_SIZE]}
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

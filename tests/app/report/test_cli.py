@@ -156,6 +156,7 @@ def test_a_search_is_reported_beside_its_own_page(
     for figures in tests.values():
         assert f'<data value="{figures["error"]}">{100 * figures["error"]:.2f} %</data>' in shown
     assert f"better <small>improve, {chosen}</small>" in shown and "Training loss" not in shown
+    assert "a mini-batch of 32 samples" in shown  # that of the network's own run
     assert main(["flatness", str(runs / "train"), str(folder), "--out", str(folder), *FEW]) == 0
     names = [one["name"] for one in json.loads((folder / "flatness.json").read_text())["networks"]]
     assert names == ["train", "better"]

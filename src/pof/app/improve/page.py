@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pof._support.files import replacing
+from pof.app.comparison import in_words
 from pof.app.improve.result import ImproveResult, Row
 from pof.app.report.template import load_template
 from pof.training.evaluation import Metrics
 
-HEAD = ("network", "lr", "passes", "error", "NLL", "NLL, scaled", "")
+HEAD = ("network", "lr", "passes", "error", "NLL", "NLL, scaled", "note")
 NOTHING = "–"
 
 
@@ -42,14 +43,10 @@ def comparison(pair: tuple[Metrics, Metrics]) -> list[tuple[str, str, str]]:
 
 def intervals(result: ImproveResult) -> list[str]:
     """What the comparison of the best candidate with the incoming network says."""
-    found = result.confirmation
-    if found is None:
+    if (judged := result.confirmation) is None:
         return []
-    texts = {"NLL after temperature": found.nll, "Brier score": found.brier}
-    return [
-        f"{name}, best candidate minus incoming: {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."
-        for name, (low, mean, high) in texts.items()
-    ]
+    texts = {"NLL after temperature": judged.nll, "Brier score": judged.brier}
+    return [f"{name}, best candidate minus incoming: {in_words(found, 4)}." for name, found in texts.items()]
 
 
 def write_page(result: ImproveResult, test: tuple[Metrics, Metrics], out: Path) -> None:

@@ -100,9 +100,9 @@ def _read_search(path: Path, config: dict[str, Any], trusting: bool) -> Record:
     """A folder of ``pof improve`` as that of a run without epochs."""
     model, data = section_of(config, path, "model"), section_of(config, path, "data")
     check_trusted(path, model, data, trusting)
-    size = config["improve"].get("batch_size") or TrainOptions("improve").batch_size
     rows: list[dict[str, Any]] = [{"event": "epoch", "epoch": 0}, {"event": "end"}]
-    return Record(path, config, model, data, TrainOptions("improve", batch_size=size), {}, rows, read_search(path))
+    training = TrainOptions("improve", batch_size=(found := read_search(path))["batch_size"])
+    return Record(path, config, model, data, training, {}, rows, found)
 
 
 def subject_of_run(record: Record, name: str) -> Subject:
