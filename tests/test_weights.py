@@ -204,6 +204,18 @@ def test_a_file_that_does_not_fit_is_named_and_changes_nothing(tmp_path, case):
     assert_same(model, blank())
 
 
+@pytest.mark.parametrize("key", ["network_weights", 0])
+def test_the_one_state_dict_in_a_file_is_taken_whatever_it_is_called(tmp_path, key):
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
+    saved = {"epoch": 3, key: network().state_dict(), "optimizer": optimizer.state_dict(), "history": {}}
+    torch.save(saved, tmp_path / "c.pth")
+    load_weights(model := blank(), tmp_path / "c.pth")
+    assert_same(model, network())
+    torch.save(saved | {"averaged": network().state_dict()}, tmp_path / "c.pth")
+    with pytest.raises(WeightsError, match=rf"several could be the state_dict, {key!r}, 'averaged': save the one that"):
+        load_weights(blank(), tmp_path / "c.pth")
+
+
 class Code:
     def __reduce__(self):
         return os.mkdir, ("executed",)

@@ -145,7 +145,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Args:
         path: ``.safetensors``, or a file of ``torch.save`` (``PICKLED_SUFFIXES``): a state_dict, or a dict
-            with one under one of ``NESTING_KEYS``.
+            with one under one of ``NESTING_KEYS``, or with one alone.
 
     Returns:
         The tensors by the names they have in the file.
@@ -227,19 +227,31 @@ def _check_expansion(file: Path) -> None:
 
 
 def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping):
-        # The extra state of a method of ours is a dict; a network's own is missed where it is copied.
-        tensors = {str(name): value for name, value in content.items() if not str(name).endswith(EXTRA_STATE)}
-        if tensors and all(isinstance(value, Tensor) for value in tensors.values()):
-            return tensors
-        for key in NESTING_KEYS:
-            if isinstance(content.get(key), Mapping):
-                return _state_dict_in(content[key], file)
+    if (tensors := _tensors_of(content)) is not None:
+        return tensors
+    entries = content if isinstance(content, Mapping) else {}
+    for key in NESTING_KEYS:
+        if isinstance(entries.get(key), Mapping):
+            return _state_dict_in(entries[key], file)
+    nested = {key: found for key, entry in entries.items() if (found := _tensors_of(entry)) is not None}
+    if len(nested) == 1:
+        return next(iter(nested.values()))
+    if nested:
+        raise WeightsError(
+            f"{file}: several could be the state_dict, {_first(map(repr, nested))}: save the one that is meant:"
+            f" torch.save(torch.load({file.name!r}, weights_only=True)[{next(iter(nested))!r}], 'weights.pth')"
+        )
     found = f"a dict with {_first(content)}" if isinstance(content, Mapping) else type(content).__name__
-    raise WeightsError(
-        f"{file}: no state_dict in it: found {found}; expected tensors by name, "
-        f"or such a dict under one of {', '.join(NESTING_KEYS)}"
-    )
+    raise WeightsError(f"{file}: no state_dict in it: found {found}; expected tensors by name, or such a dict in it")
+
+
+def _tensors_of(content: Any) -> dict[str, Tensor] | None:
+    """Tensors by name, or None where it is anything else."""
+    if not isinstance(content, Mapping):
+        return None
+    # The extra state of a method of ours is a dict; a network's own is missed where it is copied.
+    tensors = {str(name): value for name, value in content.items() if not str(name).endswith(EXTRA_STATE)}
+    return tensors if tensors and all(isinstance(value, Tensor) for value in tensors.values()) else None
 
 
 def _network_in(tensors: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:

@@ -236,7 +236,7 @@ BAD_INPUT = {
     ),
     "truncated safetensors": ([*WEIGHTS, "cut.safetensors"], "cut.safetensors: not a complete safetensors file"),
     "weights of another network": ([*WEIGHTS, "other.safetensors"], "other.safetensors does not fit the Sequential: "),
-    "folder without a network": ([*WEIGHTS, "empty"], "empty has no model.safetensors: has that run ended?"),
+    "folder without a network": ([*WEIGHTS, "empty"], "empty is not a run: it has no model.safetensors"),
     "unknown data": (
         ["--data", "nope"],
         "unknown data set 'nope', and no such folder or file: nope; known are ",

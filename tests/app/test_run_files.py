@@ -229,3 +229,29 @@ def test_an_experiment_and_a_resume_read_them_so_too(tmp_path: Path) -> None:
             read(folder)
     (folder / "metrics.jsonl").write_text(json.dumps(ROWS[0]) + '\n{"event": "st')  # a kill
     assert read_rows(folder) == ROWS[:1]
+
+
+@pytest.mark.parametrize(
+    "command", [["report"], ["flatness"], ["evaluate"], ["export", "--format", "hf", "--out", "o"]]
+)
+def test_what_is_no_run_names_the_runs_and_pages_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("exp/runs/sam-1", "exp/runs/pof-2", "exp/table", "empty", "demo/base"):
+        (tmp_path / name).mkdir(parents=True)
+        mark = "config.yaml" if Path(name).parts[-1] in {"sam-1", "pof-2", "base"} else "summary.json"
+        if name != "empty":
+            (tmp_path / name / mark).write_text("")
+    lacking = "config.yaml" if command[0] in {"report", "flatness"} else "model.safetensors"
+    page = "; the page of an experiment in it is exp/table/report.html"
+    for folder, said in {
+        "exp": f"{page}; in it are the runs exp/runs/pof-2, exp/runs/sam-1\n",
+        "exp/table": f"{page}\n",
+        "demo": "; in it is the run demo/base\n",
+        "empty": "\n",
+    }.items():
+        assert main([command[0], folder, *command[1:]]) == 2
+        assert capsys.readouterr().err == f"pof: error: {folder} is not a run: it has no {lacking}{said}"
+    assert main([command[0], "nowhere", *command[1:]]) == 2
+    assert "no such f" in capsys.readouterr().err

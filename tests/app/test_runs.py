@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -24,7 +25,7 @@ from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import read_config
 from pof.app.run_folder import FILES
 from pof.app.splits import load, split, training_batches
-from pof.data import eval_loader
+from pof.data import ImageData, eval_loader
 from pof.models.card import NetworkCard
 from pof.weights import load_model, read_metadata, save_model
 from tests.interrupted import resumes_bitwise
@@ -473,3 +474,35 @@ def test_a_run_of_a_network_in_a_folder_is_used_from_anywhere(tmp_path: Path, mo
     assert main(["report", "../home/runs/one", "--batches", "1", "--out", "page.html"]) == 0
     assert main(["evaluate", "again", "--model", f"timm:local-dir:{home}/nets/small"]) == 0
     assert pof.load_run("../home/runs/one").card.model == f"timm:local-dir:{home}/nets/small"
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (12, 12, 3)])
+@pytest.mark.parametrize("folder", [False, True])
+def test_networks_of_arrays_are_used_again_on_the_arrays_as_they_are(
+    tmp_path: Path, capsys: Any, shape: tuple[int, ...], folder: bool
+) -> None:
+    """They were read like image files: as RGB, and augmented."""
+    generator, arrays = np.random.default_rng(0), {}
+    for part, n in {"train": 60, "test": 30}.items():
+        arrays |= {f"x_{part}": generator.integers(0, 255, (n, *shape)).astype("uint8"), f"y_{part}": np.arange(n) % 3}
+    place = tmp_path / ("arrays" if folder else "arrays.npz")
+    if folder:
+        place.mkdir()
+        for name, values in arrays.items():
+            np.save(place / f"{name}.npy", values)
+    else:
+        np.savez(place, **arrays)
+    base, again = str(tmp_path / "base"), tmp_path / "again"
+    few = ["--batch_size", "20", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
+    assert main(["train", "--model", "small-cnn", "--data", str(place), *few, "--out", base]) == 0
+    expected = json.loads((tmp_path / "base" / "result.json").read_text())["test_after"]
+    weights = ["--weights", f"{base}/model.safetensors", "--data", str(place)]
+    for given in ([base], ["--weights", base, "--data", str(place)], weights):
+        assert main(["evaluate", *given, "--device", "cpu", "--json", "-"]) == 0, capsys.readouterr().err
+        told = capsys.readouterr().out
+        found = json.loads(told[told.index("{\n") :])["metrics"]
+        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert main(["post-train", "--weights", base, "--method", "finetune", *few, "--out", str(again)]) == 0
+    assert json.loads((again / "result.json").read_text())["test_before"] == pytest.approx(expected, rel=1e-6)
+    data = load(DataOptions(str(place)), ModelOptions("small-cnn", weights=base))
+    assert isinstance(data, ImageData) and data.augmentation is None

@@ -15,8 +15,10 @@ from pof._support.modules import convolutions_channels_last
 from pof._support.preprocessing import Preprocessing
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.places import FOLDERS, located_model
-from pof.app.run_files import RunError, read_config, section_of
+from pof.app.run_files import RunError, no_run, read_config, section_of
 from pof.data import Data, ImageData, outputs_of
+from pof.data.arrays import image_shape
+from pof.data.npy import is_arrays
 from pof.data.registry import KNOWN
 from pof.head.search import find_head
 from pof.head.split import split as split_at_head
@@ -36,7 +38,9 @@ def weights_file(weights: str | Path) -> Path:
     if not path.is_dir() or saved_by_transformers(str(weights)):
         return path
     if not (path / "model.safetensors").exists():
-        raise RunError(f"{weights} has no model.safetensors: has that run ended?")
+        if (path / "config.yaml").exists():
+            raise RunError(f"{weights} has no model.safetensors: has that run ended?")
+        raise no_run(path, "model.safetensors")
     return path / "model.safetensors"
 
 
@@ -101,9 +105,17 @@ def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
         return data
     own = card.preprocessing
     known = {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop}
-    known = {} if data.data in KNOWN else known
+    known = {} if data.data in KNOWN or _fit_as_they_are(data, card) else known
     wanted: dict[str, Any] = {**known, "mean": own.mean, "std": own.std}
     return replace(data, **{name: value for name, value in wanted.items() if getattr(data, name) is None})
+
+
+def _fit_as_they_are(data: DataOptions, card: NetworkCard) -> bool:
+    """Whether the images are arrays of the size that the network was trained on, which nothing resized."""
+    place = Path(data.data_root or "") / data.data
+    if not is_arrays(place) or {data.image_size, data.interpolation, data.crop} != {None}:
+        return False
+    return card.preprocessing is not None and card.preprocessing.crop == 1 and image_shape(place) == card.input_shape
 
 
 def load_network(model: ModelOptions, loaded: Data, loss: str = "cross-entropy") -> nn.Module:

@@ -20,6 +20,12 @@ Interval = tuple[float, float, float]
 """Of a mean difference: low, mean, high (95 %, bootstrap over samples)."""
 
 
+def in_words(interval: Interval, digits: int) -> str:
+    """An interval with so many decimals."""
+    low, mean, high = (f"{value:+.{digits}f}".replace("-", "−") for value in interval)
+    return f"{mean} (95 % interval {low} to {high})"
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """Samples that only one of two networks classifies correctly."""

@@ -60,12 +60,12 @@ class DataOptions:
         data: Data set: digits, fashion-mnist, cifar10, cifar100, svhn; an image folder; an index (.csv,
             .parquet); arrays (.npz); hf:FOLDER of datasets; WebDataset shards (.tar); or package.module:factory. A run
             folder as weights says it itself.
-        data_root: Folder with the files of a built-in data set.
+        data_root: Folder that --data is in; of a built-in data set, the folder of its files.
         validation: Share of the training set held out for the selection, unless the data set has validation data of its
             own; 0 for none.
         split_seed: Seed of the validation split. Keep it over all stages of a network's training.
         train_size: Train on a stratified part of this many samples. All are used if not given.
-        fraction: The same as a share of the training samples, in (0, 1).
+        fraction: Train on a stratified part that is this share of the training samples, in (0, 1).
         augment: Augmentation of the training images: default (usual for the data set), cutout (and a square cut out),
             randaugment (and RandAugment) or none.
         mean: Mean of the normalisation, per channel, such as 0.5,0.5,0.5. If not given it is the data set's, of image
@@ -185,7 +185,8 @@ class ImproveOptions:
         precision: Number format of the forward pass: auto, fp32, bf16 or fp16.
         device: Device to compute on, such as cpu or cuda. It is found by itself if not given.
         seed: Seed of everything random.
-        validation_data: Image folder with validation data. Without it they are held out of the training data.
+        validation_data: Data set of your own to validate on: its part for validation, or without parts all of it. Then
+            nothing is held out of the training data.
     """
 
     out: str

@@ -53,6 +53,9 @@ RESULT: Shape = {
     **{"seconds": _number, "test_before": (METRICS,), "test_after": METRICS, "validation_before": (_figures,)},
     **{"validation_after": (_figures,), "validation_last": (_figures,), "train_last": (_figures,)},
 }
+SEARCH: Shape = {"chosen": _text}
+TESTS: Shape = {"before": METRICS, "after": METRICS}
+BATCH_SIZE = "training.batch_size"
 ENVIRONMENT: Shape = {"commit": (_text,)}
 ROW: Shape = {"event": _text, "step": _count, "epoch": _count}
 OF_ROWS = ("event", "best", "stopped", "message")
@@ -65,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     path = Path(folder) / "config.yaml"
     if not path.exists():
-        raise RunError(f"{folder} is not a run: it has no config.yaml")
+        raise no_run(folder, "config.yaml")
     try:
         config: Any = read_yaml(_content(path), path)
     except (yaml.YAMLError, RecursionError) as error:
@@ -76,6 +79,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     if wrong:
         raise _damaged(path, f"{wrong[0]} holds no settings")
     return config
+
+
+def no_run(folder: Path, lacking: str) -> RunError:
+    """The refusal of what is no run's folder, with the runs and the pages of experiments that are in it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return RunError(f"{folder} is a file: give a run's folder" if folder.exists() else f"no such folder: {folder}")
+    pages = [path.with_name("report.html") for path in _within(folder, "summary.json")]
+    runs = [path.parent for path in _within(folder, "config.yaml")]
+    texts = [f"{folder} is not a run: it has no {lacking}"]
+    texts += [f"the page of an experiment in it is {page}" for page in pages[:1]]
+    if runs:
+        more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+        are = "are the runs" if len(runs) > 1 else "is the run"
+        texts.append(f"in it {are} {', '.join(map(str, runs[:3]))}{more}")
+    return RunError("; ".join(texts))
+
+
+def _within(folder: Path, name: str) -> list[Path]:
+    return sorted(path for pattern in ("", "*/", "runs/*/") for path in folder.glob(f"{pattern}{name}"))
 
 
 def section_of(config: Mapping[str, Any], folder: Path, name: str) -> Any:
@@ -106,6 +129,14 @@ def read_result(folder: Path) -> dict[str, Any]:
     if result["best_epoch"] > result["epochs"]:
         raise _damaged(path, f"best_epoch is {result['best_epoch']}, of {result['epochs']} epochs")
     return result
+
+
+def read_search(folder: Path) -> dict[str, Any]:
+    """What a search of ``pof improve`` found, as result.json of a run has it; and ``chosen`` and ``batch_size``."""
+    files = {"result.json": SEARCH, "test.json": TESTS, "improve.json": {BATCH_SIZE: _count}}
+    found, tests, asked = (_json(Path(folder) / name, shape) for name, shape in files.items())
+    figures = {"epochs": 0, "best_epoch": 0, "test_before": tests["before"], "test_after": tests["after"]}
+    return {**figures, "chosen": found["chosen"], "batch_size": asked[BATCH_SIZE]}
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

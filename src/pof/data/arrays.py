@@ -23,7 +23,7 @@ from pof.data.checks import DataError, check_labels
 from pof.data.custom import counted_classes
 from pof.data.description import Data, DataSplit, ImageData, LazyData
 from pof.data.images import Prepare
-from pof.data.npy import array_names, read_array
+from pof.data.npy import array_names, array_shape, read_array
 from pof.data.parts import SPLIT_SEED, TEST_SHARE, Preparation, no_test_set, role_of, say
 from pof.data.stratified import split_validation
 
@@ -77,6 +77,15 @@ def array_data(
         test_taken="test" not in parts,
         **(statistics if len(statistics) == 2 else _statistics(place, train[0]) | statistics),
     )
+
+
+def image_shape(place: Path) -> tuple[int, ...] | None:
+    """The shape (K, H, W) that images for training have in their array, by its header; None where there are none."""
+    name = next((name for name in array_names(place) if _key(name) == ("train", "inputs")), None)
+    shape = () if name is None else array_shape(place, name)[1:]
+    if len(shape) == 3 and shape[2] <= MOST_CHANNELS:
+        return shape[2], *shape[:2]
+    return (1, *shape) if len(shape) == 2 else shape if len(shape) == 3 else None
 
 
 def _look_at_scales(place: Path, vectors: Tensor) -> None:

@@ -6,6 +6,8 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +40,40 @@ def array_names(place: Path) -> list[str]:
 
 def read_array(place: Path, name: str) -> Any:
     """An array, after a look at its header."""
-    import numpy
+    from numpy.lib import format as npy
 
+    array_shape(place, name)
+    with _opened(place, name) as (stream, _):
+        return npy.read_array(stream, allow_pickle=False)
+
+
+def array_shape(place: Path, name: str) -> tuple[int, ...]:
+    """The shape of an array, by its header alone."""
+    with _opened(place, name) as (stream, size):
+        return _check_header(stream, size)
+
+
+@contextmanager
+def _opened(place: Path, name: str) -> Iterator[tuple[Any, int]]:
+    """The file of an array, and its size in bytes; errors in reading it name the array."""
     try:
         if os.path.isdir(place):
             file = place / f"{name}.npy"
             if not file.is_file():
                 raise DataError("no regular file, but a folder, a FIFO or a device")
             with file.open("rb") as stream:
-                _check_header(stream, file.stat().st_size)
-            return numpy.load(file, allow_pickle=False)
-        with zipfile.ZipFile(place) as archive:
-            info = archive.getinfo(f"{name}.npy")
-            with archive.open(info) as packed:
-                _check_header(packed, info.file_size)
-            with archive.open(info) as packed:
-                return numpy.lib.format.read_array(packed, allow_pickle=False)
+                yield stream, file.stat().st_size
+        else:
+            with zipfile.ZipFile(place) as archive, archive.open(info := archive.getinfo(f"{name}.npy")) as packed:
+                yield packed, info.file_size
     except DataError as error:
         raise DataError(f"{place}: {name}: {error}") from error
     except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{place}: {name}: not a readable array ({reason(error)})") from error
 
 
-def _check_header(stream: Any, size: int) -> None:
-    """Refuse objects, and sizes that the file does not have or this machine's memory cannot hold."""
+def _check_header(stream: Any, size: int) -> tuple[int, ...]:
+    """The shape; objects, and sizes that the file does not have or this machine's memory cannot hold, are refused."""
     from numpy.lib import format as npy
 
     version = npy.read_magic(stream)
@@ -75,3 +87,4 @@ def _check_header(stream: Any, size: int) -> None:
         raise DataError(f"its header says {shape} of {dtype}, {declared:,} bytes: more than the memory of this machine")
     if stream.tell() + declared != size:
         raise DataError(f"its header says {shape} of {dtype}, and the file has {size:,} bytes; copy it again")
+    return tuple(shape)

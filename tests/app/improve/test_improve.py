@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof.app.cli import main
+from pof.app.improve.job import _load_validation
 from pof.app.improve.judge import Confirmation, figures, fit_of, halves, logits_on
-from pof.app.options import TrainOptions
+from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import RunError
+from pof.app.splits import load
 from pof.training.checkpoint import CheckpointError
 
 FAST: dict[str, Any] = {"budget": 8.0, "lr": 0.2, "device": "cpu"}
@@ -186,6 +189,31 @@ def test_a_folder_is_taken_once_and_goes_on_with_the_same_arguments_only(tmp_pat
     assert (tmp_path / "mine" / "notes.txt").read_text() == "x"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"budget": 0}, {"candidates": ["magic"]}, {"lr": -1.0}, {"resume": True}, {"candidates": {"a": {"lr": -1.0}}}],
+)
+def test_a_search_is_not_removed_before_another_is_ready_to_start(tmp_path: Path, changes: dict[str, Any]) -> None:
+    given: Any = {**FAST, "budget": 2.0, "candidates": ["sgd"], "out": tmp_path / "out"}
+    pof.improve(network(), *loaders(30), **given)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"budget|magic|lr|resume or overwrite"):
+        pof.improve(network(), *loaders(30), **given | {"overwrite": True} | changes)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    pof.improve(network(), *loaders(30), **given | {"overwrite": True, "budget": 3.0})
+    assert json.loads((tmp_path / "out" / "improve.json").read_text())["budget"] == 3.0
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds other files too \(mine.txt\), and nothing is removed"):
+        pof.improve(network(), *loaders(30), **given | {"overwrite": True})
+
+
+def test_a_candidate_that_cannot_be_leaves_no_folder(tmp_path: Path) -> None:
+    wrong = {"own": {"method": "finetune", "lrr": 1}}
+    with pytest.raises(ValueError, match=r"candidates.own: .*lrr"):
+        pof.improve(network(), *loaders(30), **FAST | {"candidates": wrong, "out": tmp_path / "out"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_candidates_that_diverge_are_named_and_the_incoming_network_is_kept() -> None:
     model = network()
     wild = {"wild": {"method": "finetune", "lr": 1e30}, "wilder": {"method": "sam", "lr": 1e35}}
@@ -233,6 +261,17 @@ def test_a_search_trains_on_mixed_samples() -> None:
     assert result.before.n == 150
 
 
+def test_a_budget_that_goes_into_the_rates_is_said() -> None:
+    few: Any = {"candidates": ["sgd"], "budget": 1.0, "device": "cpu"}
+    result = pof.improve(network(), *loaders(), **few)
+    said = [note for note in result.notes if note.startswith("finding the rates took")]
+    raced = sum(row.passes for row in result.table if row.name.endswith(", last") and " of the way" not in row.name)
+    took = float(said[0].split()[4])
+    assert took > 0.5 and result.passes == pytest.approx(took + raced, abs=0.05)
+    assert "of a budget of 1 passes, and the race had 0.1: give more, or lr" in said[0]
+    assert not any("finding" in note for note in pof.improve(network(), *loaders(), **few, lr=0.1).notes)
+
+
 def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
     x, y = data(300, 2)
     result = pof.improve(network(), loaders()[0], [(x[y < 2], y[y < 2])], candidates=["sgd"], **FAST)
@@ -268,6 +307,48 @@ def test_the_command_writes_network_table_and_page(tmp_path: Path, capsys: pytes
     weights = str(tmp_path / "new" / "model.safetensors")
     assert main(["evaluate", *digits, "--device", "cpu", "--weights", weights]) == 0
     test = json.loads((tmp_path / "new" / "test.json").read_text())
+    for key, form in {"error": "{:.2%}", "nll": "{:.4f}", "ece": "{:.2%}"}.items():
+        for pair in (test, result):
+            cells = "".join(f"<td>{form.format(pair[of][key]).replace('%', ' %')}</td>" for of in ("before", "after"))
+            assert cells in page
     assert f"{100 * test['after']['error']:.2f} %" in capsys.readouterr().out
     assert main(["improve", *common, "--out", str(tmp_path / "other")]) == 2
     assert "give --weights FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", [("",), ("_train", "_val"), ("_train", "_test")])
+def test_all_validation_data_of_the_users_own_validate_and_none_of_the_training_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: tuple[str, ...]
+) -> None:
+    """Without parts no fifth of them is taken for a test set; else it is the part for validation, or for training."""
+    generator = np.random.default_rng(0)
+
+    def arrays(name: str, **sizes: int) -> str:
+        made = {f"x{part}": generator.integers(0, 255, (n, 8, 8), dtype=np.uint8) for part, n in sizes.items()}
+        labels = {f"y{part}": np.arange(n) % 3 for part, n in sizes.items()}
+        np.savez(tmp_path / name, **made, **labels)
+        return str(tmp_path / name)
+
+    training, own = (
+        arrays("data.npz", _train=60, _test=30),
+        arrays("own.npz", **dict(zip(parts, (36, 24), strict=False))),
+    )
+    common = ["--model", "small-cnn", "--data", training, "--batch_size", "20", "--device", "cpu"]
+    assert main(["train", *common, "--validation", "0", "--epochs", "1", "--out", str(tmp_path / "base")]) == 0
+    out = ["--out", str(tmp_path / "better"), "--candidates", "sgd", "--lr", "0.01", "--budget", "1"]
+    assert main(["improve", *common, "--weights", str(tmp_path / "base"), "--validation_data", own, *out]) == 0
+    assert "no test data" not in "".join(capsys.readouterr())
+    result = json.loads((tmp_path / "better" / "result.json").read_text())
+    assert result["before"]["n"] == (12 if "_val" in parts else 18)
+    assert json.loads((tmp_path / "better" / "improve.json").read_text())["length of train_loader"] == 3
+
+
+def test_validation_arrays_are_normalised_as_those_of_the_training(tmp_path: Path) -> None:
+    for name, brightest in {"data": 100, "own": 255}.items():
+        images = np.random.default_rng(0).integers(0, brightest, (30, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", x=images, y=np.arange(30) % 3)
+    data, model = DataOptions(str(tmp_path / "data.npz")), ModelOptions("small-cnn")
+    loaded = load(data, model)
+    own = _load_validation(str(tmp_path / "own.npz"), loaded, data, model)
+    assert (own.mean, own.std) == (loaded.mean, loaded.std)
+    assert own.mean != load(DataOptions(str(tmp_path / "own.npz")), model).mean

@@ -55,8 +55,8 @@ def test_report_is_in_the_last_runs_folder(runs: Path, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("command", "name", "message"),
     [
-        ("report", "nowhere", "is not a run"),
-        ("flatness", "nowhere", "is not a run"),
+        ("report", "nowhere", "no such folder: "),
+        ("flatness", "nowhere", "no such folder: "),
         ("report", "unfinished", "has that run ended"),
         ("report", "moved", "no such folder"),
         ("report", "other", "unknown data set"),
@@ -139,3 +139,29 @@ def test_runs_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
 def test_runs_are_named_with_and_without_their_flag(command: str, given: list[str]) -> None:
     options = parse([command, *given]).options[0]
     assert options.runs == ["a", "b"]
+
+
+def test_a_search_is_reported_beside_its_own_page(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "better"
+    search = ["improve", "--weights", str(runs / "train"), "--candidates", "sgd", "--lr", "0.1", "--budget", "2"]
+    assert main([*search, "--out", str(folder), "--device", "cpu", "--precision", "fp32"]) == 0
+    page, chosen = (folder / "report.html").read_bytes(), json.loads((folder / "result.json").read_text())["chosen"]
+    assert main(["report", str(folder), *FEW]) == 0
+    assert "of the same 797 test samples" in capsys.readouterr().out
+    assert (folder / "report.html").read_bytes() == page
+    shown = (folder / "networks.html").read_text()
+    tests = json.loads((folder / "test.json").read_text())
+    for figures in tests.values():
+        assert f'<data value="{figures["error"]}">{100 * figures["error"]:.2f} %</data>' in shown
+    assert f"better <small>improve, {chosen}</small>" in shown and "Training loss" not in shown
+    assert "a mini-batch of 32 samples" in shown  # that of the network's own run
+    assert main(["flatness", str(runs / "train"), str(folder), "--out", str(folder), *FEW]) == 0
+    names = [one["name"] for one in json.loads((folder / "flatness.json").read_text())["networks"]]
+    assert names == ["train", "better"]
+    assert main([*search, "--out", str(folder), "--device", "cpu", "--overwrite"]) == 0
+    assert not (folder / "networks.html").exists() and not (folder / "flatness.json").exists()
+    (folder / "test.json").unlink()
+    assert main(["report", str(folder), *FEW]) == 2
+    assert "has no test.json: has that run ended?" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
         {
             **about,
             "candidates": ", ".join(names) + alone,
-            "cost": f"{options.budget:g} forward-backward passes over the training data, at most",
+            "cost": f"{options.budget:g} forward-backward passes over the training data, all candidates together",
             "time": f"about {_duration(options.budget * seconds)} on this machine in one process, without validation",
             "folder": options.out,
         }

@@ -23,7 +23,8 @@ class FlatnessOptions:
     """Which networks.
 
     Args:
-        runs: Run folders, or checkpoint files together with --data (and --model where they do not say it).
+        runs: Folders of runs and of searches (pof improve), or checkpoint files together with --data (and --model where
+            they do not say it).
         out: JSON file for the figures, or a folder that gets flatness.json. They are only printed if not given.
     """
 
@@ -36,8 +37,9 @@ class ReportOptions:
     """What the report is about.
 
     Args:
-        runs: Run folders. The networks they started from come with them.
-        out: HTML file, or a folder that gets report.html. By default it is the last run's folder.
+        runs: Folders of runs and of searches (pof improve). The networks they started from come with them.
+        out: HTML file, or a folder that gets report.html. By default it is the last run's folder, and networks.html in
+            that of a search, where report.html is its own page.
         plane: Draw the loss on a plane around each network too, which takes longer than any other figure.
     """
 
@@ -131,7 +133,8 @@ def make_report(options: ReportOptions, measuring: MeasureOptions) -> int:
     from pof.app.run_folder import check_replaceable
 
     records = [read_run(path, trust_factories=measuring.trust_factories) for path in _paths(options.runs)]
-    out = _file(records[-1].folder if options.out is None else options.out, "report.html")
+    own = records[-1].folder / ("networks.html" if "improve" in records[-1].config else "report.html")
+    out = own if options.out is None else _file(options.out, "report.html")
     check_replaceable(out, GENERATOR)
     with showing_progress() as start:
         networks = write_report(records, out, _bounds(measuring, records), plane=options.plane, start=start)

@@ -60,6 +60,18 @@ def families(chosen: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> 
     return {name: FAMILIES.get(name, {"method": name}) for name in chosen}
 
 
+def check_options(wanted: Mapping[str, Mapping[str, Any]], base: TrainOptions) -> None:
+    """Refuse options of candidates that a run would refuse."""
+    for name, options in wanted.items():
+        where = f"candidates.{name}"
+        training = candidate_options(options, base, where)
+        try:
+            finite("lr", training.lr, above=0)
+            check_training(training, from_scratch=False, new_head=False)
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
 def make_candidates(
     wanted: Mapping[str, Mapping[str, Any]], base: TrainOptions, rates: Mapping[str, float], most: int
 ) -> list[Candidate]:
@@ -68,18 +80,7 @@ def make_candidates(
     for share in SHARES:
         for name, options in wanted.items():
             values = {**options, "lr": options.get("lr", float(f"{rates[name] * share:.2g}"))}
-            training = _checked(values, base, f"candidates.{name}")
+            training = candidate_options(values, base, f"candidates.{name}")
             candidate = Candidate(f"{name}, lr {training.lr:g}", training)
             found.setdefault(candidate.name, candidate)
     return list(found.values())[:most]
-
-
-def _checked(values: Mapping[str, Any], base: TrainOptions, where: str) -> TrainOptions:
-    """A candidate's options; refused where a run would refuse them."""
-    training = candidate_options(values, base, where)
-    try:
-        finite("lr", training.lr, above=0)
-        check_training(training, from_scratch=False, new_head=False)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
-    return training

@@ -24,10 +24,10 @@ from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, 
 from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
-from pof.app.improve.candidates import UNFITTED, Candidate, families, make_candidates
+from pof.app.improve.candidates import UNFITTED, Candidate, check_options, families, make_candidates
+from pof.app.improve.folder import digest, question, take
 from pof.app.improve.halving import FINALISTS, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
-from pof.app.improve.question import digest, open_folder, question
 from pof.app.improve.rate import RateSearch, first_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
@@ -55,6 +55,7 @@ def improve(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     jobs: int = 1,
     engine: Engine | None = None,
     head: str | None = None,
@@ -75,6 +76,7 @@ def improve(
         seed: of everything random, and of the split of the validation data.
         out: folder for states, tables and the network; None keeps nothing.
         resume: go on with what is in ``out``.
+        overwrite: remove the search that is in ``out``, once this one is ready to start.
         jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         engine: what runs them instead, such as the cluster of docs/cluster.md.
         head: qualified name of the head; None: found by :func:`pof.find_head`.
@@ -92,14 +94,16 @@ def improve(
     """
     _check(model, head, budget, seed, jobs, lr)
     _check_held_out(train_loader, val_loader)
-    kinds, base = families(candidates), training or TrainOptions("finetune", seed=seed)
+    base = training or TrainOptions("finetune", seed=seed)
+    check_options(kinds := families(candidates), base)
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
         own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets})}
         asked = question(budget, candidates, seed, lr, base)
-        open_folder(folder, {**asked, **own, "length of train_loader": steps}, resume, stack)
+        asked |= {**own, "length of train_loader": steps}
+        stack.callback(take(folder, asked, resume=resume, overwrite=overwrite))
         chooses, confirms = halves(targets, seed)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
@@ -108,7 +112,7 @@ def improve(
         tried, spent = _candidates(race, kinds, base, lr, budget, named=named)
         plan = rungs(len(tried), _left(budget, spent), 1 if kinds is UNFITTED else FINALISTS)
         incoming = figures(logits[chooses], targets[chooses])
-        notes = notes_on(fit, incoming, len(confirms), named=named)
+        notes = notes_on(fit, incoming, len(confirms), (spent, budget, _left(budget, spent)), named=named)
         result = _raced(race, tried, plan, spent, logits, confirms, incoming, notes)
         return _kept(result, None if out is None else folder, metadata)
 

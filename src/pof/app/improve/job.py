@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pof._support.checks import whole_number
-from pof._support.files import lock
 from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.cards import card_of, load_network
 from pof.app.engine.base import Engine
 from pof.app.improve.deliver import improve
+from pof.app.improve.folder import OF_A_SEARCH
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.inherit import check_split
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
-from pof.app.run_files import RunError, read_config
-from pof.app.run_folder import COMMIT, NETWORK, check_removable, clear, commit, write_json, write_yaml
+from pof.app.run_files import read_config
+from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
 from pof.app.splits import load, split, training_batches
-from pof.data import Data, eval_loader
+from pof.data import Data, ImageData, eval_loader
+from pof.data.description import DataSplit
 from pof.head.search import find_head
 from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
 BATCH = 128
-OF_A_SEARCH = {
-    *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
-    "report.html",
-}
-"""All that a search writes into its folder."""
 
 
 def improve_network(
@@ -44,27 +42,30 @@ def improve_network(
     engine: Engine | None = None,
 ) -> tuple[ImproveResult, tuple[Metrics, Metrics]]:
     """Search, write network, table and page, and judge the networks before and after on the test set, once."""
-    as_trained_before(model, options)
+    training = as_trained_before(model, options)
     device = find_device(options.device)
+    if options.validation_data is not None:
+        data = replace(data, validation=0.0)
     check_split(model, data)
     loaded = load(data, model)
     splits = split(loaded, data)
     network = load_network(model, loaded).to(device)
     card = card_of(model, loaded, model.head or find_head(network))
-    training = as_trained_before(model, options)
     training = replace(training, batch_size=min(training.batch_size, len(splits.train)))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)
     if options.validation_data is not None:
-        own = load(replace(data, data=options.validation_data, data_root=None), model)
-        _check_same_kind(own, loaded, options.validation_data, data.data)
-        validation = evaluating(own, "train")
+        own = _load_validation(options.validation_data, loaded, data, model)
+        whole: tuple[DataSplit, ...] = ("train", "test") if own.test_taken else ("train",)
+        parts = ("validation",) if own.val_labels is not None else whole
+        validation: Iterable[Any] = _Joined([evaluating(own, part) for part in parts])
     elif splits.validation is None:
         raise ValueError("improve needs validation data: give --validation SHARE or --validation_data FOLDER")
     else:
         validation = evaluating(loaded, splits.held_in, indices=splits.validation)
     seed_everything(options.seed)
-    if options.overwrite:
-        _remove_search(Path(options.out), model.weights, options.resume)
+    folder = Path(options.out)
+    if options.overwrite and (folder / "improve.json").is_file():
+        check_removable(folder, model.weights, OF_A_SEARCH)
     result = improve(
         network,
         training_batches(loaded, splits, data, training, device),
@@ -74,6 +75,7 @@ def improve_network(
         seed=options.seed,
         out=options.out,
         resume=options.resume,
+        overwrite=options.overwrite,
         jobs=1 if options.jobs is None else options.jobs,
         engine=engine,
         head=model.head,
@@ -85,32 +87,36 @@ def improve_network(
     )
     test = evaluating(loaded, "test")
     figures = evaluate(network, test), evaluate(result.model, test)
-    folder = Path(options.out)
     config = {"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)}
     write_yaml(folder / "config.yaml", plain({**config, COMMIT: commit()}))
     write_json(folder / "test.json", {"before": vars(figures[0]), "after": vars(figures[1])})
-    write_page(result, folder / "report.html")
+    write_page(result, figures, folder / "report.html")
     return result, figures
 
 
-def _remove_search(folder: Path, weights: str | None, resume: bool) -> None:
-    """Make room for a search; a folder that holds none is left to be refused."""
-    if resume:
-        raise RunError("give --resume or --overwrite, not both: one goes on with the search, the other removes it")
-    if (folder / "improve.json").is_file():
-        check_removable(folder, weights, OF_A_SEARCH)
-        release = lock(folder)
-        clear(folder, OF_A_SEARCH)
-        release()
+@dataclass(frozen=True)
+class _Joined:
+    """The mini-batches of loaders, one after the other."""
+
+    loaders: Sequence[Iterable[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.loaders)
 
 
-def _check_same_kind(own: Data, loaded: Data, name: str, of: str) -> None:
-    """Refuse validation data of other inputs or classes than the training data."""
+def _load_validation(name: str, loaded: Data, data: DataOptions, model: ModelOptions) -> Data:
+    """Validation data of the user's own, normalised as the training data; others of inputs or classes are refused."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*no test data")  # none of them are for a test
+        own = load(replace(data, data=name, data_root=None), model)
     if (own.in_channels, own.classes) != (loaded.in_channels, loaded.classes):
         raise ValueError(
             f"{name} (--validation_data) has inputs of {own.in_channels} channels and classes {', '.join(own.classes)},"
-            f" where {of} has {loaded.in_channels} and {', '.join(loaded.classes)}"
+            f" where {data.data} has {loaded.in_channels} and {', '.join(loaded.classes)}"
         )
+    if isinstance(own, ImageData) and loaded.mean is not None and loaded.std is not None:
+        return replace(own, mean=loaded.mean, std=loaded.std)
+    return own
 
 
 def as_trained_before(model: ModelOptions, options: ImproveOptions) -> TrainOptions:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pof._support.files import replacing
+from pof.app.comparison import in_words
 from pof.app.improve.result import ImproveResult, Row
 from pof.app.report.template import load_template
+from pof.training.evaluation import Metrics
 
-HEAD = ("network", "lr", "passes", "error", "NLL", "NLL, scaled", "")
+HEAD = ("network", "lr", "passes", "error", "NLL", "NLL, scaled", "note")
 NOTHING = "–"
 
 
@@ -29,9 +31,8 @@ def lines_of(table: Sequence[Row]) -> list[list[str]]:
     ]
 
 
-def comparison(result: ImproveResult) -> list[tuple[str, str, str]]:
-    """The incoming network beside the one that is handed back."""
-    pair = (result.before, result.after)
+def comparison(pair: tuple[Metrics, Metrics]) -> list[tuple[str, str, str]]:
+    """Figures of the incoming network beside those of the one that is handed back."""
     figures = {
         "error": [f"{100 * m.error:.2f} %" for m in pair],
         "NLL": [f"{m.nll:.4f}" for m in pair],
@@ -42,18 +43,14 @@ def comparison(result: ImproveResult) -> list[tuple[str, str, str]]:
 
 def intervals(result: ImproveResult) -> list[str]:
     """What the comparison of the best candidate with the incoming network says."""
-    found = result.confirmation
-    if found is None:
+    if (judged := result.confirmation) is None:
         return []
-    texts = {"NLL after temperature": found.nll, "Brier score": found.brier}
-    return [
-        f"{name}, best candidate minus incoming: {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."
-        for name, (low, mean, high) in texts.items()
-    ]
+    texts = {"NLL after temperature": judged.nll, "Brier score": judged.brier}
+    return [f"{name}, best candidate minus incoming: {in_words(found, 4)}." for name, found in texts.items()]
 
 
-def write_page(result: ImproveResult, out: Path) -> None:
-    """Write the page."""
+def write_page(result: ImproveResult, test: tuple[Metrics, Metrics], out: Path) -> None:
+    """Write the page; ``test`` are the figures of both networks on the test set."""
     tried = len(result.table) - 1
     cost = (
         f"{result.passes:.1f} forward-backward passes over the training set were spent; {tried} networks were judged."
@@ -62,7 +59,10 @@ def write_page(result: ImproveResult, out: Path) -> None:
         title="A better network" if result.improved else "No better network found",
         result=result,
         cost=cost,
-        comparison=comparison(result),
+        tables={
+            f"On {result.before.n} validation samples that chose nothing": comparison((result.before, result.after)),
+            f"On {test[0].n} test samples": comparison(test),
+        },
         intervals=intervals(result),
         head=HEAD,
         body=lines_of(result.table),

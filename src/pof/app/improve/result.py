@@ -116,8 +116,13 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
     )
 
 
-def notes_on(fit: TrainingFit, incoming: Figures, n: int, *, named: bool) -> tuple[str, ...]:
-    """What the user should know: little data to judge by, validation data that were trained on, training unfinished."""
+def notes_on(
+    fit: TrainingFit, incoming: Figures, n: int, passes: tuple[float, float, float], *, named: bool
+) -> tuple[str, ...]:
+    """What the user should know: little data to judge by, validation data that were trained on, training unfinished.
+
+    ``passes``: that the rates took, the budget, and left for the race; ``named``: the user chose the candidates.
+    """
     notes, error = [], fit.error
     if n < ENOUGH:
         notes.append(f"only {n} validation samples confirm: a small gain cannot be told from chance")
@@ -131,6 +136,12 @@ def notes_on(fit: TrainingFit, incoming: Figures, n: int, *, named: bool) -> tup
         notes.append(
             f"the incoming network does not fit its training data (error {100 * error:.2f} %){tried}; more training"
             " before the search, with all of its epochs, may gain still more"
+        )
+    spent, budget, left = passes
+    if spent > budget / 2:
+        notes.append(
+            f"finding the rates took {spent:.1f} of a budget of {budget:g} passes, and the race had {left:.1f}: give more,"
+            " or lr, which saves that"
         )
     return tuple(notes)
 

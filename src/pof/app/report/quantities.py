@@ -109,12 +109,14 @@ def _number(row: Quantity, value: float) -> str:
 
 
 def _difference(row: Quantity, value: float, start: float) -> str:
-    # Of the numbers as they are shown, so that a reader's own subtraction agrees.
-    shown = [_number(row, value), _number(row, start)]
-    difference = float(shown[0]) - float(shown[1])
-    decimals = max(len(number.partition(".")[2]) for number in shown)
-    text = f"{abs(difference):.2g}" if "e" in "".join(shown) else f"{abs(difference):.{decimals}f}"
-    sign = "" if not float(text) else "+" if difference > 0 else "−"
+    # Of the figures as they are, with no more digits than either of them is shown with.
+    shown, size = [_number(row, value), _number(row, start)], abs(value - start)
+    texts = [_number(row, size)]
+    if "e" not in "".join(shown):
+        decimals = max(len(number.partition(".")[2]) for number in shown)
+        texts.append(f"{100.0 * size if row.percent else size:.{decimals}f}")
+    text = min(texts, key=len)
+    sign = "" if not float(text) else "+" if value > start else "−"
     return f"{sign}{text}{' pp' if row.percent else ''}"
 
 

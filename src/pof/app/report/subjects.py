@@ -22,6 +22,8 @@ from pof.app.run_files import (
     read_environment,
     read_result,
     read_rows,
+    read_search,
+    section_of,
 )
 from pof.app.runs import check_trusted
 from pof.data import Data
@@ -33,7 +35,7 @@ BEFORE = "before"
 
 @dataclass(frozen=True)
 class Record:
-    """The files of a run that has ended."""
+    """The files of a run that has ended, or of a search."""
 
     folder: Path
     config: dict[str, Any]
@@ -82,6 +84,8 @@ def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
     """Read a run folder; one that names a factory needs consent, as measuring its network imports that."""
     path = Path(folder)
     config = read_config(path)
+    if "improve" in config:
+        return _read_search(path, config, trust_factories)
     model, data, training = options_of(config, path)
     if training.loss != "cross-entropy":
         raise RunError(f"{folder} was trained with the loss {training.loss!r}; reports and flatness are of classifiers")
@@ -92,11 +96,21 @@ def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
     return Record(path, config, model, data, training, environment, rows, result)
 
 
+def _read_search(path: Path, config: dict[str, Any], trusting: bool) -> Record:
+    """A folder of ``pof improve`` as that of a run without epochs."""
+    model, data = section_of(config, path, "model"), section_of(config, path, "data")
+    check_trusted(path, model, data, trusting)
+    rows: list[dict[str, Any]] = [{"event": "epoch", "epoch": 0}, {"event": "end"}]
+    training = TrainOptions("improve", batch_size=(found := read_search(path))["batch_size"])
+    return Record(path, config, model, data, training, {}, rows, found)
+
+
 def subject_of_run(record: Record, name: str) -> Subject:
     """Describe the network that a run delivered."""
+    what = record.result.get("chosen", f"{record.result['epochs']} epochs")
     return Subject(
         name=name,
-        detail=f"{record.training.method}, {record.result['epochs']} epochs",
+        detail=f"{record.training.method}, {what}",
         model=replace(record.model, weights=str(record.folder), source_classes=None),
         data=record.data,
         test=Metrics(**record.result["test_after"]),

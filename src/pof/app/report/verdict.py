@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pof.app.comparison import SIGNIFICANT, Disagreement, Interval, mcnemar, paired_intervals
+from pof.app.comparison import SIGNIFICANT, Disagreement, Interval, in_words, mcnemar, paired_intervals
 from pof.app.report.collection import RunFigures
 
 
@@ -42,13 +42,13 @@ class Verdict:
         low, mean, high = (100 * value for value in self.error)
         texts = [
             f"{self.name} {error}: of the same {self.n} test samples it corrects {counts.fixed} and breaks"
-            f" {counts.broken} (exact McNemar, p = {counts.p:.2g}); error {_interval(low, mean, high, 2)} percentage"
+            f" {counts.broken} (exact McNemar, p = {counts.p:.2g}); error {in_words((low, mean, high), 2)} percentage"
             " points."
         ]
         if math.isfinite(self.nll[1]):
             better = "better" if self.nll[1] < 0 else "worse"
             judged = f"is {better}" if self.nll[0] > 0 or self.nll[2] < 0 else "is not shown to differ"
-            texts.append(f"Its likelihood {judged}: NLL {_interval(*self.nll, 4)}.")
+            texts.append(f"Its likelihood {judged}: NLL {in_words(self.nll, 4)}.")
         return " ".join(texts)
 
 
@@ -70,7 +70,3 @@ def _verdict(before: RunFigures, after: RunFigures) -> Verdict:
         mcnemar(one.correct, other.correct),
         *paired_intervals(differences, seed=0),
     )
-
-
-def _interval(low: float, mean: float, high: float, digits: int) -> str:
-    return f"{mean:+.{digits}f} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})".replace("-", "−")

@@ -1,0 +1,95 @@
+"""The folder of a search: taken for one question alone, and gone on with, or removed, for it only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pof._support.files import lock
+from pof.app.improve.rate import COMMON
+from pof.app.options import TrainOptions
+from pof.app.run_files import RunError
+from pof.app.run_folder import check_removable, clear, write_json
+
+OF_A_SEARCH = {
+    *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
+    *("report.html", "networks.html", "flatness.json"),
+}
+"""What a search and the commands about it write into its folder."""
+
+
+def take(folder: Path, asked: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Callable[[], None]:
+    """Take a folder for one search alone; one that holds another is refused.
+
+    Args:
+        folder: is made if it is not there.
+        asked: what a search that goes on must find unchanged, in plain values.
+        resume: go on with the search in it.
+        overwrite: remove the search in it.
+
+    Returns:
+        What lets other processes write to it.
+    """
+    if resume and overwrite:
+        raise RunError("give resume or overwrite, not both: one goes on with the search, the other removes it")
+    folder.mkdir(parents=True, exist_ok=True)
+    release = lock(folder)
+    try:
+        _open(folder, asked, resume, overwrite)
+    except BaseException:
+        release()
+        raise
+    return release
+
+
+def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    question = folder / "improve.json"
+    if overwrite and question.is_file():
+        check_removable(folder, None, OF_A_SEARCH)
+        clear(folder, OF_A_SEARCH)
+    others = any(not entry.name.startswith(".") and entry != question for entry in folder.iterdir())
+    if not others:  # or a search that died before its first judgement
+        write_json(question, asked)
+        return
+    if not question.exists():
+        raise RunError(f"{folder} holds other files: give --out a new or empty folder")
+    if not resume:
+        raise RunError(
+            f"{folder} holds a search already: give another folder, or go on with resume, or remove that search with"
+            " overwrite"
+        )
+    before = json.loads(question.read_text(encoding="utf-8"))
+    changed = next((name for name in asked if asked[name] != before.get(name)), None)
+    if changed is not None:
+        raise RunError(
+            f"cannot go on in {folder}: {changed} was {before.get(changed)!r} and is now {asked[changed]!r};"
+            " go on with the same arguments, or give another folder"
+        )
+
+
+def digest(tensors: Mapping[str, Any]) -> str:
+    """Tensors by their names and content; what is none is left out."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        if isinstance(value, torch.Tensor):
+            found.update(
+                name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+    return found.hexdigest()[:16]
+
+
+def question(budget: float, candidates: Any, seed: int, lr: float | None, base: TrainOptions) -> dict[str, Any]:
+    """What a search that goes on must find unchanged, in plain values."""
+    own = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
+    return own | {f"training.{name}": getattr(base, name) for name in COMMON}
+
+
+def _plain(candidates: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> Any:
+    if isinstance(candidates, Mapping):
+        return {name: dict(options or {}) for name, options in candidates.items()}
+    return None if candidates is None else list(candidates)
