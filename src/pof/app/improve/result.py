@@ -140,8 +140,8 @@ def notes_on(
     spent, budget, left = passes
     if spent > budget / 2:
         notes.append(
-            f"finding the rates took {spent:.1f} of a budget of {budget:g} passes, and the race had {left:.1f}: give more,"
-            " or lr, which saves that"
+            f"finding the rates took {spent:.1f} of a budget of {budget:g} passes, and the race had {left:.1f}: give"
+            " more, or lr, which saves that"
         )
     return tuple(notes)
 
