@@ -20,8 +20,8 @@ INTRODUCTION = """\
 
 Every command and every option, as the parser has them; what commands share is described where it comes first.
 `pof COMMAND --help-all` prints the same, without `-all` what is needed most. An option without a default is not set
-unless it is given; `true` may be left out (`--resume`). `--config FILE`, of every command, reads options from YAML or from the
-config.yaml of a run, and those on the command line count more. `pof --version` prints the version.
+unless it is given; `true` may be left out (`--resume`). `--config FILE`, of every command, reads options from YAML or
+from the config.yaml of a run, and those on the command line count more. `pof --version` prints the version.
 [Completion](runs.md#help-and-completion) is for your shell.
 """
 WORDS = {bool: "true, false", int: "integer", float: "number", str: "text", dict: "JSON", tuple: "[number, ...]"}
