@@ -414,7 +414,7 @@ def test_improve_writes_a_network_that_knows_itself(base: Path, tmp_path: Path, 
     assert main(search) == 0, capsys.readouterr().err
     assert pof.load_run(out).card == pof.load_run(base / "run").card
     assert main(["evaluate", str(out), "--device", "cpu"]) == 0
-    assert "or remove that search with --overwrite" in refused(capsys, *search)
+    assert "or remove that search with overwrite" in refused(capsys, *search)
     assert main([*search, "--overwrite", "--seed", "1"]) == 0
     assert json.loads((out / "improve.json").read_text())["seed"] == 1
     again = tmp_path / "again"
