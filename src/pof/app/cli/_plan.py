@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pof._support.precision import find_precision
+from pof._support.text import number_of
 from pof.app import job
 from pof.app.budget import passes
 from pof.app.cards import load_network
@@ -47,7 +48,7 @@ def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run
         {
             **about,
             "method": training.method + ("" if average in {"none", training.method} else f", delivered by {average}"),
-            "steps": f"about {steps * training.epochs} ({training.epochs} epochs of {steps})",
+            "steps": f"about {steps * training.epochs} ({number_of(training.epochs, 'epoch')} of {steps})",
             "learning rate": f"{rate:g}, {schedule.kind}, {training.optimizer}, {precision}",
             "cost": f"{units:.4g} forward-backward passes over the training data",
             "time": f"about {duration(units * seconds)} on this machine, without validation",
