@@ -18,9 +18,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 INTRODUCTION = """\
 # Command line
 
-Every command and every option, as the parser has them. `pof COMMAND --help-all` prints the same, without `-all` what is
-needed most. An option without a default is not set unless it is given; `true` may be left out (`--resume`).
-`--config FILE` reads options from YAML, and those on the command line count more. `pof --version` prints the version.
+Every command and every option, as the parser has them; what commands share is described where it comes first.
+`pof COMMAND --help-all` prints the same, without `-all` what is needed most. An option without a default is not set
+unless it is given; `true` may be left out (`--resume`). `--config FILE`, of every command, reads options from YAML or
+from the config.yaml of a run, and those on the command line count more. `pof --version` prints the version.
 [Completion](runs.md#help-and-completion) is for your shell.
 """
 WORDS = {bool: "true, false", int: "integer", float: "number", str: "text", dict: "JSON", tuple: "[number, ...]"}
@@ -55,15 +56,38 @@ def row(option: Action) -> str:
     return f"| {', '.join(f'`{flag}`' for flag in flags)} | {values(kind)} | {default(option)} | {helped} |"
 
 
+def section(name: str, options: list[Action], known: dict[str, str]) -> str:
+    """A command's table, without the rows of commands before it; ``known``, from rows to commands, gets its own."""
+    texts = [row(option) for option in options]
+    earlier: dict[str, list[str]] = {}
+    for text in texts:
+        if known.setdefault(text, name) != name:
+            earlier.setdefault(known[text], []).append(flag(text))
+    rows = [text for text in texts if known[text] == name]
+    own = ["| option | values | default | |", "| --- | --- | --- | --- |", *rows, ""] if rows else []
+    others = []
+    for of, flags in earlier.items():
+        every = {flag(text) for text, command in known.items() if command == of} <= set(map(flag, texts))
+        said = "all its other options" if every else ", ".join(f"`{name}`" for name in flags)
+        others.append(f"As in [pof {of}](#pof-{of}): {said}.\n")
+    return "\n".join([f"## pof {name}\n", f"{COMMANDS[name].help}\n", *own, *others])
+
+
+def flag(text: str) -> str:
+    """The name of an option, from its row."""
+    return text.split("`")[1]
+
+
 def rendered() -> str:
     """The page."""
     parser = make_parser(COMMANDS, COMMANDS, full=True)
     (commands,) = (action for action in parser._actions if action.dest == "command")
+    known: dict[str, str] = {}
     page = [INTRODUCTION]
-    for name, command in COMMANDS.items():
-        options = [option for option in commands.choices[name]._actions if option.default != SUPPRESS]  # type: ignore[index]
-        rows = ["| option | values | default | |", "| --- | --- | --- | --- |", *map(row, options)]
-        page.append("\n".join([f"## pof {name}\n", f"{command.help}\n", *rows, ""]))
+    for name in COMMANDS:
+        options = commands.choices[name]._actions  # type: ignore[index]
+        shown = [option for option in options if option.default != SUPPRESS and option.dest != "config"]
+        page.append(section(name, shown, known))
     return "\n".join(page)
 
 

@@ -31,21 +31,28 @@ def test_the_page_is_what_the_parser_says() -> None:
 def test_every_option_of_every_command_is_there_with_words() -> None:
     _, *sections = PAGE.read_text(encoding="utf-8").split("\n## pof ")
     assert [section.split("\n")[0] for section in sections] == list(COMMANDS)
-    for section, command in zip(sections, COMMANDS.values(), strict=True):
+    described: dict[str, set[str]] = {}
+    for section, (command, asked) in zip(sections, COMMANDS.items(), strict=True):
         rows = re.findall(r"^\| `(?:--)?([\w.]+)`[^|]* \|.* \| ((?:\\\||[^|])*) \|$", section, flags=re.MULTILINE)
         assert len(rows) == section.count("\n| `")
-        assert {name for group in command.groups for name in names(group)} <= {name for name, _ in rows}
         assert [name for name, said in rows if len(said.split()) < 2] == []
+        described[command] = {name for name, _ in rows}
+        there = set(described[command])
+        for other, flags in re.findall(r"^As in \[pof ([\w-]+)\]\(#pof-\1\): (.*)\.$", section, flags=re.MULTILINE):
+            shared = (
+                described[other] if flags == "all its other options" else set(re.findall(r"`(?:--)?([\w.]+)`", flags))
+            )
+            assert shared <= described[other] and shared, "described where the link leads"
+            there |= shared
+        assert {name for group in asked.groups for name in names(group)} <= there
 
 
 def test_defaults_are_those_of_the_command() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert re.findall(r"^\| `--method` \| text \| `([\w-]+)`", page, flags=re.MULTILINE) == [
-        "finetune",
-        "pof",
-        "adarand",
-    ]
-    assert page.count("| `--pof.sampling` | uniform, fixed | `uniform` |") == 3
+    methods = re.findall(r"^\| `--method` \| text \| `([\w-]+)`", page, flags=re.MULTILINE)
+    assert methods == ["finetune", "pof", "adarand"]
+    assert re.findall(r"^\| `--lr` \| number, auto \| `(.*?)`", page, flags=re.MULTILINE) == ["0.1", "0.00016", "0.01"]
+    assert page.count("| `--pof.sampling` | uniform, fixed | `uniform` |") == 1
 
 
 def test_the_page_is_written_without_torch() -> None:

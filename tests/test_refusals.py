@@ -175,7 +175,20 @@ def test_a_run_that_is_stopped_says_so_once() -> None:
 
 
 DIGITS = ["--model", "small-cnn", "--data", "digits", "--device", "cpu"]
+NEW_HEAD = ["--weights", "w.safetensors", "--source_classes", "10"]
 LINES = {
+    "evaluate with a new head": (
+        ["evaluate", *DIGITS, *NEW_HEAD],
+        "--source_classes 10 gives the network a new head, and evaluate needs a trained one: leave it out, or train",
+    ),
+    "improve with a new head": (
+        ["improve", *DIGITS, *NEW_HEAD, "--out", "new"],
+        "--source_classes 10 gives the network a new head, and improve needs a trained one",
+    ),
+    "improve with a new head, dry": (
+        ["improve", *DIGITS, *NEW_HEAD, "--out", "new", "--dry_run"],
+        "--source_classes 10 gives the network a new head, and improve needs a trained one",
+    ),
     "device": (["train", *DIGITS, "--device", "toaster", "--out", "new"], "device must be one of torch's"),
     "batch_size": (
         ["improve", *DIGITS, "--weights", "w.safetensors", "--batch_size", "0", "--out", "new"],

@@ -233,7 +233,7 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
     for key in NESTING_KEYS:
         if isinstance(entries.get(key), Mapping):
             return _state_dict_in(entries[key], file)
-    nested = {key: found for key, entry in entries.items() if (found := _tensors_of(entry)) is not None}
+    nested = {key: inner for key, entry in entries.items() if (inner := _tensors_of(entry)) is not None}
     if len(nested) == 1:
         return next(iter(nested.values()))
     if nested:

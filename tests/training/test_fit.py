@@ -51,6 +51,11 @@ def test_plain_steps_equal_a_hand_written_loop() -> None:
     assert all(torch.equal(v, slow.state_dict()[k]) for k, v in mine.state_dict().items())
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(1, "1 epoch; no validation"), (2, "2 epochs; no validation")])
+def test_one_epoch_is_not_several(epochs: int, said: str) -> None:
+    assert pof.fit(pof.Finetune(mlp()), batches(2), epochs=epochs, device="cpu").message.startswith(said)
+
+
 def test_accumulated_short_batch_counts_by_its_samples() -> None:
     torch.manual_seed(0)
     mine, data = mlp(), batches(3, last=2)

@@ -13,3 +13,8 @@ def reason(error: BaseException | None, most: int = 300) -> str:
 def first_of(names: Sequence[str], most: int = 5) -> str:
     """The first few of some names, with dots where there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def number_of(count: int, word: str) -> str:
+    """So many of a thing, which is one or several: ``1 epoch``, ``2 epochs``."""
+    return f"{count} {word}{'' if count == 1 else 's'}"

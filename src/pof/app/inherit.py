@@ -42,6 +42,17 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
     return model, data
 
 
+def check_trained(model: ModelOptions, purpose: str) -> None:
+    """Refuse a network without weights, and one that gets a new head, where a trained one is needed."""
+    if model.weights is None:
+        raise ValueError(f"{purpose} needs a trained network: give --weights FILE (or the folder of a run)")
+    if model.source_classes is not None:
+        raise ValueError(
+            f"--source_classes {model.source_classes} gives the network a new head, and {purpose} needs a trained one:"
+            " leave it out, or train the head first (pof fine-tune)"
+        )
+
+
 def given_in(*groups: Any) -> set[str]:
     """Names of the options in groups that are neither as they are by default nor empty."""
     options = ((field, getattr(group, field.name)) for group in groups for field in fields(group))
@@ -94,9 +105,14 @@ def check_split(model: ModelOptions, data: DataOptions) -> None:
 
 def loss_of(weights: str | None) -> str:
     """The loss that the network was trained with, as its run folder says; cross-entropy where that says none."""
+    return str(trained_with(weights).get("loss", "cross-entropy"))
+
+
+def trained_with(weights: str | None) -> dict[str, Any]:
+    """The options of the training whose run folder the weights are; none of other weights."""
     folder = Path(weights or "")
-    trained = read_config(folder).get("training", {}) if (folder / "config.yaml").is_file() else {}
-    return str(trained.get("loss", "cross-entropy"))
+    found: dict[str, Any] = read_config(folder).get("training", {}) if (folder / "config.yaml").is_file() else {}
+    return found
 
 
 def _run_of(weights: str | None) -> tuple[Path, ModelOptions, DataOptions] | None:

@@ -200,6 +200,8 @@ def find_learning_rate(model: ModelOptions, training: TrainOptions) -> float:
         )
     trained: dict[str, Any] = read_config(Path(model.weights)).get("training", {})
     rate, optimizer = trained.get("lr"), trained.get("optimizer")
+    if rate is None:
+        raise ValueError(f"lr auto: {model.weights} is of no single training with a rate (a search?): give --lr")
     if not isinstance(rate, (int, float)) or optimizer != training.optimizer:
         raise ValueError(
             f"lr auto cannot follow the training of {model.weights} (lr {rate!r} of {optimizer!r}, now"

@@ -81,7 +81,7 @@ class _Mlflow:
             self._module.set_experiment(PROJECT)
             self._module.start_run(run_name=self._name)
             self._open = True
-            self._module.log_params(_flat("", self._config))
+            self._module.log_params(flat("", self._config))
         if found := scalars(row):
             self._module.log_metrics(found, step=row["step"])
 
@@ -90,8 +90,9 @@ class _Mlflow:
             self._module.end_run("FINISHED" if done else "FAILED")
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(f"{prefix}{key}.", value) if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(f"{prefix}{key}.", value) if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pof._support.text import first_of
 from pof.app.documents import read_yaml
 from pof.app.errors import shortened
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, read_section
@@ -91,9 +92,8 @@ def no_run(folder: Path, lacking: str) -> RunError:
     texts = [f"{folder} is not a run: it has no {lacking}"]
     texts += [f"the page of an experiment in it is {page}" for page in pages[:1]]
     if runs:
-        more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
         are = "are the runs" if len(runs) > 1 else "is the run"
-        texts.append(f"in it {are} {', '.join(map(str, runs[:3]))}{more}")
+        texts.append(f"in it {are} {first_of(list(map(str, runs)), 3)}")
     return RunError("; ".join(texts))
 
 

@@ -23,6 +23,7 @@ from pof._support.described import described
 from pof._support.files import lock
 from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
+from pof._support.text import number_of
 from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
 from pof.training.evaluation import measured
@@ -278,7 +279,7 @@ class Loop:
     def _finished(self) -> str:
         best, incoming = self.selection.metrics, self.selection.incoming
         if best is None:
-            return f"{self.epoch} epochs; no validation data, so the last network is handed back unjudged"
+            return f"{number_of(self.epoch, 'epoch')}; no validation data, so the last network is handed back unjudged"
         if self.selection.epoch == 0:
             values = [row[f"val_{best.metric}"] for row in self.history[1:]]
             reached = (max if best.higher_is_better else min)(values, default=math.nan)
@@ -287,7 +288,7 @@ class Loop:
                 f" best epoch had {best.worded(reached)}): the incoming network is handed back unchanged"
             )
         figures = f"{best.metric} {worded(incoming)} -> {worded(best)}"
-        return f"best of {self.epoch} epochs: epoch {self.selection.epoch}, validation {figures}"
+        return f"best of {number_of(self.epoch, 'epoch')}: epoch {self.selection.epoch}, validation {figures}"
 
     def _save(self, within: dict[str, Any] | None) -> None:
         """Save at a step inside an epoch (``within``: the stream's state) or between epochs."""

@@ -25,7 +25,7 @@ TRAINING = (ModelOptions, DataOptions, TrainOptions, RunOptions)
 NETWORK = ("model", "weights", "data")
 OFTEN = (*NETWORK, "out", "method", "epochs", "lr", "batch_size", "validation", "seed", "device", "resume", "dry_run")
 COMMANDS = {
-    "demo": Command("Post-train a network on embedded data, in a minute.", (_demo.DemoOptions,), "_demo:demo"),
+    "demo": Command("Train a network on a few digits and improve it, in a minute.", (_demo.DemoOptions,), "_demo:demo"),
     "train": Command("Train a network.", TRAINING, "_train:train", (("method", "finetune"), ("lr", 0.1)), OFTEN),
     "post-train": Command(
         "Post-train a trained network.",

@@ -69,7 +69,7 @@ def _show(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def metrics_table(title: str, columns: Mapping[str, Judged]) -> Table:
     """Set figures side by side."""
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = Table(title=title, title_justify="left", min_width=len(title), show_header=any(columns))
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
@@ -98,6 +98,13 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

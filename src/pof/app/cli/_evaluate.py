@@ -53,7 +53,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     from pof.app.assess import MARK, assessment
     from pof.app.cards import load_network
     from pof.app.cli._display import console, metrics_table
-    from pof.app.inherit import check_split
+    from pof.app.inherit import check_split, check_trained
     from pof.app.methods import named_function
     from pof.app.run_folder import check_replaceable, write_json
     from pof.app.splits import load
@@ -61,8 +61,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     from pof.training.evaluation import evaluate, figures_of, judged
     from pof.training.fit import find_device
 
-    if model.weights is None:
-        raise ValueError("evaluate needs a trained network: give --weights FILE (or the folder of a run)")
+    check_trained(model, "evaluate")
     whole_number("worst", options.worst, 0)
     file = None if options.json in {None, "-"} else Path(str(options.json))
     if file is not None:

@@ -122,12 +122,12 @@ def _show(ended: "Ended") -> None:
 
 
 def _show_plan(forecasts: "Sequence[Forecast]", jobs: int) -> None:
-    from pof.app.cli._display import console
+    from pof.app.cli._display import console, duration
     from pof.app.experiment.estimate import total_seconds
 
     for line in forecasts:
         size = f"{line.units:.4g} units" + ("" if line.samples is None else f" x {line.samples} samples")
-        about = "" if line.seconds is None or line.state == "finished" else f", about {_duration(line.seconds)}"
+        about = "" if line.seconds is None or line.state == "finished" else f", about {duration(line.seconds)}"
         text = f"{line.state:<9}  {line.stage.name}  seed {line.stage.training.seed}  {size}{about}"
         console.print(text, soft_wrap=True, highlight=False)
     counts = Counter(line.state for line in forecasts)
@@ -136,13 +136,7 @@ def _show_plan(forecasts: "Sequence[Forecast]", jobs: int) -> None:
     if seconds is None:
         console.print("time unknown: no finished run of this kind here, and --probe false")
     elif seconds:
-        console.print(f"about {_duration(seconds)} with {jobs} worker{'s' if jobs > 1 else ''}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        console.print(f"about {duration(seconds)} with {jobs} worker{'s' if jobs > 1 else ''}")
 
 
 def _write(plan: "Plan", folder: Path, rows: "Sequence[ResultRow]", options: ExperimentOptions) -> None:

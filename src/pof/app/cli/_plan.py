@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pof._support.precision import find_precision
+from pof._support.text import number_of
 from pof.app import job
 from pof.app.budget import passes
 from pof.app.cards import load_network
-from pof.app.cli._display import console
+from pof.app.cli._display import console, duration
 from pof.app.experiment.estimate import time_pass
 from pof.app.experiment.plan import Stage
 from pof.app.improve.candidates import UNFITTED, families
@@ -47,10 +48,10 @@ def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run
         {
             **about,
             "method": training.method + ("" if average in {"none", training.method} else f", delivered by {average}"),
-            "steps": f"about {steps * training.epochs} ({training.epochs} epochs of {steps})",
+            "steps": f"about {steps * training.epochs} ({number_of(training.epochs, 'epoch')} of {steps})",
             "learning rate": f"{rate:g}, {schedule.kind}, {training.optimizer}, {precision}",
             "cost": f"{units:.4g} forward-backward passes over the training data",
-            "time": f"about {_duration(units * seconds)} on this machine, without validation",
+            "time": f"about {duration(units * seconds)} on this machine, without validation",
             "folder": run.out,
         }
     )
@@ -67,7 +68,7 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
             **about,
             "candidates": ", ".join(names) + alone,
             "cost": f"{options.budget:g} forward-backward passes over the training data, all candidates together",
-            "time": f"about {_duration(options.budget * seconds)} on this machine in one process, without validation",
+            "time": f"about {duration(options.budget * seconds)} on this machine in one process, without validation",
             "folder": options.out,
         }
     )
@@ -100,13 +101,3 @@ def _show(rows: Mapping[str, str]) -> None:
     width = max(map(len, rows))
     for name, text in rows.items():
         console.print(f"{name.ljust(width)}  {text}", highlight=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -166,7 +166,11 @@ def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str, *, new_
 def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool, new_head: bool) -> TrainOptions:
     if "seed" in values:
         raise RecipeError(f"{where}.seed: the seeds of an experiment are under the recipe's key 'seeds'")
-    training = parse_section(TrainOptions, values, where)
+    return checked(parse_section(TrainOptions, values, where), where, from_scratch=from_scratch, new_head=new_head)
+
+
+def checked(training: TrainOptions, where: str, *, from_scratch: bool = False, new_head: bool = False) -> TrainOptions:
+    """The options of a training, if a run would take them."""
     try:
         check_training(training, from_scratch=from_scratch, new_head=new_head)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:

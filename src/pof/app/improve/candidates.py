@@ -8,7 +8,7 @@ from typing import Any
 
 from pof._support.checks import finite
 from pof.app.budget import passes
-from pof.app.experiment.checks import check_training
+from pof.app.experiment.recipe import checked
 from pof.app.improve.rate import candidate_options
 from pof.app.method_options import AverageOptions
 from pof.app.methods import METHODS
@@ -63,13 +63,8 @@ def families(chosen: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> 
 def check_options(wanted: Mapping[str, Mapping[str, Any]], base: TrainOptions) -> None:
     """Refuse options of candidates that a run would refuse."""
     for name, options in wanted.items():
-        where = f"candidates.{name}"
-        training = candidate_options(options, base, where)
-        try:
-            finite("lr", training.lr, above=0)
-            check_training(training, from_scratch=False, new_head=False)
-        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-            raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+        training = checked(candidate_options(options, base, f"candidates.{name}"), f"candidates.{name}")
+        finite(f"candidates.{name}.lr", training.lr, above=0)
 
 
 def make_candidates(

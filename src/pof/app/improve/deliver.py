@@ -189,9 +189,8 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
     pool: list[_Entry] = []
 
     def judge(name: str, network: nn.Module, run: Run | None, trained: bool = False) -> None:
-        logits, _ = logits_on(network, race.val_loader, race.targets, race.head)
-        found = figures(logits[race.chooses], race.targets[race.chooses])
-        row = row_of(name, run.candidate if run else None, run.passes if run else 0.0, found)
+        found = race.judged(network)
+        row = row_of(name, run.candidate if run else None, run.passes if run and trained else 0.0, found)
         pool.append(_Entry(row, network, found, trained))
 
     usable = [run for run in runs if run.figures is not None]
@@ -205,7 +204,7 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
             between = race.estimate(interpolate(race.incoming, network, share))
             judge(f"{share:g} of the way to {run.candidate.name}, {run.best}", between, run)
     if len(parts) > 1:
-        greedy = greedy_soup([race.incoming, *parts], lambda network: _score(race, network))
+        greedy = greedy_soup([race.incoming, *parts], lambda network: race.judged(race.estimate(network)).scaled_nll)
         if len(greedy.indices) > 1:
             judge(f"soup of {len(greedy.indices)}", greedy.model, None)
     return pool
@@ -222,11 +221,6 @@ def _best(pool: Sequence[_Entry], incoming: Figures) -> _Entry | None:
     """The first in rank of those with no more errors than the incoming network, if it is ahead of that."""
     better = [entry for entry in pool if rank(entry.found) < rank(incoming) and entry.found.error <= incoming.error]
     return min(better, key=lambda entry: rank(entry.found), default=None)
-
-
-def _score(race: Race, network: nn.Module) -> float:
-    logits, _ = logits_on(race.estimate(network), race.val_loader, race.targets, race.head)
-    return figures(logits[race.chooses], race.targets[race.chooses]).scaled_nll
 
 
 def _deliver(

@@ -19,9 +19,8 @@ from pof.app.improve.deliver import improve
 from pof.app.improve.folder import OF_A_SEARCH
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
-from pof.app.inherit import check_split
+from pof.app.inherit import check_split, check_trained, trained_with
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
-from pof.app.run_files import read_config
 from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
 from pof.app.splits import load, split, training_batches
 from pof.data import Data, ImageData, eval_loader
@@ -121,11 +120,8 @@ def _load_validation(name: str, loaded: Data, data: DataOptions, model: ModelOpt
 
 def as_trained_before(model: ModelOptions, options: ImproveOptions) -> TrainOptions:
     """Optimizer and batch size: given, or those of the network's own run."""
-    if model.weights is None:
-        raise ValueError("improve needs a trained network: give --weights FILE (or the folder of a run)")
-    trained: dict[str, Any] = {}
-    if (Path(model.weights) / "config.yaml").exists():
-        trained = read_config(Path(model.weights)).get("training", {})
+    check_trained(model, "improve")
+    trained = trained_with(model.weights)
     size = trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size
     whole_number("batch_size", size, 1)
     return TrainOptions(

@@ -42,11 +42,11 @@ def comparison(pair: tuple[Metrics, Metrics]) -> list[tuple[str, str, str]]:
 
 
 def intervals(result: ImproveResult) -> list[str]:
-    """What the comparison of the best candidate with the incoming network says."""
+    """What the comparison of the best network with the incoming one says."""
     if (judged := result.confirmation) is None:
         return []
     texts = {"NLL after temperature": judged.nll, "Brier score": judged.brier}
-    return [f"{name}, best candidate minus incoming: {in_words(found, 4)}." for name, found in texts.items()]
+    return [f"{name}, best network minus incoming: {in_words(found, 4)}." for name, found in texts.items()]
 
 
 def write_page(result: ImproveResult, test: tuple[Metrics, Metrics], out: Path) -> None:

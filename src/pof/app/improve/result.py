@@ -29,6 +29,7 @@ class Row:
     method: str
     lr: float | None
     passes: float
+    """That its training took; 0 of what was put together without more training."""
     error: float | None
     """On the samples that choose, as the figures that follow; None for a run that gave no network."""
     nll: float | None
@@ -52,9 +53,9 @@ class ImproveResult:
     after: Metrics
     """The network handed back, on the same samples."""
     p_error: float
-    """Of the exact McNemar test between the incoming network and the best candidate; 1 where they are the same."""
+    """Of the exact McNemar test between the incoming network and the best network; 1 where they are the same."""
     confirmation: Confirmation | None
-    """The best candidate against the incoming network; None where no candidate was better in choosing."""
+    """The best network against the incoming one; None where none was better in choosing."""
     passes: float
     """Forward-backward passes over the training set that were spent, the search for the rate included."""
     message: str
@@ -103,7 +104,7 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
     if (tried := rows[1:]) and all(row.error is None for row in tried):
         return f"no candidate gave a network ({tried[0].name}: {tried[0].note}): the incoming network is handed back"
     if found is None or confirmation is None:
-        return "no candidate was better on the samples that choose: the incoming network is handed back unchanged"
+        return "no network was better on the samples that choose: the incoming network is handed back unchanged"
     chance = ", which may be chance" if confirmation.p_error >= SIGNIFICANT else ""
     counts = (
         f"of {confirmation.n} samples that chose nothing it corrects {confirmation.fixed} and breaks"
@@ -112,7 +113,7 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
     if improved:
         return f"{found.name}: {counts}"
     return (
-        f"nothing was confirmed: the best candidate was {found.name}, but {counts}; the incoming network is handed back"
+        f"nothing was confirmed: the best network was {found.name}, but {counts}; the incoming network is handed back"
     )
 
 

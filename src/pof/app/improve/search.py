@@ -138,6 +138,11 @@ class Race:
             estimate_statistics(network, self.train_loader)
         return network
 
+    def judged(self, network: nn.Module) -> Figures:
+        """A network's figures on the samples that choose."""
+        logits, _ = logits_on(network, self.val_loader, self.targets, self.head)
+        return figures(logits[self.chooses], self.targets[self.chooses])
+
     def rewind(self) -> None:
         """Put the training loader back to where the race started."""
         for generator, state in self._generators:
@@ -222,8 +227,7 @@ class Race:
         if result.stopped == "diverged":
             return row | {"dropped": f"diverged: {result.message}"}
         for kind, network in self._networks(method).items():
-            logits, _ = logits_on(network, self.val_loader, self.targets, self.head)
-            found = figures(logits[self.chooses], self.targets[self.chooses])
+            found = self.judged(network)
             if not found.finite:
                 return row | {"dropped": "its outputs are not finite", **dict.fromkeys(KINDS)}
             row[kind] = asdict(found)

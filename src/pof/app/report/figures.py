@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pof._support.text import number_of
 from pof.app.report.collection import Pictures, RunFigures
 from pof.app.report.subjects import Record
 from pof.app.report.svg import Panel, drawing, literal, panel
@@ -86,7 +87,9 @@ def _panel(curve: _Curve, runs: Sequence[tuple[int, str, Record]]) -> Panel | No
                 _draw(ax, curve, rows, record.result["best_epoch"], series, name)
                 values = curve.values(rows)
                 drawn += values
-                parts.append(f"{name} from {values[0]:.4g} to {values[-1]:.4g} in {rows[-1]['epoch']} epochs")
+                parts.append(
+                    f"{name} from {values[0]:.4g} to {values[-1]:.4g} in {number_of(rows[-1]['epoch'], 'epoch')}"
+                )
         if not parts:
             return None
         if min(drawn) > 0 and max(drawn) > 20 * min(drawn):

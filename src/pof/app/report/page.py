@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pof._support.files import replacing
+from pof.app.loggers import flat
 from pof.app.report.collection import RunFigures, Start, collect
 from pof.app.report.figures import Figure, figures_of
 from pof.app.report.quantities import side_by_side
@@ -83,18 +84,13 @@ def reading(networks: Sequence[RunFigures]) -> list[str]:
 
 def settings(values: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Set nested values side by side, a row for each key."""
-    flat = {name: dict(_flat("", tree)) for name, tree in values.items()}
-    keys = dict.fromkeys(key for tree in flat.values() for key in tree)
+    trees = {name: flat("", tree) for name, tree in values.items()}
     rows = []
-    for key in keys:
-        texts = [tree.get(key, "–") for tree in flat.values()]
+    for key in dict.fromkeys(key for tree in trees.values() for key in tree):
+        texts = [_text(tree.get(key)) for tree in trees.values()]
         rows.append((key, texts, len(set(texts)) > 1))
-    return Settings(list(flat), rows)
+    return Settings(list(trees), rows)
 
 
-def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [pair for key, item in value.items() for pair in _flat(f"{prefix}.{key}".lstrip("."), item)]
-    if isinstance(value, list):
-        return [(prefix, " ".join(map(str, value)))]
-    return [(prefix, "–" if value is None else str(value))]
+def _text(value: Any) -> str:
+    return "–" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)

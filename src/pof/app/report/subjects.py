@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from pof._support.text import number_of
 from pof.app.cards import load_network
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.run_files import (
@@ -107,7 +108,7 @@ def _read_search(path: Path, config: dict[str, Any], trusting: bool) -> Record:
 
 def subject_of_run(record: Record, name: str) -> Subject:
     """Describe the network that a run delivered."""
-    what = record.result.get("chosen", f"{record.result['epochs']} epochs")
+    what = record.result.get("chosen", number_of(record.result["epochs"], "epoch"))
     return Subject(
         name=name,
         detail=f"{record.training.method}, {what}",
