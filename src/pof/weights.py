@@ -228,7 +228,7 @@ def _check_expansion(file: Path) -> None:
 
 def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
-        # The extra state of a method of ours is a dict; a network's own is missed where it is copied.
+        # A network's own is missed where it is copied.
         tensors = {str(name): value for name, value in content.items() if not str(name).endswith(EXTRA_STATE)}
         if tensors and all(isinstance(value, Tensor) for value in tensors.values()):
             return tensors
@@ -260,7 +260,7 @@ def _network_in(tensors: Mapping[str, Tensor], model: nn.Module, source: str) ->
             " pof.save_model(module.net, 'net.safetensors'), or of an average method.candidate()"
         )
     others = {name for name in tensors if not name.startswith(prefixes[0])}
-    if said := [name for name in others if not OF_A_LOSS.fullmatch(name)]:
+    if said := [name for name in others if not OF_A_LOSS.fullmatch(name) and not name.endswith(EXTRA_STATE)]:
         warnings.warn(
             f"{source}: the network is taken from under {prefixes[0][:-1]!r}, {len(said)} other tensors are left"
             f" out: {_first(sorted(said))}",
