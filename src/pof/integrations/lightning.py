@@ -22,6 +22,7 @@ from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
 from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
+from pof.methods.base import refuse_unknown_epochs
 from pof.optim import MSAM, PerturbingOptimizer
 from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
 from pof.training.stream import one_pass
@@ -303,6 +304,7 @@ class PostTraining(LightningModule):
             return epochs
         batches = self.trainer.num_training_batches
         if math.isinf(batches):  # a loader without a length: the epoch at hand is the last that is known of
+            refuse_unknown_epochs(self.method)
             return int(self.current_epoch) + 1
         per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         return max(1, math.ceil(self.trainer.max_steps / per_epoch))

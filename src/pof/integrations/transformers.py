@@ -7,6 +7,7 @@ as in :func:`pof.fit`.  Evaluation, prediction and the saved model are the Train
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,9 +25,10 @@ from pof._support.modules import frozen_norms, train
 from pof._support.random import preserved
 from pof.head.split import SplitModel
 from pof.integrations._beside import Beside
-from pof.methods import Averaged, Method, StepOutput
+from pof.integrations._losses import inner, needs_loss, own_loss
+from pof.methods import Method, StepOutput
+from pof.methods.base import refuse_unknown_epochs
 from pof.optim import PerturbingOptimizer
-from pof.perturbation.loss import CrossEntropy
 from pof.training.same_data import items_of, other_items
 from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
 from pof.training.stream import one_pass_on, with_next
@@ -103,14 +105,14 @@ class PostTrainer(Trainer):
     def _adopt(self, method: Method) -> None:
         smoothing = self.args.label_smoothing_factor
         problem = getattr(getattr(self.model, "config", None), "problem_type", None)
-        if problem in {"multi_label_classification", "regression"} and not _own_loss(method):
-            raise ValueError(_needs_loss(f"problem_type={problem!r}"))
-        if smoothing and _own_loss(method):
+        if problem in {"multi_label_classification", "regression"} and not own_loss(method):
+            raise ValueError(needs_loss(f"problem_type={problem!r}"))
+        if smoothing and own_loss(method):
             raise ValueError(
                 f"label_smoothing_factor={smoothing} belongs to the cross-entropy: put it into the loss of your own"
             )
         if smoothing:
-            reading: Any = _inner(method)
+            reading: Any = inner(method)
             reading.loss.label_smoothing = smoothing
         self.method = method.to(self.args.device)
 
@@ -215,8 +217,8 @@ class PostTrainer(Trainer):
     def _check_targets(self, targets: Tensor) -> None:
         """The library takes floating-point labels for multi-label ones, unless the model's config says otherwise."""
         told = getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
-        if targets.is_floating_point() and not told and not _own_loss(self.method):
-            raise ValueError(_needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
+        if targets.is_floating_point() and not told and not own_loss(self.method):
+            raise ValueError(needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Log, and with a row of training the method's metrics."""
@@ -275,7 +277,7 @@ class PostTrainer(Trainer):
 
     def _through(self, model: nn.Module) -> AbstractContextManager[None]:
         """Call the model as the Trainer has wrapped it, so that DDP sees the forward pass."""
-        network: Any = _inner(self.method)
+        network: Any = inner(self.method)
         return nullcontext() if model is self.model else _calling(network.network, model)
 
 
@@ -288,6 +290,8 @@ class _Surroundings(TrainerCallback):
         self.steps_per_epoch: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.num_train_epochs == sys.maxsize:  # as the Trainer has it of a loader without a length
+            refuse_unknown_epochs(self.trainer.method)
         loader = kwargs["train_dataloader"]
         self.steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
         self.epoch = state.global_step // self.steps_per_epoch if self.steps_per_epoch else 0
@@ -317,25 +321,6 @@ class _Surroundings(TrainerCallback):
             return one_pass_on(trainer.get_train_dataloader(), trainer.args.device)
 
         trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)
-
-
-def _inner(method: Method) -> Method:
-    """Look through averages: the method that reads the network."""
-    return _inner(method.method) if isinstance(method, Averaged) else method
-
-
-def _own_loss(method: Method) -> bool:
-    """Tell whether the user gave the method a loss in the place of the cross-entropy."""
-    loss = getattr(_inner(method), "loss", None)
-    return loss is not None and not isinstance(loss, CrossEntropy)
-
-
-def _needs_loss(what: str) -> str:
-    """Word the error where ``what`` is there, for which the cross-entropy does not fit."""
-    return (
-        f"{what}: the cross-entropy of one class per sample does not fit; use pof.PoF(model, loss=...), such as"
-        " torch.nn.functional.binary_cross_entropy_with_logits for several labels per sample"
-    )
 
 
 @contextmanager

@@ -111,6 +111,10 @@ class Averaged(Method):
         if self.average == "ema":
             self._move(1 - self.decay)
 
+    def by_epochs(self) -> str | None:
+        """SWA's start, or what the inner method goes by."""
+        return "start" if self.average == "swa" and self.start else self.method.by_epochs()
+
     def epoch_metrics(self) -> dict[str, float]:
         """Those of the inner method."""
         return self.method.epoch_metrics()

@@ -262,6 +262,12 @@ class SharpnessAware(Method):
         if self.kind == "msam" and self._optimizer is not None and self._optimizer.will_ascend:
             estimate_statistics(self.model, batches())
 
+    def by_epochs(self) -> str | None:
+        """The last epochs, and the end of a budget's annealing."""
+        if self.last_epochs is not None:
+            return "last_epochs"
+        return "anneal" if self.budget and self.anneal else None
+
     def epoch_metrics(self) -> dict[str, float]:
         """The shares of a radius from the data."""
         return {f"share_{name}": share for name, share in self.shares.items()}
