@@ -315,6 +315,29 @@ def test_a_trainer_of_ones_own_model_init_and_a_second_run(tmp_path: Path) -> No
         assert torch.equal(p, q)
 
 
+def test_a_loss_of_a_trainer_s_own_is_no_loss_of_the_method(tmp_path: Path) -> None:
+    """It would be the loss of evaluation, and training would be with another one, in silence."""
+
+    class Own(transformers.Trainer):  # type: ignore[misc, name-defined]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().compute_loss(model, inputs, *args, **kwargs)
+
+    class Mine(PostTrainer, Own):
+        pass
+
+    wanted = (
+        r"Own.compute_loss would be used in evaluation alone: give the method that loss, as in pof.PoF\(model, loss="
+    )
+    for make in (pof.PoF, ema):
+        with pytest.raises(ValueError, match=wanted):
+            hugging_face_trainer(make, net(), tmp_path, kind=Mine).train()
+
+    def twice(model: Any) -> pof.Method:
+        return pof.PoF(model, loss=lambda z, y: 2 * F.cross_entropy(z, y))
+
+    hugging_face_trainer(twice, net(), tmp_path, kind=Mine, num_train_epochs=1).train()
+
+
 def test_a_loader_without_length(tmp_path: Path) -> None:
     class Numbers(IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:

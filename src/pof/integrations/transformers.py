@@ -103,6 +103,13 @@ class PostTrainer(Trainer):
             raise ValueError("compute_loss_func would not be used: the loss is the method's, as in pof.PoF(loss=...)")
 
     def _adopt(self, method: Method) -> None:
+        owner = next(kind for kind in type(self).__mro__ if "compute_loss" in vars(kind))
+        weights = getattr(getattr(inner(method), "loss", None), "class_weights", None)
+        if owner is not Trainer and not own_loss(method) and weights is None:
+            raise ValueError(
+                f"{owner.__name__}.compute_loss would be used in evaluation alone: give the method that loss, as in"
+                " pof.PoF(model, loss=...)"
+            )
         smoothing = self.args.label_smoothing_factor
         problem = getattr(getattr(self.model, "config", None), "problem_type", None)
         if problem in {"multi_label_classification", "regression"} and not own_loss(method):
