@@ -70,6 +70,7 @@ class PostTraining(LightningModule):
     _taken = 0
     _unfinished: dict[str, Any] | None = None
     _positions: Sequence[dict[str, Any]] = ()
+    _ended = False
     # Per mini-batch, after which gradients are rescaled; None where a step is one mini-batch of one process.
     _expected: Tensor | None = None
     _pass = 1
@@ -143,6 +144,7 @@ class PostTraining(LightningModule):
         self._loader = AheadLoader(loader, references, lambda: trainer.current_epoch, length)
         for position in self._positions:
             self._loader.load_state_dict(position)
+            self._loader.ended = self._ended
         self._positions = ()
         return self._loader
 
@@ -220,8 +222,12 @@ class PostTraining(LightningModule):
         super().on_load_checkpoint(checkpoint)
         self._unfinished = checkpoint.get("pof_window")
         # Lightning itself forgets this where the checkpoint was written at the end of an epoch.
-        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-        self._positions = [state for state in loop.get("combined_loader", ()) if "processes" in state]
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        saved = loop.get("state_dict", {}).get("combined_loader", ())
+        self._positions = [state for state in saved if "processes" in state]
+        progress = loop.get("epoch_progress", {}).get("current", {})
+        last = loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", False)
+        self._ended = last or progress.get("started") == progress.get("processed")
 
     def _transferred(self, batch: Any) -> Any:
         """Send a mini-batch the way that Lightning sends mini-batches."""
