@@ -249,7 +249,7 @@ def _tensors_of(content: Any) -> dict[str, Tensor] | None:
     """Tensors by name, or None where it is anything else."""
     if not isinstance(content, Mapping):
         return None
-    # The extra state of a method of ours is a dict; a network's own is missed where it is copied.
+    # A network's own extra state is missed where it is copied.
     tensors = {str(name): value for name, value in content.items() if not str(name).endswith(EXTRA_STATE)}
     return tensors if tensors and all(isinstance(value, Tensor) for value in tensors.values()) else None
 
@@ -272,7 +272,7 @@ def _network_in(tensors: Mapping[str, Tensor], model: nn.Module, source: str) ->
             " pof.save_model(module.net, 'net.safetensors'), or of an average method.candidate()"
         )
     others = {name for name in tensors if not name.startswith(prefixes[0])}
-    if said := [name for name in others if not OF_A_LOSS.fullmatch(name)]:
+    if said := [name for name in others if not OF_A_LOSS.fullmatch(name) and not name.endswith(EXTRA_STATE)]:
         warnings.warn(
             f"{source}: the network is taken from under {prefixes[0][:-1]!r}, {len(said)} other tensors are left"
             f" out: {_first(sorted(said))}",

@@ -126,6 +126,28 @@ def test_resume_with_other_data_is_refused(tmp_path: Path) -> None:
     lightning_trainer(max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "last.ckpt")
 
 
+@pytest.mark.parametrize("limit", [{}, {"max_steps": 12}], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    "when",
+    [{"every_n_train_steps": 3}, {"every_n_train_steps": 4}, {"every_n_epochs": 1}],
+    ids=["step", "last step", "epoch"],
+)
+def test_resume_of_a_loader_without_length(when: Any, limit: Any, tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def run(resume: Path | None = None) -> tuple[Tensor, int]:
+        torch.manual_seed(99 if resume else 5)
+        module = lightning_module(pof.PoF(net(dropout=0.3)))
+        saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **when)
+        trainer = lightning_trainer(**{"max_epochs": 3, **limit}, enable_checkpointing=True, callbacks=[saving])
+        trainer.fit(module, DataLoader(Numbers(), batch_size=8), ckpt_path=resume)
+        return torch.cat([p.detach().flatten() for p in module.method.parameters()]), trainer.global_step
+
+    whole, steps = run()
+    again, found = run(tmp_path / f"step={when.get('every_n_train_steps', 4)}.ckpt")
+    assert steps == found == 12 and torch.equal(whole, again)
+
+
 @pytest.mark.parametrize(
     ("limit", "sized"), [("overfit_batches", True), ("limit_train_batches", True), ("limit_train_batches", False)]
 )

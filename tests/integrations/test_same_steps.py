@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import pof
 from tests.integrations import trainers
@@ -138,6 +140,40 @@ def test_averages_and_late_sam(make: Any, tmp_path: Path) -> None:
     ):
         for name, value in found.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-6)
+
+
+class Endless(IterableDataset[Any]):
+    """It has no length, so with max_steps nobody knows how many epochs there will be."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(trainers.samples())
+
+
+BY_EPOCHS: dict[str, Any] = {
+    "last_epochs": lambda model: pof.SharpnessAware(model, rho=0.5, last_epochs=1),
+    "anneal": lambda model: pof.SharpnessAware(model, rho=0.5, budget=0.1),
+    "start": lambda model: pof.Averaged(pof.PoF(model), "swa", start=0.5),
+}
+
+
+@pytest.mark.parametrize("home", ["lightning", "transformers"])
+@pytest.mark.parametrize("option", BY_EPOCHS)
+def test_what_goes_by_the_number_of_epochs_needs_it(option: str, home: str, tmp_path: Path) -> None:
+    """The last epochs of 9223372036854775807 never came; of one more than have passed each is the last."""
+    pytest.importorskip(home, reason=f"{home} is not installed")
+
+    def run(make: Any) -> None:
+        model = net()
+        if home == "lightning":
+            module = trainers.lightning_module(make(model))
+            data = DataLoader(Endless(), batch_size=8)
+            trainers.lightning_trainer(max_epochs=-1, max_steps=6).fit(module, data)
+        else:
+            trainers.hugging_face_trainer(make, model, tmp_path, data=Endless(), max_steps=6).train()
+
+    with pytest.raises(ValueError, match=rf"{option} goes by the number of epochs, .* has no length"):
+        run(BY_EPOCHS[option])
+    run(sam)
 
 
 def hidden_weights(model: nn.Module) -> pof.Method:

@@ -39,8 +39,13 @@ from pof.integrations.transformers import STATE_FILE, PostTrainer  # noqa: E402
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
 
 
+def delta(model: Any) -> pof.Method:
+    """It copies the network as it was before training."""
+    return pof.Regularized(model, pof.DELTA(model, ["body"], strength=5.0), "classifier")
+
+
 @pytest.mark.parametrize("step", [3, 8], ids=["within an epoch", "between epochs"])
-@pytest.mark.parametrize("make", [pof.PoF, adarand, ema, swa, late_sam])
+@pytest.mark.parametrize("make", [pof.PoF, adarand, ema, swa, late_sam, delta])
 def test_resume_gives_the_same_weights_to_the_bit(make: Any, step: int, tmp_path: Path) -> None:
     def run(resume: str | None = None) -> dict[str, Any]:
         options: Any = {"train_sampling_strategy": "random", "num_train_epochs": 3}
@@ -289,6 +294,17 @@ def test_msam_accumulates_at_the_perturbed_point(tmp_path: Path) -> None:
     in_hugging_face(msam, net(norm=True), tmp_path).close_to(in_fit(msam, net(norm=True)))
 
 
+def test_a_resume_with_model_init_copies_the_start(tmp_path: Path) -> None:
+    options: Any = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    arguments = hugging_face_trainer(delta, net(), tmp_path, **options).args
+    weights = []
+    for resume in (None, str(tmp_path / "checkpoint-3")):
+        trainer = PostTrainer(None, arguments, train_dataset=samples(), model_init=lambda: net(), method=delta)
+        trainer.train(resume)
+        weights.append(trainer.model.body.weight)
+    assert torch.equal(*weights)
+
+
 def test_a_trainer_of_ones_own_model_init_and_a_second_run(tmp_path: Path) -> None:
     class Own(transformers.Trainer):  # type: ignore[misc, name-defined]
         rows = 0
@@ -313,6 +329,29 @@ def test_a_trainer_of_ones_own_model_init_and_a_second_run(tmp_path: Path) -> No
     expected.train()
     for p, q in zip(built.model.parameters(), expected.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_loss_of_a_trainer_s_own_is_no_loss_of_the_method(tmp_path: Path) -> None:
+    """It would be the loss of evaluation, and training would be with another one, in silence."""
+
+    class Own(transformers.Trainer):  # type: ignore[misc, name-defined]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().compute_loss(model, inputs, *args, **kwargs)
+
+    class Mine(PostTrainer, Own):
+        pass
+
+    wanted = (
+        r"Own.compute_loss would be used in evaluation alone: give the method that loss, as in pof.PoF\(model, loss="
+    )
+    for make in (pof.PoF, ema):
+        with pytest.raises(ValueError, match=wanted):
+            hugging_face_trainer(make, net(), tmp_path, kind=Mine).train()
+
+    def twice(model: Any) -> pof.Method:
+        return pof.PoF(model, loss=lambda z, y: 2 * F.cross_entropy(z, y))
+
+    hugging_face_trainer(twice, net(), tmp_path, kind=Mine, num_train_epochs=1).train()
 
 
 def test_a_loader_without_length(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -203,6 +205,22 @@ def contents(module: nn.Module, *, copies: bool = True) -> dict[str, dict[str, A
     if not copies:
         return found
     return {kind: {name: _copy(value) for name, value in each.items()} for kind, each in found.items()}
+
+
+def packed(state: Any) -> Tensor:
+    """An extra state as bytes (n,), uint8: writers that know tensors alone, as Accelerate's is, save it too."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def unpacked(state: Any) -> Any:
+    """What :func:`packed` was given, on the CPU; a state that is not packed is an older one."""
+    if not isinstance(state, Tensor):
+        return state
+    state = state.cpu().contiguous()
+    file = io.BytesIO(ctypes.string_at(state.data_ptr(), state.numel()))
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _has_extra_state(module: nn.Module) -> bool:

@@ -28,12 +28,15 @@ class AheadLoader:
         self._waiting: deque[Any] = deque()
         self._resume: dict[str, Any] | None = None
         self._left: dict[str, Any] | None = None
+        self.ended = False
+        """Whether what is loaded is known to be an epoch's end, which the length alone does not always say."""
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: nothing is drawn before the first mini-batch is asked for, when a resumed run is in place.
         self._come_back()
-        if self._resume is not None and self._resume["consumed"] >= self._length():
+        if self._resume is not None and (self.ended or self._resume["consumed"] >= self._length()):
             self.begin_epoch()
+        self.ended = False
         resume, self._resume = self._resume, None
         self._waiting.clear()
         for batch, reference in self._stream.iterate(self._epoch(), resume, self._length()):

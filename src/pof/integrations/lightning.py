@@ -22,6 +22,7 @@ from pof._support.modules import frozen_norms, train
 from pof.integrations._ahead import AheadLoader
 from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
+from pof.methods.base import refuse_unknown_epochs
 from pof.optim import MSAM, PerturbingOptimizer
 from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
 from pof.training.stream import one_pass
@@ -69,6 +70,7 @@ class PostTraining(LightningModule):
     _taken = 0
     _unfinished: dict[str, Any] | None = None
     _positions: Sequence[dict[str, Any]] = ()
+    _ended = False
     # Per mini-batch, after which gradients are rescaled; None where a step is one mini-batch of one process.
     _expected: Tensor | None = None
     _pass = 1
@@ -142,6 +144,7 @@ class PostTraining(LightningModule):
         self._loader = AheadLoader(loader, references, lambda: trainer.current_epoch, length)
         for position in self._positions:
             self._loader.load_state_dict(position)
+            self._loader.ended = self._ended
         self._positions = ()
         return self._loader
 
@@ -219,8 +222,12 @@ class PostTraining(LightningModule):
         super().on_load_checkpoint(checkpoint)
         self._unfinished = checkpoint.get("pof_window")
         # Lightning itself forgets this where the checkpoint was written at the end of an epoch.
-        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-        self._positions = [state for state in loop.get("combined_loader", ()) if "processes" in state]
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        saved = loop.get("state_dict", {}).get("combined_loader", ())
+        self._positions = [state for state in saved if "processes" in state]
+        progress = loop.get("epoch_progress", {}).get("current", {})
+        last = loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", False)
+        self._ended = last or progress.get("started") == progress.get("processed")
 
     def _transferred(self, batch: Any) -> Any:
         """Send a mini-batch the way that Lightning sends mini-batches."""
@@ -303,6 +310,7 @@ class PostTraining(LightningModule):
             return epochs
         batches = self.trainer.num_training_batches
         if math.isinf(batches):  # a loader without a length: the epoch at hand is the last that is known of
+            refuse_unknown_epochs(self.method)
             return int(self.current_epoch) + 1
         per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         return max(1, math.ceil(self.trainer.max_steps / per_epoch))

@@ -6,7 +6,6 @@ as in :func:`pof.fit`.  Evaluation, prediction and the saved model are the Train
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,21 +18,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pof._support import distributed
-from pof._support.batches import Inputs, to_device, unpack
+from pof._support.batches import to_device, unpack
 from pof._support.modules import frozen_norms, train
 from pof._support.random import preserved
 from pof.head.split import SplitModel
 from pof.integrations._beside import Beside
-from pof.methods import Averaged, Method, StepOutput
+from pof.integrations._losses import inner, needs_loss, own_loss
+from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
-from pof.perturbation.loss import CrossEntropy
 from pof.training.same_data import items_of, other_items
 from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
-from pof.training.stream import one_pass_on, with_next
+from pof.training.stream import with_next
 
 try:
-    from transformers import Trainer, TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint, has_length
+    from transformers import Trainer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from pof.integrations._surroundings import Surroundings
 except ImportError as error:
     raise ImportError("pof.integrations.transformers needs transformers: pip install 'pof[transformers]'") from error
 
@@ -86,7 +87,7 @@ class PostTrainer(Trainer):
         self._deferred: list[tuple[Any, Any]] = []
         self._total, self._processes = torch.zeros((), dtype=torch.float64, device=self.args.device), 1
         self._sums: dict[str, Tensor] = {}
-        self._surroundings = _Surroundings(self)
+        self._surroundings = Surroundings(self)
         self.add_callback(self._surroundings)
 
     def _check_setup(self) -> None:
@@ -101,16 +102,23 @@ class PostTrainer(Trainer):
             raise ValueError("compute_loss_func would not be used: the loss is the method's, as in pof.PoF(loss=...)")
 
     def _adopt(self, method: Method) -> None:
+        owner = next(kind for kind in type(self).__mro__ if "compute_loss" in vars(kind))
+        weights = getattr(getattr(inner(method), "loss", None), "class_weights", None)
+        if owner is not Trainer and not own_loss(method) and weights is None:
+            raise ValueError(
+                f"{owner.__name__}.compute_loss would be used in evaluation alone: give the method that loss, as in"
+                " pof.PoF(model, loss=...)"
+            )
         smoothing = self.args.label_smoothing_factor
-        problem = getattr(getattr(self.model, "config", None), "problem_type", None)
-        if problem in {"multi_label_classification", "regression"} and not _own_loss(method):
-            raise ValueError(_needs_loss(f"problem_type={problem!r}"))
-        if smoothing and _own_loss(method):
+        problem = getattr(getattr(method.model, "config", None), "problem_type", None)
+        if problem in {"multi_label_classification", "regression"} and not own_loss(method):
+            raise ValueError(needs_loss(f"problem_type={problem!r}"))
+        if smoothing and own_loss(method):
             raise ValueError(
                 f"label_smoothing_factor={smoothing} belongs to the cross-entropy: put it into the loss of your own"
             )
         if smoothing:
-            reading: Any = _inner(method)
+            reading: Any = inner(method)
             reading.loss.label_smoothing = smoothing
         self.method = method.to(self.args.device)
 
@@ -120,14 +128,31 @@ class PostTrainer(Trainer):
         found = last(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         self._resume_from, self._resumed_first, self._items = found or None, None, None
         plain: Any = self.model
+        if self.model_init is None:
+            self._make_around(plain)
         self._frozen = [] if plain is None else frozen_norms(plain)  # model_init makes it later, nothing frozen
         return super().train(found or resume_from_checkpoint, *args, **kwargs)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make the model, and the method around it while it is new."""
+        model: nn.Module = super().call_model_init(trial)
+        self._make_around(model)
+        return model
+
+    def _make_around(self, model: nn.Module | None) -> None:
+        """Make the method where it is not there yet: before a checkpoint's weights are, since DELTA copies a start."""
+        make = getattr(self, "_make_method", None)
+        if (
+            model is not None
+            and make is not None
+            and getattr(getattr(self, "method", None), "model", None) is not model
+        ):
+            self._adopt(make(model))
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the method, if it is not there yet, and the optimizer that it wants around the Trainer's."""
         plain: Any = self.model
-        if self._make_method is not None and getattr(getattr(self, "method", None), "model", None) is not plain:
-            self._adopt(self._make_method(plain))
+        self._make_around(plain)
         if self._resume_from is not None:
             self._load_method(Path(self._resume_from))
         if self.optimizer is None or self._wrapped is None:
@@ -215,8 +240,8 @@ class PostTrainer(Trainer):
     def _check_targets(self, targets: Tensor) -> None:
         """The library takes floating-point labels for multi-label ones, unless the model's config says otherwise."""
         told = getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
-        if targets.is_floating_point() and not told and not _own_loss(self.method):
-            raise ValueError(_needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
+        if targets.is_floating_point() and not told and not own_loss(self.method):
+            raise ValueError(needs_loss(f"labels of {targets.dtype} and shape {tuple(targets.shape)}"))
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Log, and with a row of training the method's metrics."""
@@ -275,67 +300,8 @@ class PostTrainer(Trainer):
 
     def _through(self, model: nn.Module) -> AbstractContextManager[None]:
         """Call the model as the Trainer has wrapped it, so that DDP sees the forward pass."""
-        network: Any = _inner(self.method)
+        network: Any = inner(self.method)
         return nullcontext() if model is self.model else _calling(network.network, model)
-
-
-class _Surroundings(TrainerCallback):
-    """What precedes and follows the steps and epochs of a method; after a step, before the Trainer saves anything."""
-
-    def __init__(self, trainer: PostTrainer) -> None:
-        self.trainer = trainer
-        self.epoch = 0
-        self.steps_per_epoch: int | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        loader = kwargs["train_dataloader"]
-        self.steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
-        self.epoch = state.global_step // self.steps_per_epoch if self.steps_per_epoch else 0
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        optimizer = self.trainer.plain_optimizer()
-        self.trainer.method.before_epoch(self.epoch, state.num_train_epochs, optimizer)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.method.after_step()
-        if self.steps_per_epoch and (state.global_step + 1) % self.steps_per_epoch == 0:
-            self._after_epoch(state)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.steps_per_epoch:
-            self._after_epoch(state)
-        self.epoch += 1
-
-    def within_epoch(self) -> bool:
-        """Tell whether mini-batches of the epoch are left, as far as the loader's length says so."""
-        return self.steps_per_epoch is None or self.trainer.state.global_step % self.steps_per_epoch != 0
-
-    def _after_epoch(self, state: Any) -> None:
-        trainer = self.trainer
-
-        def batches() -> Iterator[tuple[Inputs, Tensor]]:
-            return one_pass_on(trainer.get_train_dataloader(), trainer.args.device)
-
-        trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)
-
-
-def _inner(method: Method) -> Method:
-    """Look through averages: the method that reads the network."""
-    return _inner(method.method) if isinstance(method, Averaged) else method
-
-
-def _own_loss(method: Method) -> bool:
-    """Tell whether the user gave the method a loss in the place of the cross-entropy."""
-    loss = getattr(_inner(method), "loss", None)
-    return loss is not None and not isinstance(loss, CrossEntropy)
-
-
-def _needs_loss(what: str) -> str:
-    """Word the error where ``what`` is there, for which the cross-entropy does not fit."""
-    return (
-        f"{what}: the cross-entropy of one class per sample does not fit; use pof.PoF(model, loss=...), such as"
-        " torch.nn.functional.binary_cross_entropy_with_logits for several labels per sample"
-    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, to_device
 from pof._support.checks import whole_number
-from pof._support.modules import copied, device_of, put_buffers
+from pof._support.modules import copied, device_of, packed, put_buffers, unpacked
 from pof.combine.statistics import estimate_statistics
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.perturbation.loss import Loss
@@ -111,6 +111,10 @@ class Averaged(Method):
         if self.average == "ema":
             self._move(1 - self.decay)
 
+    def by_epochs(self) -> str | None:
+        """SWA's start, or what the inner method goes by."""
+        return "start" if self.average == "swa" and self.start else self.method.by_epochs()
+
     def epoch_metrics(self) -> dict[str, float]:
         """Those of the inner method."""
         return self.method.epoch_metrics()
@@ -172,12 +176,13 @@ class Averaged(Method):
                 put_buffers(modules[name], source._buffers, device)
                 modules[name].training = source.training
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> Tensor:
         """The networks that LAWA holds, the averages of what is in half precision, and how many were averaged."""
-        return {"recent": self._recent, "wide": self._wide, "count": self._count}
+        return packed({"recent": self._recent, "wide": self._wide, "count": self._count})
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Take back what :meth:`get_extra_state` gave."""
+        state = unpacked(state)
         device = device_of(self.method)
         self._recent, self._wide = to_device(state["recent"], device), to_device(state["wide"], device)
         self._count = state["count"]

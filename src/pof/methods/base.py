@@ -169,6 +169,14 @@ class Method(nn.Module, ABC):
     def after_step(self) -> None:
         """What follows an optimizer step; called once after each."""
 
+    def by_epochs(self) -> str | None:
+        """The option that goes by the number of epochs of the whole run.
+
+        Returns:
+            Its name; None if there is none.
+        """
+        return None
+
     def epoch_metrics(self) -> dict[str, float]:
         """Figures for an epoch's row of the log that are no means over its steps."""
         return {}
@@ -228,6 +236,16 @@ class Method(nn.Module, ABC):
         """Leave the model as it was, but for what was trained: no hooks, and the head's ``requires_grad`` as before."""
         for parameter in self._taken_out:
             parameter.requires_grad_(True)
+
+
+def refuse_unknown_epochs(method: Method) -> None:
+    """Refuse, where the number of epochs of the run is not known, a method that goes by it."""
+    option = method.by_epochs()
+    if option is not None:
+        raise ValueError(
+            f"{option} goes by the number of epochs, which is not known where the training loader has no length and the"
+            " trainer counts steps: give the data set a __len__ (or Lightning max_epochs), or leave the option out"
+        )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, rows_of, samples_of, to_device
 from pof._support.checks import MOST_SEED, finite, whole_number
-from pof._support.modules import device_of, every, frozen_statistics, running_statistics
+from pof._support.modules import device_of, every, frozen_statistics, packed, running_statistics, unpacked
 from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
 from pof.head.split import split
@@ -202,12 +202,13 @@ class PoF(Method):
             return self.gamma
         return self.gamma * float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> Tensor:
         """Generator and previous features, so that a state dict resumes exactly."""
-        return {"generator": self._generator.get_state(), "previous": self._previous}
+        return packed({"generator": self._generator.get_state(), "previous": self._previous})
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Take back what :meth:`get_extra_state` gave."""
+        state = unpacked(state)
         self._generator.set_state(state["generator"].cpu())
         previous = state["previous"]
         self._previous = None if previous is None else to_device(previous, device_of(self.network))

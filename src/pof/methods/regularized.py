@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.batches import Inputs, joined, to_device
-from pof._support.modules import device_of
+from pof._support.modules import device_of, packed, unpacked
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
@@ -100,12 +100,13 @@ class Regularized(Method):
         """They are off."""
         self.regularizer.close()
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> Tensor:
         """Features and targets of a step that is not taken yet: a checkpoint may come between its mini-batches."""
-        return {"seen": self._seen}
+        return packed({"seen": self._seen})
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Take back what :meth:`get_extra_state` gave."""
+        state = unpacked(state)
         self._seen = to_device(state["seen"], device_of(self.network))
 
     def after_step(self) -> None:

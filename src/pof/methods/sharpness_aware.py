@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, first_samples, for_training, samples_of, unpack
 from pof._support.checks import finite, whole_number
-from pof._support.modules import device_of, frozen_statistics, in_training
+from pof._support.modules import device_of, frozen_statistics, in_training, packed, unpacked
 from pof._support.random import preserved
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
@@ -262,16 +262,23 @@ class SharpnessAware(Method):
         if self.kind == "msam" and self._optimizer is not None and self._optimizer.will_ascend:
             estimate_statistics(self.model, batches())
 
+    def by_epochs(self) -> str | None:
+        """The last epochs, and the end of a budget's annealing."""
+        if self.last_epochs is not None:
+            return "last_epochs"
+        return "anneal" if self.budget and self.anneal else None
+
     def epoch_metrics(self) -> dict[str, float]:
         """The shares of a radius from the data."""
         return {f"share_{name}": share for name, share in self.shares.items()}
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> Tensor:
         """The radius from the data, which may have been taken on the way, and its shares."""
-        return {"rho": self.rho, "shares": self.shares} if self._calibrated else {}
+        return packed({"rho": self.rho, "shares": self.shares} if self._calibrated else {})
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Take back what :meth:`get_extra_state` gave."""
+        state = unpacked(state)
         self.rho, self.shares = state.get("rho", self.rho), state.get("shares", self.shares)
 
     def forward(

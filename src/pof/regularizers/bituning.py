@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pof._support import distributed
 from pof._support.batches import Inputs, to_device
 from pof._support.checks import finite, whole_number
-from pof._support.modules import copied, device_of
+from pof._support.modules import copied, device_of, packed, unpacked
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
 from pof.head.split import split
@@ -174,12 +174,13 @@ class BiTuning(Regularizer):
         positive = targets[:, None] == classes
         return contrast(own, stored, positive, filled.flatten(), self.temperature).mean()
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> Tensor:
         """The keys of a step that is not taken yet: a checkpoint may come between its mini-batches."""
-        return {"pending": self._pending}
+        return packed({"pending": self._pending})
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Take back what :meth:`get_extra_state` gave."""
+        state = unpacked(state)
         self._pending = to_device(state["pending"], device_of(self._network[0]))
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ def _close(before: Tensor, now: Tensor) -> bool:
 
 def items_of(loader: Any) -> dict[str, Any] | None:
     """Number of samples, and a few values of three of them, of a loader's data set; None where it cannot be asked."""
-    data = getattr(loader, "dataset", None)
+    data: Any = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         return None
     samples = len(data)

@@ -1,0 +1,58 @@
+"""What precedes and follows the steps and epochs of a method in the Trainer of transformers, as a callback."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
+
+from pof._support.batches import Inputs
+from pof.methods.base import refuse_unknown_epochs
+from pof.training.stream import one_pass_on
+
+
+class Surroundings(TrainerCallback):
+    """What precedes and follows the steps and epochs of a method; after a step, before the Trainer saves anything."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.epoch = 0
+        self.steps_per_epoch: int | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.num_train_epochs == sys.maxsize:  # as the Trainer has it of a loader without a length
+            refuse_unknown_epochs(self.trainer.method)
+        loader = kwargs["train_dataloader"]
+        self.steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
+        self.epoch = state.global_step // self.steps_per_epoch if self.steps_per_epoch else 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = self.trainer.plain_optimizer()
+        self.trainer.method.before_epoch(self.epoch, state.num_train_epochs, optimizer)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.method.after_step()
+        if self.steps_per_epoch and (state.global_step + 1) % self.steps_per_epoch == 0:
+            self._after_epoch(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.steps_per_epoch:
+            self._after_epoch(state)
+        self.epoch += 1
+
+    def within_epoch(self) -> bool:
+        """Tell whether mini-batches of the epoch are left, as far as the loader's length says so."""
+        return self.steps_per_epoch is None or self.trainer.state.global_step % self.steps_per_epoch != 0
+
+    def _after_epoch(self, state: Any) -> None:
+        trainer = self.trainer
+
+        def batches() -> Iterator[tuple[Inputs, Tensor]]:
+            return one_pass_on(trainer.get_train_dataloader(), trainer.args.device)
+
+        trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)
