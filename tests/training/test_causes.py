@@ -127,7 +127,7 @@ class Endless(IterableDataset[Any]):
         return iter(samples())
 
 
-@pytest.mark.parametrize("make", [pof.PoF, lambda m: pof.SharpnessAware(m, last_epochs=1)])
+@pytest.mark.parametrize("make", [pof.PoF, pof.SharpnessAware])
 def test_lightning_without_a_length(make: Any) -> None:
     pytest.importorskip("lightning", reason="lightning is not installed")
     from tests.integrations import trainers
