@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,9 +260,13 @@ def loaders_of_a_rank(rank: int) -> list[Any]:
             seen += arguments[0][:, 0].tolist()
 
         method = pof.Finetune(mlp())
-        with method.register_forward_pre_hook(note):
+        with method.register_forward_pre_hook(note), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             pof.fit(method, loader, epochs=2, device="cpu")
+        assert not any("the same first mini-batch" in str(each.message) for each in said), name
         found.append((name, seen))
+    with pytest.warns(UserWarning, match="all 2 processes have the same first mini-batch"):
+        pof.fit(pof.Finetune(mlp()), [batch(4, seed=9)], epochs=1, device="cpu")
     plain = [DataLoader(data, 4), DataLoader(data, 4, shuffle=True)]
     for loader in (*plain, DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, False))):
         with pytest.raises(ValueError, match="each of 2 processes would train on the same batches"):

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pof._support import distributed
 from pof._support.batches import Inputs, for_training, is_plain, samples_of, tensors_of, to_device, unpack
 from pof._support.modules import BATCH_NORMS
 from pof._support.random import capture, derive_seed, isolated, loader_generators, preserved, restore
@@ -306,6 +307,8 @@ def windows(
     """Iterate over the mini-batches of each optimizer step of an epoch; the last window may be shorter."""
     micros = (Micro(*batch, reference) for batch, reference in stream.iterate(epoch, resume))
     while window := _window(micros, accumulation):
+        if epoch == 0 and stream.consumed == 0:
+            _warn_of_copies(window)
         stream.consumed += len(window)
         yield window
 
@@ -315,6 +318,20 @@ def _window(micros: Iterator[Micro], size: int) -> list[Micro]:
     while len(window) < size and (micro := fetched(micros, window)) is not END:
         window.append(micro)
     return window
+
+
+def _warn_of_copies(window: list[Micro]) -> None:
+    """Warn where all processes train on the same mini-batches; a collective call, for a run's first step."""
+    if not distributed.active():
+        return
+    found = distributed.gather_objects(sampled((window[0].inputs, window[0].targets)))
+    if all(are_same(found[0], other) for other in found[1:]):
+        warnings.warn(
+            f"all {len(found)} processes have the same first mini-batch: if they have all of them in common, each does"
+            " what one would do alone; share the samples out, by a DistributedSampler, or for streams by"
+            " datasets.distributed.split_dataset_by_node",
+            stacklevel=8,
+        )
 
 
 def warn_of_incomplete(model: nn.Module, full: int, last: int) -> None:
