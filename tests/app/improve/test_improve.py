@@ -244,7 +244,9 @@ def test_a_network_that_is_not_fitted_gets_plain_training_with_most_of_the_budge
         {"sgd, lr 0.1, last": 12.0, "sgd, lr 0.02, last": 4.0}
     )
     named = pof.improve(network(0), *loaders(), candidates=["sam auto"], budget=2.0, lr=1e-4, device="cpu")
-    assert any("sgd alone, may gain more" in note for note in named.notes)
+    assert any("plain training alone, as --candidates sgd, may gain more" in note for note in named.notes)
+    plain = pof.improve(network(0), *loaders(), candidates=["sgd"], budget=2.0, lr=1e-4, device="cpu")
+    assert any("only plain training was tried" in note for note in plain.notes)
 
 
 def test_soft_targets_of_training_tell_how_well_they_are_fitted() -> None:

@@ -81,6 +81,13 @@ def test_a_loader_in_another_order_is_refused() -> None:
         logits_on(mlp(), [])
 
 
+def test_a_network_that_cannot_be_judged_is_in_its_own_mode_while_the_error_is_told() -> None:
+    network = mlp().train()
+    with pytest.raises(ValueError, match="class indices") as caught:
+        logits_on(network, [(torch.randn(6, 5, dtype=torch.float64), torch.rand(6, 3))])
+    assert caught.tb and network.training  # the frames of the error are alive
+
+
 def test_every_rung_costs_the_same_and_the_whole_is_the_budget() -> None:
     plan = rungs(12, 60.0)
     assert [rung.runs for rung in plan] == [12, 6, 3, 2]

@@ -108,11 +108,13 @@ def improve(
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
         fit, named = fit_of(network, train_loader, head), candidates is not None
-        kinds = kinds if named or fit.fits else UNFITTED
+        alone = not named and not fit.fits
+        kinds = UNFITTED if alone else kinds
         tried, spent = _candidates(race, kinds, base, lr, budget, named=named)
-        plan = rungs(len(tried), _left(budget, spent), 1 if kinds is UNFITTED else FINALISTS)
+        plan = rungs(len(tried), _left(budget, spent), 1 if alone else FINALISTS)
         incoming = figures(logits[chooses], targets[chooses])
-        notes = notes_on(fit, incoming, len(confirms), (spent, budget, _left(budget, spent)), named=named)
+        plain = all(candidate.options.method == "finetune" for candidate in tried)
+        notes = notes_on(fit, incoming, len(confirms), (spent, budget, _left(budget, spent)), plain=plain)
         result = _raced(race, tried, plan, spent, logits, confirms, incoming, notes)
         return _kept(result, None if out is None else folder, metadata)
 

@@ -7,7 +7,7 @@ exact McNemar for the error, paired bootstrap intervals for NLL and Brier score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from pof.perturbation.loss import CrossEntropy
 from pof.training.evaluation import counted
 from pof.training.stream import same_draws
 
+Take = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 FITTED = 0.005
 """Training error below which a network fits its data as well as can be."""
 UNFITTED = 0.15
@@ -64,10 +65,7 @@ def fit_of(network: nn.Module, train_loader: Iterable[Any], head: str | None = N
 
     The loss of :data:`UNFITTED` is a share of the way from the entropy of soft targets to guessing.
     """
-    read = list(_read(network, train_loader, head))
-    if not read[0][1].is_floating_point():
-        read = [counted(logits, targets) for logits, targets in read]
-    logits, targets = (torch.cat(parts) for parts in zip(*read, strict=True))
+    logits, targets = _read(network, train_loader, head, _counted_or_soft)
     classes = targets.argmax(dim=1) if targets.is_floating_point() else targets
     loss = F.cross_entropy(logits.double(), targets.double() if targets.is_floating_point() else targets)
     fits = bool(loss <= CrossEntropy().level(UNFITTED, targets, logits))
@@ -110,23 +108,30 @@ def logits_on(
 
     They are in the order of the loader, which must be the same each time.
     """
-    found = [counted(logits, targets) for logits, targets in _read(network, batches, head)]
-    if not sum(len(targets) for _, targets in found):
-        raise ValueError("improve needs validation data: val_loader gave no batch with a label (or not a second time)")
-    logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+    logits, targets = _read(network, batches, head, counted)
     if expected is not None and not torch.equal(expected, targets):
         raise ValueError("val_loader gives its samples in another order each time: give it without shuffling")
     return logits, targets
 
 
-def _read(network: nn.Module, batches: Iterable[Any], head: str | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and targets of each batch, on the CPU."""
+def _read(network: nn.Module, batches: Iterable[Any], head: str | None, take: Take) -> tuple[Tensor, Tensor]:
+    """What is taken of the logits and targets of each batch, on the CPU."""
     device = device_of(network)
-    reading = Reading(network, head)
+    found, reading = [], Reading(network, head)
     with evaluating(network), same_draws(batches, device) as drawn:
         for batch in drawn:
             inputs, targets = unpack(to_device(batch, device))
-            yield at_least_float32(reading(call(network, inputs), inputs)).cpu(), targets.cpu()
+            logits, targets = take(at_least_float32(reading(call(network, inputs), inputs)), targets)
+            found.append((logits.cpu(), targets.cpu()))
+    if not sum(len(targets) for _, targets in found):
+        raise ValueError("improve needs validation data: val_loader gave no batch with a label (or not a second time)")
+    logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits, targets
+
+
+def _counted_or_soft(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    soft = isinstance(targets, Tensor) and targets.is_floating_point()
+    return (logits, targets) if soft else counted(logits, targets)
 
 
 def figures(logits: Tensor, targets: Tensor) -> Figures:

@@ -118,11 +118,11 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
 
 
 def notes_on(
-    fit: TrainingFit, incoming: Figures, n: int, passes: tuple[float, float, float], *, named: bool
+    fit: TrainingFit, incoming: Figures, n: int, passes: tuple[float, float, float], *, plain: bool
 ) -> tuple[str, ...]:
     """What the user should know: little data to judge by, validation data that were trained on, training unfinished.
 
-    ``passes``: that the rates took, the budget, and left for the race; ``named``: the user chose the candidates.
+    ``passes``: that the rates took, the budget, and left for the race; ``plain``: all candidates are plain training.
     """
     notes, error = [], fit.error
     if n < ENOUGH:
@@ -133,7 +133,9 @@ def notes_on(
             " network was trained on the validation data, they favour it over every candidate; give data of your own"
         )
     if not fit.fits:
-        tried = "; the usual candidate there, sgd alone, may gain more" if named else ": only plain training was tried"
+        tried = (
+            ": only plain training was tried" if plain else "; plain training alone, as --candidates sgd, may gain more"
+        )
         notes.append(
             f"the incoming network does not fit its training data (error {100 * error:.2f} %){tried}; more training"
             " before the search, with all of its epochs, may gain still more"
