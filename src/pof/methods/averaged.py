@@ -53,6 +53,8 @@ class Averaged(Method):
         self.averaged = copied(method.model).requires_grad_(False)
         # Of parameters in half precision: there an EMA would not move.
         self._wide = {name: p.detach().float() for name, p in self.averaged.named_parameters() if p.itemsize < 4}
+        self.estimates = True
+        """Whether the average gets batch-norm statistics after each epoch; else whoever judges it estimates them."""
         self._count = 0
         self._recent: list[dict[str, Tensor]] = []
 
@@ -130,7 +132,8 @@ class Averaged(Method):
             self._set_mean_of_recent()
         if self._count:
             self._follow()
-            estimate_statistics(self.candidate(), batches())
+            if self.estimates:
+                estimate_statistics(self.candidate(), batches())
 
     @torch.no_grad()
     def candidate(self) -> nn.Module:

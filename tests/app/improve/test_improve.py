@@ -193,7 +193,7 @@ def test_a_folder_is_taken_once_and_goes_on_with_the_same_arguments_only(tmp_pat
 
 @pytest.mark.parametrize(
     "changes",
-    [{"budget": 0}, {"candidates": ["magic"]}, {"lr": -1.0}, {"resume": True}, {"candidates": {"a": {"lr": -1.0}}}],
+    [{"budget": 0}, {"candidates": ["magic"]}, {"lr": -1.0}, {"resume": True}, {"candidates": {"sam": {"lr": -1.0}}}],
 )
 def test_a_search_is_not_removed_before_another_is_ready_to_start(tmp_path: Path, changes: dict[str, Any]) -> None:
     given: Any = {**FAST, "budget": 2.0, "candidates": ["sgd"], "out": tmp_path / "out"}

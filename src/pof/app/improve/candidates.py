@@ -12,12 +12,14 @@ from pof.app.experiment.recipe import checked
 from pof.app.improve.rate import candidate_options
 from pof.app.method_options import AverageOptions
 from pof.app.methods import METHODS
-from pof.app.options import TrainOptions
+from pof.app.options import TrainOptions, schedule_of
+from pof.training.schedules import Schedule
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "sam auto": {"method": "sam", "sam": {"rho": "auto"}},
     "head-ascent": {"method": "head-ascent"},
     "sgd": {"method": "finetune"},
+    "ema constant": {"method": "finetune", "average": {"kind": "ema"}, "schedule": {"kind": "constant"}},
     "sam auto quarter": {"method": "sam", "sam": {"rho": "auto", "ascent_share": 0.25}},
     "pof": {"method": "pof"},
     "pof fixed": {"method": "pof", "pof": {"sampling": "fixed"}},
@@ -27,13 +29,11 @@ UNFITTED = {"sgd": FAMILIES["sgd"]}
 """Tried in their place where the network does not fit its training data: what that lacks is training."""
 SHARES = (1.0, 0.2)
 """Rates, as shares of a family's first one."""
-EMA_HORIZON = 0.1
-"""Share of a run's steps that the exponential moving average beside it looks back on."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One training: a method with its options at one learning rate; its moving average is judged beside it."""
+    """One training: a method with its options at one learning rate; an average of its iterates is judged beside it."""
 
     name: str
     options: TrainOptions
@@ -65,6 +65,15 @@ def check_options(wanted: Mapping[str, Mapping[str, Any]], base: TrainOptions) -
     for name, options in wanted.items():
         training = checked(candidate_options(options, base, f"candidates.{name}"), f"candidates.{name}")
         finite(f"candidates.{name}.lr", training.lr, above=0)
+        _check_schedule(schedule_of(training), f"candidates.{name}.schedule")
+
+
+def _check_schedule(schedule: Schedule, where: str) -> None:
+    if schedule.kind == "step" or schedule.warmup_steps:
+        wrong = "kind step" if schedule.kind == "step" else f"warmup_steps {schedule.warmup_steps}"
+        raise ValueError(
+            f"{where}.{wrong}: the search has a cosine for each rung, or constant; warmup is a share of it"
+        )
 
 
 def make_candidates(

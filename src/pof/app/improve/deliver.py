@@ -28,7 +28,7 @@ from pof.app.improve.candidates import UNFITTED, Candidate, check_options, famil
 from pof.app.improve.folder import digest, question, take
 from pof.app.improve.halving import FINALISTS, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
-from pof.app.improve.rate import RateSearch, first_rate
+from pof.app.improve.rate import RateSearch, check_shared, first_rate
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
@@ -95,6 +95,7 @@ def improve(
     _check(model, head, budget, seed, jobs, lr)
     _check_held_out(train_loader, val_loader)
     base = training or TrainOptions("finetune", seed=seed)
+    check_shared(base)
     check_options(kinds := families(candidates), base)
     network = model.to(find_device(device))
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,7 @@ from pof.app.budget import passes
 from pof.app.experiment.recipe import parse_section
 from pof.app.job import make_optimizer
 from pof.app.method_options import AverageOptions
-from pof.app.methods import Context, build_method, entry_of
+from pof.app.methods import GROUPS, Context, build_method, entry_of
 from pof.app.options import TrainOptions
 from pof.training.step import Stepper
 from pof.training.stream import Micro
@@ -126,11 +126,30 @@ def first_rate(centre: float, method: str) -> float:
 def candidate_options(values: Mapping[str, Any], base: TrainOptions, where: str) -> TrainOptions:
     """Read the options of a candidate; what all share with the training is taken from ``base``."""
     training = parse_section(TrainOptions, values, where)
+    other = next((key for key in values if key not in OWN), None)
+    if other is not None:
+        raise ValueError(
+            f"{where}.{other}: a candidate's own options are {', '.join(OWN)}; all share the rest: give it to the"
+            " search, in Python as training=TrainOptions(...)"
+        )
     return replace(training, **{key: getattr(base, key) for key in COMMON})
 
 
+OWN = ("method", "lr", "schedule", "average", *GROUPS)
+"""Options that a candidate can have of its own."""
 COMMON = (
     *("batch_size", "accumulation", "label_smoothing", "seed", "optimizer", "momentum", "weight_decay"),
     *("clip_norm", "precision", "device"),
 )
 """Options that all candidates share with the training."""
+
+
+def check_shared(base: TrainOptions) -> None:
+    """Refuse options of the training that no candidate would take from it."""
+    usual = TrainOptions("finetune")
+    for name in (field.name for field in fields(base) if field.name not in {"method", *COMMON}):
+        if getattr(base, name) != getattr(usual, name):
+            raise ValueError(
+                f"training.{name}: candidates take {', '.join(COMMON)} from the training; budget decides the epochs,"
+                " lr is an argument of its own, and methods with their options are candidates"
+            )

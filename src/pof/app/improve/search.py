@@ -23,12 +23,13 @@ from pof._support.modules import copied, device_of
 from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.engine.base import Engine, Numerics, Workers, packed
-from pof.app.improve.candidates import EMA_HORIZON, Candidate
+from pof.app.improve.candidates import Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
 from pof.app.job import make_optimizer
 from pof.app.method_options import AverageOptions
-from pof.app.methods import Context, build_method
+from pof.app.methods import Context, average_of, build_method
+from pof.app.options import TrainOptions, schedule_of
 from pof.app.run_files import RunError
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
@@ -41,7 +42,11 @@ from pof.training.step import Stepper
 from pof.training.stream import micro_batches, set_epoch
 
 KINDS = ("last", "ema")
-"""The networks that a run gives: its iterate, and the exponential moving average of its iterates."""
+"""The networks that a run gives: its iterate, and an average of its iterates, exponential unless it has another."""
+EMA_HORIZON = 0.1
+"""Share of the first rung that the moving average beside a run looks back on, where the run has none of its own."""
+WARMUP = 0.1
+"""Share of a rung in which the rate rises, of runs that do not say."""
 
 Judging = Callable[[Sequence[tuple[Candidate, int, Rung]]], Iterator[dict[str, Any]]]
 
@@ -76,13 +81,22 @@ class Cycles(Schedule):
     ends: tuple[int, ...] = ()
 
     def factor(self, step: int, total: int) -> float:
-        """Factor on the learning rate at a step; the first tenth of each cycle rises."""
+        """Factor on the learning rate at a step; ``warmup`` is the share of each cycle that rises."""
         start = max((end for end in self.ends if end <= step), default=0)
         length = next((end for end in self.ends if end > step), total) - start
-        warm = length // 10
+        warm = int(self.warmup * length)
         if step - start < warm:
             return (step - start + 1) / (warm + 1)
         return 0.5 * (1.0 + math.cos(math.pi * (step - start - warm) / max(1, length - warm)))
+
+
+def schedule_in(ends: tuple[int, ...], options: TrainOptions) -> Schedule:
+    """The schedule of a run whose rungs end at these steps: a constant rate, where it asks for that, or cycles."""
+    asked = schedule_of(options)
+    share = asked.warmup or WARMUP
+    if asked.kind == "constant":
+        return Schedule("constant", warmup_steps=int(share * ends[0]))
+    return Cycles(warmup=share, ends=ends)
 
 
 @dataclass
@@ -236,19 +250,24 @@ class Race:
     def _loop(self, candidate: Candidate, stop_at: int) -> tuple[Method, Loop]:
         """A candidate's method around a copy of the incoming network, and its loop up to a step."""
         ends = self._ends(candidate)
-        decay = 1.0 - 1.0 / max(2.0, EMA_HORIZON * ends[0])
-        epochs = -(-ends[-1] // self.steps_per_epoch)
-        options = replace(candidate.options, epochs=epochs, average=AverageOptions("ema", decay=decay))
+        options = replace(candidate.options, epochs=-(-ends[-1] // self.steps_per_epoch))
+        if average_of(options) == "none":
+            decay = 1.0 - 1.0 / max(2.0, EMA_HORIZON * ends[0])
+            options = replace(options, average=AverageOptions("ema", decay=decay))
         network = copied(self.incoming)
         context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
         device = device_of(network)
         method = build_method(context).to(device)
-        if isinstance(method, Averaged) and getattr(method.method, "rho", None) == 0:
-            raise ValueError("its radius from the data is 0, as the network does not fit them: it is plain training")
+        if isinstance(method, Averaged):
+            method.estimates = False  # done where networks are judged
+            if getattr(method.method, "rho", None) == 0:
+                raise ValueError(
+                    "its radius from the data is 0, as the network does not fit them: it is plain training"
+                )
         precision = find_precision(options.precision, device)
         stepper = Stepper(method, make_optimizer(method, options), precision, options.clip_norm)
-        lengths = (epochs, self.steps_per_epoch, options.accumulation, None)
-        times = Timetable(*lengths, Cycles(ends=ends), total_steps=ends[-1], stop_at=stop_at)
+        lengths = (options.epochs, self.steps_per_epoch, options.accumulation, None)
+        times = Timetable(*lengths, schedule_in(ends, options), total_steps=ends[-1], stop_at=stop_at)
         stream = micro_batches(self.train_loader, method.needs_reference, device)
         folder = self.folder / "runs" / candidate.name.replace(" ", "_").replace(",", "")
         return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate))
