@@ -439,3 +439,11 @@ def test_seeding_of_workers_reaches_the_loader() -> None:
     ahead = AheadLoader(data, True, lambda: 0, lambda: 8)
     ahead.worker_init_fn = print
     assert data.worker_init_fn is print and ahead.batch_size == 8 and len(ahead) == 8
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_penalty_that_counts_by_class_weights_is_said(accumulation: int, recwarn: pytest.WarningsRecorder) -> None:
+    method = pof.Regularized(net(), pof.regularizers.FNP(), class_weights=torch.tensor([0.1, 1.0, 5.0, 20.0]))
+    lightning_trainer(accumulate_grad_batches=accumulation, max_epochs=1).fit(lightning_module(method), loader())
+    said = [str(one.message) for one in recwarn if "class weights beside a regulariser" in str(one.message)]
+    assert len(said) == (accumulation > 1)

@@ -294,6 +294,16 @@ def test_msam_accumulates_at_the_perturbed_point(tmp_path: Path) -> None:
     in_hugging_face(msam, net(norm=True), tmp_path).close_to(in_fit(msam, net(norm=True)))
 
 
+def test_class_weights_are_not_those_of_the_penalty(tmp_path: Path) -> None:
+    def weighted(model: Any) -> pof.Method:
+        weights = torch.tensor([0.1, 1.0, 5.0, 20.0])
+        return pof.Regularized(model, pof.regularizers.FNP(strength=0.5), class_weights=weights)
+
+    expected = in_fit(weighted, net()).weights
+    for name, value in in_hugging_face(weighted, net(), tmp_path).weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-6, msg=name)
+
+
 def test_a_resume_with_model_init_copies_the_start(tmp_path: Path) -> None:
     options: Any = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
     arguments = hugging_face_trainer(delta, net(), tmp_path, **options).args

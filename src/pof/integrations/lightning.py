@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -156,6 +157,13 @@ class PostTraining(LightningModule):
         if self.trainer.train_dataloader is not self._loader:
             kind = type(self.trainer.train_dataloader).__name__
             raise ValueError(f"PostTraining takes one training loader; got a {kind} of them: combine their data sets")
+        several = self.trainer.accumulate_grad_batches > 1 or self.trainer.world_size > 1
+        if several and self.method.penalty_weight_of(torch.zeros(1, dtype=torch.long)) is not None:
+            warnings.warn(
+                "class weights beside a regulariser: Lightning does not tell the mini-batches of a step in advance, so the"
+                " penalty of each counts by its class weights, not by its samples as in pof.fit",
+                stacklevel=2,
+            )
         optimizer = self._plain_optimizer()
         if not isinstance(optimizer, PerturbingOptimizer):
             return

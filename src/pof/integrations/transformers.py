@@ -27,7 +27,7 @@ from pof.integrations._losses import inner, needs_loss, own_loss
 from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.training.same_data import items_of, other_items
-from pof.training.step import TINY, over_processes, warn_of_other_mean, weighted
+from pof.training.step import TINY, over_processes, share_of, warn_of_other_mean
 from pof.training.stream import with_next
 
 try:
@@ -86,6 +86,7 @@ class PostTrainer(Trainer):
         self._window: deque[tuple[Any, Any]] = deque()
         self._deferred: list[tuple[Any, Any]] = []
         self._total, self._processes = torch.zeros((), dtype=torch.float64, device=self.args.device), 1
+        self._of_penalty = self._total
         self._sums: dict[str, Tensor] = {}
         self._surroundings = Surroundings(self)
         self.add_callback(self._surroundings)
@@ -182,11 +183,17 @@ class PostTrainer(Trainer):
         self._deferred.clear()
         if self._beside is not None:
             self._beside.clear()  # the Trainer clears those of the model
-        weights = [self.method.weight_of(unpack(batch)[1]).to(self.args.device) for batch, _ in pairs]
-        total = torch.stack([torch.zeros_like(self._total), *weights]).sum()
-        self._total, self._processes = over_processes(total)
+        targets = [unpack(batch)[1] for batch, _ in pairs]
+        self._total, self._processes = self._over_all([self.method.weight_of(each) for each in targets])
+        if self.method.penalty_weight_of(torch.zeros(1, dtype=torch.long)) is not None:
+            self._of_penalty, _ = self._over_all([self.method.penalty_weight_of(each) for each in targets])
         found: tuple[list[Any], Any] = super().get_batch_samples(iter([batch for batch, _ in pairs]), *args)
         return found
+
+    def _over_all(self, weights: list[Any]) -> tuple[Tensor, int]:
+        """The sum over the mini-batches of a step, none in some processes, and the number of processes."""
+        here = [torch.zeros_like(self._total), *(weight.to(self.args.device) for weight in weights)]
+        return over_processes(torch.stack(here).sum())
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward on a mini-batch, and give its share in the mean loss of the step."""
@@ -230,7 +237,10 @@ class PostTrainer(Trainer):
         weight = self.method.weight_of(targets)
         if self._processes > 1 or self.args.gradient_accumulation_steps > 1:
             warn_of_other_mean(self.method, output, targets)
-        loss = weighted(output.loss, weight * self._processes / self._total.clamp_min(TINY))
+        counts, penalised = self.method.penalty_weight_of(targets), None
+        if counts is not None:
+            penalised = counts * self._processes / self._of_penalty.clamp_min(TINY)
+        loss = share_of(output, weight * self._processes / self._total.clamp_min(TINY), penalised)
         self.accelerator.backward(loss)
         if record:
             for name, value in {"weight": torch.ones_like(weight), **output.metrics}.items():

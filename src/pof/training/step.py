@@ -116,7 +116,7 @@ class Stepper:
                     output: StepOutput = self.module(micro.inputs, micro.targets, *(micro.reference or ()))
                 if share is not None:
                     warn_of_other_mean(self.method, output, micro.targets)
-                loss = output.loss if share is None else _share_of(output, *share)
+                loss = output.loss if share is None else share_of(output, *share)
                 torch.autograd.backward(self.scaler.scale(loss) if self._scales else loss)
             outputs.append(output)
         return _mean(outputs, weights, sum([micro.size for micro in window]))
@@ -156,7 +156,8 @@ def weighted(loss: Tensor, share: Tensor) -> Tensor:
     return loss * share.to(loss.dtype)
 
 
-def _share_of(output: StepOutput, share: Tensor, of_penalty: Tensor | None) -> Tensor:
+def share_of(output: StepOutput, share: Tensor, of_penalty: Tensor | None) -> Tensor:
+    """The loss of a mini-batch times its share of the step, its penalty times its own; None is the same one."""
     loss = weighted(output.loss, share)
     if output.penalty is None or of_penalty is None:
         return loss
