@@ -160,8 +160,8 @@ class PostTraining(LightningModule):
         several = self.trainer.accumulate_grad_batches > 1 or self.trainer.world_size > 1
         if several and self.method.penalty_weight_of(torch.zeros(1, dtype=torch.long)) is not None:
             warnings.warn(
-                "class weights beside a regulariser: Lightning does not tell the mini-batches of a step in advance, so the"
-                " penalty of each counts by its class weights, not by its samples as in pof.fit",
+                "class weights beside a regulariser: Lightning does not tell the mini-batches of a step in advance, so"
+                " the penalty of each counts by its class weights, not by its samples as in pof.fit",
                 stacklevel=2,
             )
         optimizer = self._plain_optimizer()
