@@ -51,8 +51,8 @@ class Averaged(Method):
         self.decay, self.start, self.window = decay, start, window
         self.needs_reference, self.remedy, self.nesterov = method.needs_reference, method.remedy, method.nesterov
         self.averaged = copied(method.model).requires_grad_(False)
-        # Of parameters in half precision: there an EMA would not move.
-        self._wide = {name: p.detach().float() for name, p in self.averaged.named_parameters() if p.itemsize < 4}
+        # Of parameters in half precision, in which they may come later: there an EMA would not move.
+        self._wide: dict[str, Tensor] = {}
         self.estimates = True
         """Whether the average gets batch-norm statistics after each epoch; else whoever judges it estimates them."""
         self._count = 0
@@ -148,9 +148,10 @@ class Averaged(Method):
     def _averages(self) -> dict[str, Tensor]:
         """What is averaged, by name: in float32 at least."""
         own = {name: p.detach() for name, p in self.averaged.named_parameters()}
-        self._wide = {name: p.to(own[name].device) for name, p in self._wide.items()}
-        found = {**own, **self._wide}
-        return {name: p for name, p in found.items() if p.is_floating_point() or p.is_complex()}
+        own = {name: p for name, p in own.items() if p.is_floating_point() or p.is_complex()}
+        narrow = {name: p for name, p in own.items() if p.itemsize < 4}
+        self._wide = {name: self._wide.get(name, p).to(p.device, torch.float32) for name, p in narrow.items()}
+        return {**own, **self._wide}
 
     @torch.no_grad()
     def _move(self, share: float) -> None:
