@@ -53,3 +53,12 @@ def test_an_average_that_is_cast_to_half_precision_still_moves(average: Average,
     for found in method.candidate().parameters():
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found, torch.full_like(found, expected))
+
+
+def test_what_a_regulariser_trains_beside_the_model_is_trained_under_an_average_too() -> None:
+    model = mlp()
+    inner = pof.Regularized(model, pof.regularizers.BiTuning(model, "fc", dimension=3, keys=2), "fc")
+    expected = list(inner.trainable_parameters())
+    found = list(pof.Averaged(inner, "ema").trainable_parameters())
+    assert len(expected) == 6 and len(found) == 6
+    assert all(a is b for a, b in zip(found, expected, strict=True))

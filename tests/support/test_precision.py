@@ -120,6 +120,8 @@ def test_products_are_in_tf32_in_the_body_only_and_never_in_head_mathematics() -
         assert torch.get_float32_matmul_precision() == "high"
         with float32_products(cuda, "highest"):
             assert torch.get_float32_matmul_precision() == "highest"
+        with without_autocast(cuda):  # without autocast too
+            assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
         raise Boom
     assert torch.get_float32_matmul_precision() == "highest"

@@ -76,9 +76,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Run the body in the dtypes of its tensors, whatever autocast and TF32 do outside; also without autocast."""
-    if not _autocasts(device.type):
-        return _NOTHING
-    context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
+    context = torch.autocast(device.type, enabled=False) if _autocasts(device.type) else _NOTHING
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         return _both(context, float32_products(device, "highest"))
     return context

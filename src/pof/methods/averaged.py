@@ -6,7 +6,7 @@ its own: they are estimated anew from the training set, samples weighted.  Avera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -79,6 +79,14 @@ class Averaged(Method):
     def head_name(self) -> str:
         """That of the inner method."""
         return self.method.head_name
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the inner method, which may have some beside the model's.
+
+        Yields:
+            Parameters that require a gradient.
+        """
+        return self.method.trainable_parameters()
 
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Make the inner method's optimizer."""
