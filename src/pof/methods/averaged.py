@@ -86,7 +86,7 @@ class Averaged(Method):
         Yields:
             Parameters that require a gradient.
         """
-        return self.method.trainable_parameters()
+        yield from self.method.trainable_parameters()
 
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Make the inner method's optimizer."""
