@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pof.flatness import (
     adaptive_sharpness,
@@ -184,3 +184,29 @@ def test_one_direction_has_an_increment_and_no_standard_error() -> None:
 def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
         calibration_of(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), temperature=temperature)
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(zip(*joined(data()), strict=True))
+
+
+@pytest.mark.parametrize("batches", [None, 2, 9])
+def test_a_loader_of_a_stream_has_no_length(batches: int | None) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    found = calibration(network(), DataLoader(Stream(), 7), batches=batches, progress=lambda *each: told.append(each))
+    assert found.samples == (14 if batches == 2 else 17)
+    assert told[0] == ("calibration", 1, batches)
+    told.clear()
+    calibration(network(), data(), batches=batches, progress=lambda *each: told.append(each))
+    assert told[0] == ("calibration", 1, 2 if batches == 2 else 3)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_off_outside_are_on_inside(name: str, around: Any) -> None:
+    model = network()
+    with around():
+        inside = MEASURES[name](model, data())
+        assert not torch.is_grad_enabled()
+    assert repr(inside) == repr(MEASURES[name](network(), data()))

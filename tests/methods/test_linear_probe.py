@@ -159,3 +159,12 @@ def test_a_head_that_is_computed_is_refused(computed: Any) -> None:
     with pytest.raises(ValueError, match="the head 'head', which is computed from other parameters"):
         pof.linear_probe(model, problem.batches(), "head")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_in_inference_mode() -> None:
+    one, other = problem.network(), problem.network()
+    with torch.inference_mode():
+        assert pof.linear_probe(one, problem.batches()) == pof.linear_probe(other, problem.batches())
+    expected = problem.network()
+    pof.linear_probe(expected, problem.batches())
+    assert torch.equal(head_of(one)[0], head_of(expected)[0])

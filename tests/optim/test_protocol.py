@@ -425,6 +425,6 @@ def test_msam_refuses_a_momentum_that_it_cannot_find() -> None:
     optimizer = MSAM(model.parameters(), Renamed)
     optimizer.step(closure_of(model, optimizer, batches[0]))
     before = weights_of(model)
-    with pytest.raises(ValueError, match="Renamed keeps no momentum under momentum_buffer or exp_avg.*holds m;"):
+    with pytest.raises(ValueError, match=r"Renamed keeps no momentum under momentum_buffer or exp_avg.*holds m;"):
         optimizer.step(closure_of(model, optimizer, batches[1]))
     assert equal(weights_of(model), before)

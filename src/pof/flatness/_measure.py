@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, arguments, check_inputs, for_training, to_device, unpack
+from pof._support.batches import Inputs, arguments, check_inputs, for_training, unpack
 from pof._support.checks import whole_number
 from pof._support.modules import buffers_kept, evaluating
 from pof._support.precision import at_least_float32, without_autocast
@@ -44,14 +44,23 @@ _readings: dict[nn.Module, Reading] = {}
 
 @contextmanager
 def measuring(model: nn.Module, seed: int, head: str | None = None) -> Iterator[torch.device]:
-    """Run the body in eval mode, without autocast, on global generators of its own (a shuffling loader uses them)."""
+    """Run the body in eval mode, without autocast, on global generators of its own (a shuffling loader uses them).
+
+    Also where the caller is in inference mode, in which there are no gradients.
+    """
     devices = {p.device for p in model.parameters()}
     if len(devices) != 1:
         raise ValueError(f"the model's parameters must lie on one device; found {sorted(map(str, devices))}")
     (device,) = devices
     _readings[model] = Reading(model, head)
     try:
-        with evaluating(model), buffers_kept(model), isolated(seed, device), without_autocast(device):
+        with (
+            torch.inference_mode(False),
+            evaluating(model),
+            buffers_kept(model),
+            isolated(seed, device),
+            without_autocast(device),
+        ):
             yield device
     finally:
         del _readings[model]
@@ -63,14 +72,15 @@ def read(
     """Go through the first ``batches`` batches of a loader once (None: all), each on ``device``."""
     if batches is not None:
         whole_number("batches", batches, 1)
-    total = len(loader) if isinstance(loader, Sized) else batches
-    total = total if batches is None or total is None else min(batches, total)
+    total = batches
+    with suppress(TypeError):  # a DataLoader of a stream has a length in name alone
+        total = len(cast(Sized, loader)) if batches is None else min(batches, len(cast(Sized, loader)))
     done = 0
     with loader_preserved(loader):
         for done, batch in enumerate(islice(loader, batches), start=1):
             inputs, targets = unpack(batch)
             check_inputs(inputs)
-            yield for_training(inputs, device), to_device(targets, device)
+            yield for_training(inputs, device), for_training(targets, device)
             report(progress, stage, done, total)
     if done == 0:
         raise ValueError("the loader gave no batch: check its data set, batch_size and drop_last")

@@ -25,6 +25,7 @@ STEPS = 1000
 """At most; with a penalty some hundred are enough."""
 
 
+@torch.inference_mode(False)  # there are no gradients in it
 def linear_probe(
     model: nn.Module,
     loader: Iterable[Any],
