@@ -107,7 +107,7 @@ def _averaging(norms: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for norm, mean in means.items():
             mean.handle.remove()
-            norm.momentum = mean.momentum  # type: ignore[assignment]
+            norm.momentum = mean.momentum
 
 
 def _inputs(batch: Any) -> Inputs:

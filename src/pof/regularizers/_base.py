@@ -109,7 +109,8 @@ class Regularizer(nn.Module, ABC):
             found = fn(tensor)
             return tensor.to(found.device, torch.float32) if found.itemsize < 4 <= tensor.itemsize else found
 
-        return super()._apply(widely, recurse)
+        applied: Self = super()._apply(widely, recurse)  # type: ignore[no-untyped-call]
+        return applied
 
     def open(self) -> None:
         """Put the hooks that it needs on the model again, after :meth:`close`; nothing for most."""
