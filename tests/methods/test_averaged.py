@@ -37,3 +37,28 @@ def test_an_average_weighs_the_epochs_as_its_name_says(
         method.after_epoch(epoch, len(EPOCHS), lambda: [])
         for found in method.candidate().parameters():
             torch.testing.assert_close(found, torch.full_like(found, expected[epoch]))
+
+
+@pytest.mark.parametrize(("average", "options"), [("ema", {"decay": 0.999}), ("swa", {}), ("lawa", {"window": 500})])
+def test_an_average_that_is_cast_to_half_precision_still_moves(average: Average, options: dict[str, Any]) -> None:
+    """As Lightning does with ``precision="bf16-true"``, after the method is made."""
+    method = pof.Averaged(pof.Finetune(mlp()), average, **options).bfloat16()
+    for step in range(300):
+        with torch.no_grad():
+            for parameter in method.model.parameters():
+                parameter.fill_(1.0 if step == 0 else 2.0)
+        method.after_step()
+        method.after_epoch(step, 300, lambda: [])
+    expected = 2.0 - 0.999**299 if average == "ema" else 2.0 - 1 / 300
+    for found in method.candidate().parameters():
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, torch.full_like(found, expected))
+
+
+def test_what_a_regulariser_trains_beside_the_model_is_trained_under_an_average_too() -> None:
+    model = mlp()
+    inner = pof.Regularized(model, pof.regularizers.BiTuning(model, "fc", dimension=3, keys=2), "fc")
+    expected = list(inner.trainable_parameters())
+    found = list(pof.Averaged(inner, "ema").trainable_parameters())
+    assert len(expected) == 6 and len(found) == 6
+    assert all(a is b for a, b in zip(found, expected, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import pof
 from pof.app.method_options import ProbeOptions
@@ -138,3 +139,32 @@ def test_lp_ft_is_plain_training_from_the_probed_head() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
     with pytest.raises(ValueError, match="lp-ft trains a head on features that are trained already: give --weights"):
         build_method(Context(model, "head", training, problem.CLASSES, data, from_scratch=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize(
+    "computed",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        lambda head: prune.random_unstructured(head, "weight", 0.3),
+    ],
+)
+def test_a_head_that_is_computed_is_refused(computed: Any) -> None:
+    """What would be set is the result of the computation, which the next forward makes anew."""
+    model = problem.network()
+    computed(model.head)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="the head 'head', which is computed from other parameters"):
+        pof.linear_probe(model, problem.batches(), "head")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_in_inference_mode() -> None:
+    one, other = problem.network(), problem.network()
+    with torch.inference_mode():
+        assert pof.linear_probe(one, problem.batches()) == pof.linear_probe(other, problem.batches())
+    expected = problem.network()
+    pof.linear_probe(expected, problem.batches())
+    assert torch.equal(head_of(one)[0], head_of(expected)[0])

@@ -31,3 +31,15 @@ def test_the_loss_without_and_with_the_penalty_are_two_rows(strength: float) -> 
     assert step["loss"] == pytest.approx(plain + penalty, rel=1e-12)
     epoch = rows[-2]
     assert (epoch["train_loss"], epoch["train_loss_without_penalty"]) == (step["loss"], step["loss_without_penalty"])
+
+
+def test_l2sp_of_the_head_alone_is_trained_on() -> None:
+    """Its ``strength`` is that of the extractor, and may be 0."""
+    inputs, targets = batch()
+    model = mlp()
+    method = pof.Regularized(model, pof.L2SP(model, strength=0.0, head_strength=0.5))
+    out = method(inputs, targets)
+    penalty = 0.25 * sum(p.detach().square().sum() for p in model.fc.parameters())
+    torch.testing.assert_close(out.loss - F.cross_entropy(model(inputs), targets), penalty)
+    nothing = pof.Regularized(model, pof.L2SP(model, strength=0.0, head_strength=0.0))(inputs, targets)
+    assert torch.equal(nothing.loss, F.cross_entropy(model(inputs), targets))

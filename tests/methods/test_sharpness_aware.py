@@ -98,3 +98,15 @@ def test_the_default_optimizer_of_msam_has_plain_momentum(kind: Any, nesterov: b
     pof.fit(inner if average is None else pof.Averaged(inner, average), mini_batches(8, 8), epochs=1, device="cpu")
     assert inner._optimizer is not None
     assert {group["nesterov"] for group in inner._optimizer.param_groups} == {nesterov}
+
+
+def test_a_radius_from_the_data_survives_every_state() -> None:
+    """Also the state of a method that has it from a state."""
+    first, *others = (pof.SharpnessAware(network()) for _ in range(3))
+    first.calibrate(mini_batches(16, 16), level_kind="rise")
+    before = first
+    for method in others:
+        method.load_state_dict(before.state_dict())
+        assert (method.rho, method.shares) == (first.rho, first.shares)
+        assert method.settings() == first.settings()
+        before = method

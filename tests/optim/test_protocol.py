@@ -403,3 +403,28 @@ def test_sparse_gradients_are_refused_before_anything_moves(build: Build) -> Non
     with pytest.raises(ValueError, match=r"needs dense gradients; got torch\.sparse_coo"):
         optimizer.ascend()
     assert equal(before, weights_of(model))
+
+
+class Renamed(torch.optim.Optimizer):
+    """Has betas, and keeps its momentum under a name of its own."""
+
+    def __init__(self, params, lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.9)) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["m"] = parameter.grad.clone()
+                parameter.add_(parameter.grad, alpha=-group["lr"])
+
+
+def test_msam_refuses_a_momentum_that_it_cannot_find() -> None:
+    """It would be plain training, step after step."""
+    model, batches = build_model(), build_batches()
+    optimizer = MSAM(model.parameters(), Renamed)
+    optimizer.step(closure_of(model, optimizer, batches[0]))
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"Renamed keeps no momentum under momentum_buffer or exp_avg.*holds m;"):
+        optimizer.step(closure_of(model, optimizer, batches[1]))
+    assert equal(weights_of(model), before)

@@ -137,3 +137,20 @@ def test_sigma_of_half_width_scales_the_noise_in_full_precision() -> None:
     assert narrow.sigma.dtype == torch.bfloat16
     # 1.5 is exact in bfloat16.
     assert torch.equal(narrow(features, targets), wide(features, targets))
+
+
+@pytest.mark.parametrize("how", ["given", "cast"])
+def test_half_precision_is_for_the_network_alone(how: str) -> None:
+    """In bfloat16 a count ends at 256, and steps of the learning rate are rounded away."""
+    mean, std = random(2, 4).float(), torch.ones(2, 4)
+    features, targets = random(700, 4, seed=1).float() + 2, torch.zeros(700, dtype=torch.int64)
+    wide = AdaRand(mean.bfloat16().float(), std, alpha=0.0, lr=1e-4)
+    half = AdaRand(mean.bfloat16(), std, alpha=0.0, lr=1e-4)
+    if how == "cast":
+        half = AdaRand(mean.bfloat16().float(), std, alpha=0.0, lr=1e-4).bfloat16()
+    for regularizer in (wide, half):
+        for _ in range(3):
+            regularizer.update(features, targets)
+    assert torch.equal(half.mu, wide.mu) and torch.equal(half.mu_bar, wide.mu_bar)
+    torch.testing.assert_close(half.mu_bar[0], features.mean(dim=0))
+    assert half.double().mu.dtype == torch.float64

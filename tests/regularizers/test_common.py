@@ -234,7 +234,7 @@ BAD = {
     "class prior without targets": (lambda: RandReg("class", mean=MEAN, std=STD)(F), "needs the targets"),
     "k of zero": (lambda: BSS(k=0), "k must be a whole number >= 1; got 0"),
     "k too large": (lambda: BSS(k=4)(F), r"k=4 singular values.*min\(N, D\) = 3.*lower k"),
-    "head without parameters": (lambda: L2SP(problem.network(), "relu"), "no parameters under the head 'relu'"),
+    "head without parameters": (lambda: L2SP(problem.network(), "relu"), "head='relu' has no parameters"),
     "no layers": (lambda: DELTA(problem.network(), []), "layers must name modules of Sequential"),
     "unknown layer": (lambda: DELTA(problem.network(), ["stem", "x"]), r"unknown: \['x'\]"),
     "weights for layers": (lambda: DELTA(problem.network(), ["stem"], channel_weights=[]), "0 entries for 1 layers"),

@@ -191,3 +191,21 @@ def test_bad_input_says_what_was_given_and_what_to_do(case: tuple) -> None:
     build, message = case
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_bi_tuning_refuses_steps_that_are_rounded_away() -> None:
+    model = problem.network().bfloat16()
+    penalty, (inputs, targets) = bi_tuning(model), problem.batches()[0]
+    features = pof.split(model, "head").features(inputs.bfloat16())
+    with pytest.raises(ValueError, match="half precision rounds away: keep the weights in float32"):
+        penalty(features, targets, inputs.bfloat16())
+
+
+def test_the_source_head_of_co_tuning_is_not_cast_with_the_network() -> None:
+    model, data = problem.network(), problem.batches()
+    regularizer = CoTuning.from_loader(
+        pof.split(model, "head"), problem.source_head(), data, num_classes=problem.CLASSES
+    )
+    method = pof.Regularized(model, regularizer, "head").bfloat16()
+    method(data[0][0].bfloat16(), data[0][1]).loss.backward()
+    assert regularizer.source_head.weight.dtype == torch.float32 and regularizer.source_head.weight.grad is not None

@@ -157,3 +157,10 @@ def test_delta_at_the_authors_scale_is_their_sum_over_samples_and_channels() -> 
     expected = 0.01 * 0.5 * sum(each.mean(dim=(2, 3)).sum() for each in squares)
     model(inputs)
     torch.testing.assert_close(regularizer(inputs=inputs), expected, rtol=1e-12, atol=0)
+
+
+def test_l2sp_takes_a_heads_name_without_the_prefix_of_a_wrapper() -> None:
+    model = problem.network()
+    compiled = torch.compile(model, backend="eager")
+    assert L2SP(compiled, "head").head == pof.split(compiled, "head").head_name == "_orig_mod.head"
+    assert torch.equal(L2SP(compiled, "head")(), L2SP(model, "head")())

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pof
-from pof._support.batches import class_targets, unpack
+from pof._support.batches import class_targets, to_device, unpack
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool]
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -90,3 +90,18 @@ def test_regularisers_take_every_kind_of_integer(kind):
         adarand.update(X, given)
         states.append([penalty, *adarand.state_dict().values()])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True) if isinstance(a, torch.Tensor))
+
+
+def test_to_the_cpu_is_waited_for(monkeypatch):
+    """Off an accelerator torch hands out memory at once, and fills it later."""
+    later = []
+    plain = torch.Tensor.to
+
+    def to(tensor, device, *, non_blocking):
+        later.append(non_blocking)
+        return plain(tensor, device)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for device in ("cpu", torch.device("cpu"), torch.device("meta")):
+        to_device({"x": [X]}, device)
+    assert later == [False, False, True]

@@ -238,3 +238,35 @@ def test_frozen_statistics_put_back_what_was_written_behind_autograd() -> None:
     with frozen_statistics(model):
         model(torch.ones(1, 3))
     assert model.mean.tolist() == [0.0, 0.0, 0.0]
+
+
+class Merging(nn.Linear):
+    """As the older LoRA: merges its weights in eval mode, and takes them apart again in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.low, self.merged = nn.Parameter(torch.randn(3, 4)), False
+        self.weight.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if mode == self.merged:
+            with torch.no_grad():
+                self.weight.add_(self.low, alpha=-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight if self.merged else self.weight + self.low, self.bias)
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_modes_come_back_through_a_train_of_the_modules_own(inner: bool) -> None:
+    model = nn.Sequential(nn.Dropout(), Merging())
+    model[1].train(inner)
+    with evaluating(model):
+        assert model[1].merged
+    assert [m.training for m in model.modules()] == [True, True, inner]
+    assert model[1].merged is not inner
+    model(inputs()).sum().backward()
+    assert (model[1].low.grad is not None) is inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,29 @@ def test_products_are_in_tf32_in_the_body_only_and_never_in_head_mathematics() -
         assert torch.get_float32_matmul_precision() == "high"
         with float32_products(cuda, "highest"):
             assert torch.get_float32_matmul_precision() == "highest"
+        with without_autocast(cuda):  # without autocast too
+            assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
         raise Boom
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the older name")
+@pytest.mark.parametrize("owner", [torch.backends.cuda.matmul, torch.backends])
+def test_products_that_were_set_under_the_newer_name(owner: Any) -> None:
+    """Torch then refuses to say what they are under the older one."""
+    matmul, before = torch.backends.cuda.matmul, owner.fp32_precision
+    owner.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match="mix of the legacy and new"):
+            torch.get_float32_matmul_precision()
+        with suppress(Boom), without_autocast(torch.device("cuda")):
+            assert matmul.fp32_precision == "ieee"
+            raise Boom
+        assert matmul.fp32_precision == "tf32"
+        with float32_products(torch.device("cuda"), "high"):
+            assert matmul.fp32_precision == "tf32"
+    finally:
+        owner.fp32_precision = before
+        matmul.fp32_precision = "none"
     assert torch.get_float32_matmul_precision() == "highest"

@@ -250,7 +250,9 @@ def joined(values: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 def to_device(value: T, device: torch.device | str) -> T:
     """Move every tensor in a (nested) batch; other values pass unchanged."""
-    return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=True)))
+    # To the CPU torch would give memory that is not written yet.
+    later = torch.device(device).type != "cpu"
+    return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=later)))
 
 
 def for_training(value: T, device: torch.device) -> T:

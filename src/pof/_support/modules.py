@@ -81,6 +81,10 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, mode in modes:
+            # One of the module's own may do more than set a flag: LoRA merges its weights in eval mode.
+            if m.training != mode and type(m).train is not nn.Module.train:
+                m.train(mode)
+        for m, mode in modes:
             m.training = mode
 
 
@@ -111,6 +115,17 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             vars(norm)["track_running_stats"] = True
         if saved:
             _write_back(saved)
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """All buffers are afterwards as before, whatever the mode of their modules."""
+    buffers = [(m, *pair) for m in every(module) for pair in m._buffers.items()]
+    saved = [(m, n, b, version_of(b), b.clone()) for m, n, b in buffers if b is not None and _can_change(b)]
+    try:
+        yield
+    finally:
+        _write_back(saved)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+# How torch calls it, by its older name for it.
+_NEWER = {"highest": "ieee", "high": "tf32", "medium": "tf32"}
 _NOTHING: AbstractContextManager[None] = nullcontext()
 AUTOCAST: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,13 +48,30 @@ def has_bf16(device: torch.device) -> bool:
 @contextmanager
 def float32_products(device: torch.device, precision: Literal["highest", "high"]) -> Iterator[None]:
     """Compute float32 matrix products of the body exactly ("highest"), or in TF32 on a GPU that has it ("high")."""
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision(precision)
+    if device.type != "cuda":
+        yield
+        return
+    before = _products()
+    _set_products(precision if before in _NEWER else _NEWER[precision])
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _set_products(before)
+
+
+def _products() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set under its newer name, with which it cannot be asked for under the older one
+        found: str = torch.backends.cuda.matmul.fp32_precision
+        return found
+
+
+def _set_products(name: str) -> None:
+    if name in _NEWER:
+        torch.set_float32_matmul_precision(name)
+    else:
+        torch.backends.cuda.matmul.fp32_precision = name
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
@@ -76,10 +95,8 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Run the body in the dtypes of its tensors, whatever autocast and TF32 do outside; also without autocast."""
-    if not _autocasts(device.type):
-        return _NOTHING
-    context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
-    if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+    context = torch.autocast(device.type, enabled=False) if _autocasts(device.type) else _NOTHING
+    if device.type == "cuda" and _products() not in {"highest", "ieee"}:
         return _both(context, float32_products(device, "highest"))
     return context
 

@@ -63,13 +63,23 @@ def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False
     with ``torch_only`` those of torch (the state of NumPy's takes 0.1 ms).
     """
     before = _states(cuda=cuda, torch_only=torch_only)
-    for generator in loader_generators(loader):
-        before.append((generator.set_state, generator.get_state()))
     try:
-        yield
+        with loader_preserved(loader):
+            yield
     finally:
         for put_back, state in before:
             put_back(state)
+
+
+@contextmanager
+def loader_preserved(loader: Any) -> Iterator[None]:
+    """The generators that a loader owns are afterwards where they were before, also where the body raises."""
+    before = [(generator, generator.get_state()) for generator in loader_generators(loader)]
+    try:
+        yield
+    finally:
+        for generator, state in before:
+            generator.set_state(state)
 
 
 def _states(*, cuda: bool, torch_only: bool) -> list[tuple[Callable[[Any], object], Any]]:
@@ -103,7 +113,7 @@ def isolated(seed: int, device: torch.device | str = "cpu", *, torch_only: bool 
             if numpy is not None:
                 numpy.seed(seed % 2**32)
         if cuda:
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed_all(seed)  # the current device need not be the one
         yield
     finally:
         for put_back, state in before:

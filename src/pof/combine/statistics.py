@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pof._support import distributed
 from pof._support.batches import TARGET_KEYS, Inputs, call, check_inputs, to_device, unpack
 from pof._support.modules import BATCH_NORMS, TRACKED, device_of, evaluating, frozen_norms
+from pof._support.precision import wide_dtype
+from pof._support.random import preserved
 
 _TRACKING = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -22,9 +24,9 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
     """Estimate the running statistics of batch norms anew: mean over all samples, short batches by their size.
 
     A norm that runs several times in a forward takes the mean over its calls, each by its rows.  Frozen ones, in eval
-    mode inside of a model in training mode, are left alone.  Everything but the batch norms is in eval mode meanwhile;
-    momenta and modes are put back.  Under several processes each goes through its own share of the data, and all get
-    the mean of what they found, by its rows.
+    mode inside of a model in training mode, are left alone, as are those that do not run.  Everything but the batch
+    norms is in eval mode meanwhile; momenta, modes and generators, the loader's own too, are put back.  Under several
+    processes each goes through its own share of the data, and all get the mean of what they found, by its rows.
 
     Args:
         model: any network; without torch's batch norms, or instance norms that track (or subclasses), nothing is run.
@@ -41,55 +43,71 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
         return
     device = device_of(model)
     empty = True
-    with evaluating(model), _counting(norms) as rows:
+    with preserved(loader), evaluating(model), _averaging(norms):
         for batch in loader:
             check_inputs(inputs := to_device(_inputs(batch), device))
             call(model, inputs)
             empty = False
         if empty and not distributed.active():
             raise ValueError("the loader gave no batch, and statistics cannot be estimated without one")
-    if distributed.active():
-        for norm in norms:
-            _join(norm, rows[norm])
+
+
+class _Mean:
+    """The mean of one norm's statistics over the rows of all its calls, of which a forward may make several."""
+
+    def __init__(self, norm: Any) -> None:
+        self.rows, self.momentum = 0, norm.momentum
+        self.tracked = [buffer for name, buffer in norm.named_buffers() if name in TRACKED]
+        self.before = [buffer.clone() for buffer in self.tracked]
+        # In half precision a mean over many mini-batches would soon not move any more.
+        self.means = [torch.zeros_like(b, dtype=wide_dtype(b)) for b in self.tracked if b.is_floating_point()]
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = 1.0  # the statistics are then those of one call
+        self.handle = norm.register_forward_hook(self._add, with_kwargs=True)
+
+    def _add(self, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        rows = len(next(iter((*args, *kwargs.values()))))
+        self.rows += rows
+        for mean, buffer in zip(self.means, (norm.running_mean, norm.running_var), strict=True):
+            if rows:
+                mean.lerp_(buffer.to(mean.dtype), rows / self.rows)
+
+    def put(self, norm: Any) -> None:
+        """Give the norm its mean over all processes; one that never ran keeps what it had."""
+        everywhere = sum(distributed.gather_objects(self.rows))
+        if not everywhere:
+            self.restore()
+            return
+        for mean, buffer in zip(self.means, (norm.running_mean, norm.running_var), strict=True):
+            if distributed.active():
+                dist.all_reduce(mean.mul_(self.rows / everywhere))
+            buffer.copy_(mean)
+
+    def restore(self) -> None:
+        """Put back what was before."""
+        for buffer, value in zip(self.tracked, self.before, strict=True):
+            buffer.copy_(value)
 
 
 @contextmanager
-def _counting(norms: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int]]:
-    """Norms take the mean over the rows of all their calls in the body, of which a forward may make several."""
-    rows = dict.fromkeys(norms, 0)
-    momenta: list[Any] = [norm.momentum for norm in norms]
-
-    def count(norm: Any, arguments: tuple[Tensor, ...]) -> None:
-        rows[norm] += len(arguments[0])
-        norm.momentum = len(arguments[0]) / max(rows[norm], 1)
-
-    before = [(buffer, buffer.clone()) for norm in norms for name, buffer in norm.named_buffers() if name in TRACKED]
-    for norm in norms:
-        restart: Any = norm.reset_running_stats
-        restart()
-        norm.train()
-    handles = [norm.register_forward_pre_hook(count) for norm in norms]
+def _averaging(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Norms have the mean over the body afterwards; what they had before where the body raises."""
+    means = {norm: _Mean(norm) for norm in norms}
     try:
-        yield rows
+        yield
+        for norm, mean in means.items():
+            mean.put(norm)
     except BaseException as error:
-        for buffer, value in before:
-            buffer.copy_(value)
+        for mean in means.values():
+            mean.restore()
         if "Expected more than 1 value per channel" in str(error):
             raise ValueError("a mini-batch of one sample has no variance: give the loader drop_last=True") from error
         raise
     finally:
-        for norm, handle, momentum in zip(norms, handles, momenta, strict=True):
-            handle.remove()
-            norm.momentum = momentum
-
-
-def _join(norm: Any, rows: int) -> None:
-    """Average a norm's statistics over the processes, each by the rows that it saw."""
-    counts = distributed.gather_objects(rows)
-    for buffer in (norm.running_mean, norm.running_var):
-        if buffer is not None:
-            buffer.mul_(rows / max(sum(counts), 1))
-            dist.all_reduce(buffer)
+        for norm, mean in means.items():
+            mean.handle.remove()
+            norm.momentum = mean.momentum
 
 
 def _inputs(batch: Any) -> Inputs:

@@ -1,31 +1,31 @@
 """What every measurement shares: the state it runs in, the data it reads and how a mean over that data is taken.
 
-A measurement leaves no trace: every module gets its mode back, parameters, buffers, ``.grad`` and the global
-generators are as before.  A mean weighs samples, not batches.  Autocast is off: numbers are in the parameters' dtype.
-Other weights than the network's own are tried by functional call: no parameter is modified.
+A measurement leaves no trace: every module gets its mode back, parameters, buffers, ``.grad`` and the generators, a
+loader's own too, are as before.  A mean weighs samples, not batches.  Autocast is off: numbers are in the parameters'
+dtype.  Other weights than the network's own are tried by functional call: no parameter is modified.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pof._support.batches import Inputs, arguments, check_inputs, for_training, to_device, unpack
+from pof._support.batches import Inputs, arguments, check_inputs, for_training, unpack
 from pof._support.checks import whole_number
-from pof._support.modules import evaluating
+from pof._support.modules import buffers_kept, evaluating
 from pof._support.precision import at_least_float32, without_autocast
-from pof._support.random import isolated
+from pof._support.random import isolated, loader_preserved
 from pof.head.reading import Reading
-from pof.perturbation.loss import weight_of
+from pof.perturbation.loss import CrossEntropy, unwrapped, weight_of
 from pof.perturbation.targets import IGNORED
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -44,14 +44,23 @@ _readings: dict[nn.Module, Reading] = {}
 
 @contextmanager
 def measuring(model: nn.Module, seed: int, head: str | None = None) -> Iterator[torch.device]:
-    """Run the body in eval mode, without autocast, on global generators of its own (a shuffling loader uses them)."""
+    """Run the body in eval mode, without autocast, on global generators of its own (a shuffling loader uses them).
+
+    Also where the caller is in inference mode, in which there are no gradients.
+    """
     devices = {p.device for p in model.parameters()}
     if len(devices) != 1:
         raise ValueError(f"the model's parameters must lie on one device; found {sorted(map(str, devices))}")
     (device,) = devices
     _readings[model] = Reading(model, head)
     try:
-        with evaluating(model), isolated(seed, device), without_autocast(device):
+        with (
+            torch.inference_mode(False),
+            evaluating(model),
+            buffers_kept(model),
+            isolated(seed, device),
+            without_autocast(device),
+        ):
             yield device
     finally:
         del _readings[model]
@@ -63,14 +72,16 @@ def read(
     """Go through the first ``batches`` batches of a loader once (None: all), each on ``device``."""
     if batches is not None:
         whole_number("batches", batches, 1)
-    total = len(loader) if isinstance(loader, Sized) else batches
-    total = total if batches is None or total is None else min(batches, total)
+    total = batches
+    with suppress(TypeError):  # a DataLoader of a stream has a length in name alone
+        total = len(cast(Sized, loader)) if batches is None else min(batches, len(cast(Sized, loader)))
     done = 0
-    for done, batch in enumerate(islice(loader, batches), start=1):
-        inputs, targets = unpack(batch)
-        check_inputs(inputs)
-        yield for_training(inputs, device), to_device(targets, device)
-        report(progress, stage, done, total)
+    with loader_preserved(loader):
+        for done, batch in enumerate(islice(loader, batches), start=1):
+            inputs, targets = unpack(batch)
+            check_inputs(inputs)
+            yield for_training(inputs, device), for_training(targets, device)
+            report(progress, stage, done, total)
     if done == 0:
         raise ValueError("the loader gave no batch: check its data set, batch_size and drop_last")
 
@@ -83,9 +94,20 @@ def report(progress: Progress | None, stage: str, done: int, total: int | None) 
 
 def check_mean(loss: Loss) -> None:
     """Refuse a loss whose ``reduction`` says that it is not a mean."""
-    reduction = getattr(loss, "reduction", "mean")
+    function, options = unwrapped(loss)
+    reduction = options.get("reduction", getattr(function, "reduction", "mean"))
     if reduction != "mean":
         raise ValueError(f"loss must be the mean over the batch (reduction='mean'); got reduction={reduction!r}")
+
+
+def check_wide(model: nn.Module) -> None:
+    """Refuse weights in half precision, which rounds small steps away."""
+    narrow = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize < 4), None)
+    if narrow is not None:
+        raise ValueError(
+            f"weights in {narrow} round small steps away, and the loss with them: measure a copy in float32,"
+            " copy.deepcopy(model).float(), on inputs in float32"
+        )
 
 
 def counting(loss: Loss, data: Iterable[tuple[Inputs, Any]]) -> Iterator[tuple[Inputs, Any]]:
@@ -104,12 +126,14 @@ def weights_of(loss: Loss, data: Data) -> list[float]:
     return [float(weight_of(loss, targets)) for _, targets in data]
 
 
-def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None] | None:
-    """Recognise the cross-entropy, for which a linear head has closed forms."""
-    if loss is F.cross_entropy:
-        return 0.0, None
-    if type(loss) is nn.CrossEntropyLoss:
-        return loss.label_smoothing, loss.weight
+def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None, int] | None:
+    """Recognise the cross-entropy, for which a linear head has closed forms: its smoothing, weights, ignored index."""
+    function, options = unwrapped(loss)
+    if function is F.cross_entropy:
+        return options.get("label_smoothing", 0.0), options.get("weight"), options.get("ignore_index", IGNORED)
+    # A subclass with a forward of its own, such as a focal loss, is another loss.
+    if getattr(type(function), "forward", None) in (nn.CrossEntropyLoss.forward, CrossEntropy.forward):
+        return function.label_smoothing, function.weight, getattr(function, "ignore_index", IGNORED)
     return None
 
 
@@ -222,5 +246,6 @@ class Estimate:
 
 
 def mean_of(values: Tensor) -> Estimate:
-    """Mean of independent values (n,), n >= 2, and its standard error."""
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
+    """Mean of independent values (n,), NaN where n is 0, and its standard error, NaN where n < 2."""
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), error)

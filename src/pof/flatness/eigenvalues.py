@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.checks import finite, whole_number
+from pof._support.precision import without_autocast
 from pof._support.random import seeded
 from pof.flatness import plots
 from pof.flatness._measure import Loss, Progress, measuring, report
@@ -122,7 +123,8 @@ def head_eigenvalues(
         ValueError: for a k outside 1..P, or a Hessian that is not finite.
     """
     operator = linear_head_operator(features, weight, bias, sample_weights)
-    return largest(operator, k, tolerance=tolerance, seed=seed, progress=progress)
+    with without_autocast(features.device):
+        return largest(operator, k, tolerance=tolerance, seed=seed, progress=progress)
 
 
 def largest(

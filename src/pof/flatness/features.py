@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pof._support.precision import at_least_float32
 from pof.flatness import plots
 from pof.flatness._measure import Progress, Stored, hard_labels, measuring, read, report, store, without_ignored
 from pof.head.split import SplitModel, split
-from pof.perturbation.linear import head_gradient
+from pof.perturbation.linear import head_gradient, respond
 from pof.perturbation.targets import encode_targets, logit_gradient
 
 if TYPE_CHECKING:
@@ -197,9 +198,11 @@ def head_margins(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor 
         (N,), negative where the sample is classified wrongly; infinite where no boundary exists (equal rows of
         the weight).
     """
-    logits = nn.functional.linear(features, weight.to(features.dtype), None if bias is None else bias.to(features))
+    features = at_least_float32(features)
+    weight = weight.to(features.dtype)
+    logits = respond(features, weight, None if bias is None else bias.to(features))
     gaps = logits.gather(1, labels.unsqueeze(1)) - logits
-    distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist").to(features.dtype)[labels]
+    distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")[labels]
     margins = torch.where(gaps == 0, torch.zeros_like(gaps), gaps / distances)
     return margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
 

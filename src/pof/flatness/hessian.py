@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from pof._support.batches import Inputs, first_inputs, samples_of
 from pof._support.modules import device_of
-from pof._support.precision import at_least_float32
+from pof._support.precision import wide_dtype, without_autocast
 from pof._support.random import derive_seed, isolated
 from pof.flatness._measure import (
     Data,
@@ -101,13 +101,13 @@ def hessian_operator(
     first = next(data)
     options = cross_entropy_options(loss)
     names = {f"{parts.head_name}.{name}".lstrip("."): p for name, p in parts.head.named_parameters()}
+    counted = counting(loss, chain([first], data))
     # Its weight may be computed from other parameters, as with weight norm; it knows -100 alone.
-    own = {name.rpartition(".")[2] for name in names} <= {"weight", "bias"}
-    closed = own and parts.linear and getattr(loss, "ignore_index", IGNORED) == IGNORED
-    if options is None or not closed or not _ends_with_head(parts, first[0]):
-        return network_operator(model, loss, list(counting(loss, [first, *data])), names, seed)
-    stored = store(parts.features_and_logits, chain([first], data))
-    smoothing, class_weights = options
+    closed = parts.linear and {name.rpartition(".")[2] for name in names} <= {"weight", "bias"}
+    if options is None or options[2] != IGNORED or not closed or not _ends_with_head(parts, first[0]):
+        return network_operator(model, loss, list(counted), names, seed)
+    stored = store(parts.features_and_logits, counted)
+    smoothing, class_weights, _ = options
     encoded = encode_targets(stored.targets, stored.logits, smoothing, class_weights=class_weights)
     weights = encoded.weights(stored.logits)
     order = tuple(sorted(names, key=lambda name: name.endswith("bias")))
@@ -132,13 +132,14 @@ def head_hessian(
     Returns:
         (P, P), P = C D (+ C): the weight row by row, then the bias, as in ``nn.Linear.parameters()``.
     """
-    n, d = features.shape
-    c = weight.shape[0]
-    p = torch.softmax(respond(features, weight, bias), dim=1)
+    (n, d), c = features.shape, weight.shape[0]
+    features, logits = _with_logits(features, weight, bias)
+    p = torch.softmax(logits, dim=1)
     w = features.new_full((n,), 1.0 / n) if sample_weights is None else sample_weights
     a = features if bias is None else torch.cat([features, features.new_ones(n, 1)], dim=1)
     blocks = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
-    full = torch.einsum("n,nij,nk,nl->ikjl", w, blocks, a, a)
+    with without_autocast(features.device):
+        full = torch.einsum("n,nij,nk,nl->ikjl", w.to(a), blocks, a, a)
     order = torch.arange(c * a.shape[1], device=features.device).view(c, -1)
     order = torch.cat([order[:, :d].flatten(), order[:, d:].flatten()])
     return full.reshape(c * a.shape[1], -1)[order][:, order]
@@ -255,11 +256,17 @@ def linear_head_operator(
     features: Tensor, weight: Tensor, bias: Tensor | None, sample_weights: Tensor | None
 ) -> Operator:
     """Hessian of the head with these parameters on stored features, in closed form."""
-    features = at_least_float32(features.detach())
-    logits = respond(features, weight.detach(), None if bias is None else bias.detach()).to(features.dtype)
+    features, logits = _with_logits(features, weight, bias)
     w = features.new_full((len(features),), 1.0 / len(features)) if sample_weights is None else sample_weights
     names = ("weight",) if bias is None else ("weight", "bias")
     return head_operator(features, logits, bias is not None, w.to(features), names)
+
+
+@torch.no_grad()
+def _with_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    dtype = wide_dtype(features, weight)
+    features = features.detach().to(dtype)
+    return features, respond(features, weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _derivative(gradients: Sequence[Tensor], leaves: Sequence[Tensor], vectors: Tensor, together: int) -> Tensor:
@@ -308,7 +315,9 @@ def _ends_with_head(parts: SplitModel, inputs: Inputs) -> bool:
 @contextmanager
 def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
     # Fused attention kernels have no second derivative.
-    with isolated(seed, device), sdpa_kernel(SDPBackend.MATH), _quiet():
+    with isolated(seed, device), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # Of operators without a batching rule, which torch takes one by one.
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         yield
 
 
@@ -336,11 +345,3 @@ class _TwiceDifferentiable(TorchFunctionMode):
             direction, length, dim = args
             return direction * (length / torch.norm_except_dim(direction, 2, dim))
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Of operators without a batching rule, which torch takes one by one.
-        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-        yield

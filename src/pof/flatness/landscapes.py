@@ -117,7 +117,7 @@ def landscape(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Landscape:
-    """Evaluate the loss along the head gradient of the loader's first mini-batch, in eval mode.
+    """Evaluate the loss along the head gradient of the loader's first mini-batch that counts, in eval mode.
 
     For a network before and after post-training give the same loader, seed and reach: the mini-batch is then the
     same.  :func:`loss_increment` averages over many mini-batches.
@@ -148,10 +148,12 @@ def landscape(
     parts = split(model, head)
     loss = CrossEntropy(label_smoothing, class_weights)
     with measuring(model, seed) as device:
-        train = store(parts.features_and_logits, read(loader, batches, device, "training batches", progress))
+        data = read(loader, batches, device, "training batches", progress)
+        train = store(parts.features_and_logits, counting(loss, data))
         sets = [_first(train), train]
         if test_loader is not None:
-            sets.append(store(parts.features_and_logits, read(test_loader, batches, device, "test batches", progress)))
+            data = read(test_loader, batches, device, "test batches", progress)
+            sets.append(store(parts.features_and_logits, counting(loss, data)))
         line = LinearLine.along(parts, sets[0].features, sets[0].targets, loss)
         lines = [_over(data, line, loss) for data in sets]
         minima = [_minimum(line) for line in lines]
@@ -187,7 +189,7 @@ def loss_increment(
         progress: called after each batch.
 
     Returns:
-        The increment; NaN with fewer than two directions that have a minimum.
+        The increment; NaN without a direction that has a minimum, and its standard error also with only one.
 
     Raises:
         ValueError: if the head is not linear or a loader is empty.
@@ -196,7 +198,8 @@ def loss_increment(
     loss = CrossEntropy(label_smoothing, class_weights)
     found = []
     with measuring(model, seed) as device:
-        test = store(parts.features_and_logits, read(test_loader, batches, device, "test batches", progress))
+        held = read(test_loader, batches, device, "test batches", progress)
+        test = store(parts.features_and_logits, counting(loss, held))
         for batch in counting(loss, read(loader, batches, device, "directions", progress)):
             data = store(parts.features_and_logits, [batch])
             line = _over(test, LinearLine.along(parts, data.features, data.targets, loss), loss)

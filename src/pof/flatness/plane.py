@@ -17,7 +17,18 @@ from pof._support.batches import samples_of
 from pof._support.checks import finite, whole_number
 from pof._support.random import seeded
 from pof.flatness import plots
-from pof.flatness._measure import Loss, Progress, Weights, check_mean, counting, mean_loss, measuring, read, report
+from pof.flatness._measure import (
+    Loss,
+    Progress,
+    Weights,
+    check_mean,
+    check_wide,
+    counting,
+    mean_loss,
+    measuring,
+    read,
+    report,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,14 +76,15 @@ def loss_plane(
         The plane.
 
     Raises:
-        ValueError: for an even or too small ``points``, a ``reach`` that is not positive, an empty loader, or a
-            loss that is no mean.
+        ValueError: for an even or too small ``points``, a ``reach`` that is not positive, an empty loader, a
+            loss that is no mean, or weights in half precision.
     """
     whole_number("points", points, 3, 999)
     if points % 2 == 0:
         raise ValueError(f"points must be odd and at least 3; got {points}")
     finite("reach", reach, above=0)
     check_mean(loss)
+    check_wide(model)
     offsets = torch.linspace(-reach, reach, points, dtype=torch.float64)
     offsets[points // 2] = 0.0
     values = torch.zeros(points, points, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.calibration import confidence_bins, expected_calibration_error
-from pof._support.checks import MOST_POINTS, whole_number
+from pof._support.checks import MOST_POINTS, finite, whole_number
 from pof._support.precision import at_least_float32
 from pof.flatness import plots
 from pof.flatness._measure import Progress, measuring, outputs_of, read, without_ignored
@@ -106,10 +106,12 @@ def calibration_of(logits: Tensor, labels: Tensor, *, temperature: float | None 
         The calibration.
 
     Raises:
-        ValueError: if the labels are not class indices of the logits, or ``bins`` is not positive.
+        ValueError: if the labels are not class indices of the logits, or ``bins`` or the temperature is not positive.
     """
     _check(logits, labels)
     whole_number("bins", bins, 1, MOST_POINTS)
+    if temperature is not None:
+        finite("temperature", temperature, above=0)
     z = logits.detach().double()
     p = torch.softmax(z, dim=1)
     ece, confidence, accuracy, share = _reliability(p, labels, bins)

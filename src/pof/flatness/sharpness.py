@@ -24,6 +24,7 @@ from pof.flatness._measure import (
     Progress,
     Weights,
     check_mean,
+    check_wide,
     counting,
     mean_gradient,
     mean_loss,
@@ -78,7 +79,7 @@ def sam_sharpness(
         The sharpness.
 
     Raises:
-        ValueError: for a negative rho, an empty loader or a loss that is no mean.
+        ValueError: for a negative rho, an empty loader, a loss that is no mean, or weights in half precision.
     """
     return _sharpness(model, loss, loader, None, rho, _steepest, batches, seed, progress)
 
@@ -107,7 +108,7 @@ def m_sharpness(
         The sharpness.
 
     Raises:
-        ValueError: for m < 1, a negative rho, an empty loader or a loss that is no mean.
+        ValueError: for m < 1, a negative rho, an empty loader, a loss that is no mean, or weights in half precision.
     """
     whole_number("m", m, 1)
     return _sharpness(model, loss, loader, m, rho, _steepest, batches, seed, progress)
@@ -136,7 +137,7 @@ def adaptive_sharpness(
         The sharpness.
 
     Raises:
-        ValueError: for a negative rho or eta, an empty loader or a loss that is no mean.
+        ValueError: for a negative rho or eta, an empty loader, a loss that is no mean, or weights in half precision.
     """
     finite("eta", eta, 0)
 
@@ -161,6 +162,7 @@ def _sharpness(
 ) -> Sharpness:
     finite("rho", rho, 0)
     check_mean(loss)
+    check_wide(model)
     with measuring(model, seed) as device:
         data = read(loader, batches, device, "data", progress)
         chunks = [list(counting(loss, data))] if m is None else [[chunk] for chunk in counting(loss, rechunk(data, m))]

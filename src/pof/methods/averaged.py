@@ -6,7 +6,7 @@ its own: they are estimated anew from the training set, samples weighted.  Avera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -51,8 +51,8 @@ class Averaged(Method):
         self.decay, self.start, self.window = decay, start, window
         self.needs_reference, self.remedy, self.nesterov = method.needs_reference, method.remedy, method.nesterov
         self.averaged = copied(method.model).requires_grad_(False)
-        # Of parameters in half precision: there an EMA would not move.
-        self._wide = {name: p.detach().float() for name, p in self.averaged.named_parameters() if p.itemsize < 4}
+        # Of parameters in half precision, in which they may come later: there an EMA would not move.
+        self._wide: dict[str, Tensor] = {}
         self.estimates = True
         """Whether the average gets batch-norm statistics after each epoch; else whoever judges it estimates them."""
         self._count = 0
@@ -79,6 +79,14 @@ class Averaged(Method):
     def head_name(self) -> str:
         """That of the inner method."""
         return self.method.head_name
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the inner method, which may have some beside the model's.
+
+        Yields:
+            Parameters that require a gradient.
+        """
+        yield from self.method.trainable_parameters()
 
     def build_optimizer(self, base: Callable[..., Optimizer], **options: Any) -> Optimizer:
         """Make the inner method's optimizer."""
@@ -148,9 +156,10 @@ class Averaged(Method):
     def _averages(self) -> dict[str, Tensor]:
         """What is averaged, by name: in float32 at least."""
         own = {name: p.detach() for name, p in self.averaged.named_parameters()}
-        self._wide = {name: p.to(own[name].device) for name, p in self._wide.items()}
-        found = {**own, **self._wide}
-        return {name: p for name, p in found.items() if p.is_floating_point() or p.is_complex()}
+        own = {name: p for name, p in own.items() if p.is_floating_point() or p.is_complex()}
+        narrow = {name: p for name, p in own.items() if p.itemsize < 4}
+        self._wide = {name: self._wide.get(name, p).to(p.device, torch.float32) for name, p in narrow.items()}
+        return {**own, **self._wide}
 
     @torch.no_grad()
     def _move(self, share: float) -> None:

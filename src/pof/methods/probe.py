@@ -25,6 +25,7 @@ STEPS = 1000
 """At most; with a penalty some hundred are enough."""
 
 
+@torch.inference_mode(False)  # there are no gradients in it
 def linear_probe(
     model: nn.Module,
     loader: Iterable[Any],
@@ -51,7 +52,8 @@ def linear_probe(
         The mean cross-entropy at the end, in nats.
 
     Raises:
-        ValueError: if an option is out of range, the head is not linear, frozen or sharded, or a sample does not fit.
+        ValueError: if an option is out of range, the head is not linear, frozen, sharded or computed from other
+            parameters, or a sample does not fit.
     """
     finite("l2", l2, above=0)
     loss = CrossEntropy(label_smoothing, class_weights)
@@ -61,6 +63,11 @@ def linear_probe(
     if not all(p.requires_grad for p in own) or any(map(distributed.is_sharded, own)):
         raise ValueError(
             f"linear_probe trains the head {network.head_name!r}, which is frozen or sharded: call it before that"
+        )
+    if not {name for name, _ in network.head.named_parameters()} <= {"weight", "bias"}:
+        raise ValueError(
+            f"linear_probe sets the weight of the head {network.head_name!r}, which is computed from other parameters"
+            " (weight norm, spectral norm, pruning): call it before that, or remove the parametrization"
         )
     with evaluating(network), torch.no_grad(), preserved(loader):
         stored = [(features, targets) for features, targets, _ in features_and_targets(network, loader, classes)]

@@ -73,8 +73,8 @@ class Regularized(Method):
             return plain
         penalty = self.regularizer(features, targets, inputs)
         self._seen.append((features.detach(), targets))
-        # A strength of 0 must not even add a zero: training is then bitwise identical to plain.
-        loss = plain.loss + penalty if self.regularizer.strength else plain.loss
+        # A strength of 0 must not even add a zero: training is then bitwise identical to plain.  L2-SP has another one.
+        loss = plain.loss + penalty if self.regularizer.strength or penalty.requires_grad else plain.loss
         metrics = {"loss_without_penalty": plain.loss.detach(), "penalty": penalty.detach()}
         return StepOutput(loss, plain.logits, metrics, penalty)
 

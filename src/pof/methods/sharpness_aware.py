@@ -280,6 +280,7 @@ class SharpnessAware(Method):
         """Take back what :meth:`get_extra_state` gave."""
         state = unpacked(state)
         self.rho, self.shares = state.get("rho", self.rho), state.get("shares", self.shares)
+        self._calibrated = self._calibrated or "rho" in state
 
     def forward(
         self,

@@ -77,4 +77,9 @@ class MSAM(PerturbingOptimizer):
 
     def _momentum(self, parameter: Tensor) -> Tensor | None:
         state = self.state.get(parameter, {})
+        if state and state.keys().isdisjoint(BUFFERS):
+            raise ValueError(
+                f"{type(self.base_optimizer).__name__} keeps no momentum under {' or '.join(BUFFERS)}, and MSAM would"
+                f" perturb nothing: its state holds {', '.join(map(str, state))}; use SGD with momentum, or an Adam"
+            )
         return next((state[name] for name in BUFFERS if state.get(name) is not None), None)

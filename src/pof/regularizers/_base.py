@@ -13,7 +13,8 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class Regularizer(nn.Module, ABC):
     Under several processes a penalty is, like a mean cross-entropy, made to be averaged over the processes
     with the weights N_r / N, their shares of the global batch: then value and gradient are those of one
     process on all of it.
+
+    A network that is cast to half precision leaves what it holds in float32.
 
     A custom one keeps each option of its constructor under the option's own name: :meth:`options` reads them there.
 
@@ -99,6 +102,15 @@ class Regularizer(nn.Module, ABC):
         Returns:
             The penalty, a scalar.
         """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What is adapted would hardly move in half precision, and counts end at 256: that is for the network alone.
+        def widely(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return tensor.to(found.device, torch.float32) if found.itemsize < 4 <= tensor.itemsize else found
+
+        applied: Self = super()._apply(widely, recurse)  # type: ignore[no-untyped-call]
+        return applied
 
     def open(self) -> None:
         """Put the hooks that it needs on the model again, after :meth:`close`; nothing for most."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.distributed import add_up
-from pof._support.precision import without_autocast
+from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import OnFeatures, check_features, check_targets, counted_of, kept, nonnegative
 from pof.regularizers._references import ReferenceStream, class_references, squared_distance
 from pof.regularizers.statistics import check_moments, class_statistics
@@ -143,8 +143,9 @@ class AdaRand(OnFeatures):
         self.alpha, self.seed, self.dimension = alpha, seed, mean.shape[1]
         self.lr = nonnegative("lr", lr)
         self.stream = ReferenceStream(seed)
-        self.register_buffer("mu", mean.detach().clone())
-        self.register_buffer("mu_bar", mean.detach().clone())
+        mean = at_least_float32(mean.detach())
+        self.register_buffer("mu", mean.clone())
+        self.register_buffer("mu_bar", mean.clone())
         self.register_buffer("sigma", std.detach().clone())
         self.register_buffer("first_moment", torch.zeros_like(self.mu))
         self.register_buffer("second_moment", torch.zeros_like(self.mu))

@@ -134,13 +134,18 @@ class BiTuning(Regularizer):
             A scalar, float32 (float64 for float64 features).
 
         Raises:
-            ValueError: if there are no inputs, or features or targets do not fit.
+            ValueError: if there are no inputs, features or targets do not fit, or the network is in half precision.
         """
         if self.strength == 0:
             return zero(features)
         check_features(features, self.projection.in_features)
         if inputs is None:
             raise ValueError("BiTuning needs the inputs: call regularizer(features, targets, inputs)")
+        if self._network[0].weight.itemsize < 4:
+            raise ValueError(
+                "BiTuning's copy follows the network in steps that half precision rounds away: keep the weights in"
+                " float32, and compute under autocast"
+            )
         counted = counted_of(targets)
         targets = check_targets(targets, features, len(self.count))
         with torch.no_grad():

@@ -14,7 +14,7 @@ from pof._support.batches import Inputs
 from pof._support.distributed import is_sharded
 from pof._support.modules import refuse_lazy
 from pof._support.precision import at_least_float32
-from pof.head.search import find_head
+from pof.head.search import find_head, resolve
 from pof.regularizers._base import Regularizer, nonnegative
 
 
@@ -39,7 +39,8 @@ class L2SP(Regularizer):
         head_strength: beta, >= 0.
 
     Raises:
-        ValueError: if a strength is negative, the model has no parameters under that head, or FSDP2 has sharded them.
+        HeadNotFoundError: if there is no module of that name with parameters, or none was found.
+        ValueError: if a strength is negative, there is nothing beside the head, or FSDP2 has sharded the parameters.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class L2SP(Regularizer):
         super().__init__(strength)
         refuse_lazy(model)
         self.head_strength = nonnegative("head_strength", head_strength)
-        self.head = find_head(model) if head is None else head
+        self.head = find_head(model) if head is None else resolve(model, head)
         prefix = f"{self.head}."
         names = [name for name, _ in model.named_parameters()]
         self._head_names = [name for name in names if name.startswith(prefix)]
         self._extractor_names = [name for name in names if not name.startswith(prefix)]
         if not self._head_names or not self._extractor_names:
-            raise ValueError(f"no parameters {'under' if not self._head_names else 'outside'} the head {self.head!r}")
+            raise ValueError(f"the head {self.head!r} must have parameters of its own, and the rest some too")
         # In a tuple, because as a submodule the model's weights would be in this module's state and parameters.
         self._model = (model,)
         if self.strength > 0:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs, to_device, unpack
+from pof._support.batches import Inputs, for_training, unpack
 from pof._support.modules import device_of, evaluating
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
@@ -145,7 +145,7 @@ def features_and_targets(
     device = device_of(model)
     for batch in loader:
         inputs, targets = unpack(batch)
-        features = extract(to_device(inputs, device))
+        features = extract(for_training(inputs, device))
         check_features(features)
         if not by_class and not (isinstance(targets, Tensor) and not targets.is_floating_point()):
             targets = torch.zeros(len(features), dtype=torch.int64, device=device)
