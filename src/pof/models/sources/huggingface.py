@@ -7,8 +7,11 @@ network is executed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape as glob_escape
+from glob import glob
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +23,8 @@ from pof.models.sources.base import PRETRAINED, Request, Source, position_option
 from pof.models.sources.image_processor import read_processor
 
 CONFIG = "config.json"
+SAVED = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+"""Names of the files that hold the weights of such a folder; another one beside them is somebody's own."""
 
 
 class Classifier(nn.Module):
@@ -41,9 +46,12 @@ class Classifier(nn.Module):
 
 
 def saved_by_transformers(weights: str) -> bool:
-    """Whether weights are a folder of Transformers, or a file in one."""
-    folder = weights if os.path.isdir(weights) else os.path.dirname(weights)
-    return os.path.isfile(os.path.join(folder, CONFIG))
+    """Whether weights are a folder of Transformers, or the file in one that Transformers reads."""
+    folder, name = (weights, "") if os.path.isdir(weights) else os.path.split(weights)
+    if not os.path.isfile(os.path.join(folder, CONFIG)):
+        return False
+    preferred = glob(os.path.join(glob_escape(folder), "model*.safetensors*"))
+    return not name or (SAVED.fullmatch(name) is not None and (".safetensors" in name or not preferred))
 
 
 def _reads(weights: str) -> bool:
