@@ -30,6 +30,8 @@ from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
 BATCH = 128
+PLACES = ("data", "data_root", "workers")
+"""Options of data that may be others where a search goes on: what they give is compared by its content."""
 
 
 def improve_network(
@@ -83,6 +85,7 @@ def improve_network(
         device=device,
         log=show,
         metadata=card.metadata(),
+        settings={f"data.{name}": value for name, value in plain(vars(data)).items() if name not in PLACES},
     )
     test = evaluating(loaded, "test")
     figures = evaluate(network, test), evaluate(result.model, test)
