@@ -235,6 +235,16 @@ def test_a_format_that_cannot_hold_the_network_names_those_that_can(format: str,
         export(network, of, empty / "out", format=format)
 
 
+def test_a_format_whose_own_network_takes_another_size_is_named(tmp_path: Path) -> None:
+    """Positions that are interpolated for other images are so by an argument, which no folder holds."""
+    tiny_vit().save_pretrained(tmp_path / "vit")
+    name = f"hf:{tmp_path / 'vit'}"
+    network = build_model(name, num_classes=3, image_size=48)
+    with pytest.raises(ExportError, match=r"does not take inputs \(1, 3, 48, 48\), as the network does .*: another"):
+        export(network, card(name, size=48), tmp_path / "hf", format="hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["vit"]
+
+
 def test_texts_go_to_hf_alone(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     config = transformers.BertConfig(**sizes, vocab_size=20, num_labels=3)

@@ -125,6 +125,12 @@ def as_trained_before(model: ModelOptions, options: ImproveOptions) -> TrainOpti
     """Optimizer and batch size: given, or those of the network's own run."""
     check_trained(model, "improve")
     trained = trained_with(model.weights)
+    if (loss := trained.get("loss", "cross-entropy")) != "cross-entropy":
+        warnings.warn(
+            f"{model.weights} was trained with the loss {loss}, and candidates are trained and judged with the"
+            f" cross-entropy, for classifiers: post-train it with --loss {loss} to go on with that",
+            stacklevel=2,
+        )
     size = trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size
     whole_number("batch_size", size, 1)
     return TrainOptions(
