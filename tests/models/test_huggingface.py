@@ -121,8 +121,12 @@ def test_a_backbone_alone_gets_a_head(tmp_path):
 def test_refusals(tmp_path):
     folders.vit(tmp_path)
     name = f"hf:{tmp_path}"
-    with pytest.raises(ValueError, match="classes in the order cat, dog, eel, the data in another"):
-        build_model(name, num_classes=3, weights="pretrained", classes=("dog", "cat", "eel"))
+    # In part the same, and written another way, are of the same classes too.
+    for classes in (("dog", "cat", "eel"), ("Dog", "Cat", "Eel"), ("ant", "cat", "dog")):
+        with pytest.raises(ValueError, match="classes in the order cat, dog, eel, the data in another"):
+            build_model(name, num_classes=3, weights="pretrained", classes=classes)
+    for classes in (("Cat", "dog", "eel"), ("ant", "bee", "cow"), ("cat", "dog", "fox")):
+        build_model(name, num_classes=3, weights="pretrained", classes=classes)
     with pytest.raises(ValueError, match="takes images of 3 channels, not of 1"):
         build_model(name, num_classes=3, in_channels=1, weights="pretrained")
     with pytest.raises(ValueError, match="its configuration has no 'hidden_droput'"):

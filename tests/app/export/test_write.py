@@ -228,6 +228,15 @@ def test_what_cannot_be_traced_is_named(empty: Path) -> None:
         export(PerSample(), VECTORS, empty / "net.pt2", format="torch-export")
 
 
+def test_a_folder_of_timm_is_not_read_for_classes_in_another_order(networks: Any, tmp_path: Path) -> None:
+    network, of = networks["timm"]
+    export(network, of, tmp_path / "folder", format="timm")
+    name = f"timm:local-dir:{tmp_path / 'folder'}"
+    build_model(name, num_classes=3, weights="pretrained", classes=CLASSES)
+    with pytest.raises(ValueError, match="has its classes in the order cat, dog, owl, the data in another"):
+        build_model(name, num_classes=3, weights="pretrained", classes=("dog", "cat", "owl"))
+
+
 @pytest.mark.parametrize("format", ["hf", "timm"])
 def test_a_format_that_cannot_hold_the_network_names_those_that_can(format: str, networks: Any, empty: Path) -> None:
     network, of = networks["small-cnn"]

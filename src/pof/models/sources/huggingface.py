@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pof._support.preprocessing import Preprocessing
-from pof._support.text import first_of, reason
+from pof._support.text import reason
 from pof.models.sources import zero_shot
-from pof.models.sources.base import PRETRAINED, Request, Source, position_options
+from pof.models.sources.base import PRETRAINED, Request, Source, check_order, position_options
 from pof.models.sources.image_processor import read_processor
 
 CONFIG = "config.json"
@@ -91,7 +91,8 @@ def _build(request: Request) -> nn.Module:
         with _quiet():
             return zero_shot.build(request, config, origin)
     kept = config.num_labels == request.num_classes and origin is not None
-    _check_classes(request, config, kept)
+    if kept:
+        check_order(f"hf:{request.name}", [config.id2label[index] for index in sorted(config.id2label)], request)
     _set_classes(request, config)
     if (channels := getattr(config, "num_channels", None)) not in {None, request.in_channels}:
         if origin is not None:
@@ -144,16 +145,6 @@ def _kind(request: Request, config: Any) -> Any:
     raise ValueError(
         f"hf:{request.name} is a {config.model_type}, of which Transformers has no classifier of images or texts"
     )
-
-
-def _check_classes(request: Request, config: Any, kept: bool) -> None:
-    """Refuse a head that is kept and has the same classes in another order."""
-    own = [config.id2label[index] for index in sorted(config.id2label)]
-    if kept and request.classes and own != list(request.classes) and set(own) == set(request.classes):
-        raise ValueError(
-            f"hf:{request.name} has its classes in the order {first_of(own)}, the data"
-            " in another: name the class folders so that they sort like that"
-        )
 
 
 def _set_classes(request: Request, config: Any) -> None:
