@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -139,3 +140,20 @@ def test_a_network_is_not_built_with_other_arguments_than_it_was_trained_with() 
     check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.25}), loaded)
     with pytest.raises(ValueError, match=r"--model_args \{'drop_rate': 0.5\}: the network in w was built with"):
         check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.5}), loaded)
+
+
+def test_inputs_that_come_as_they_are_need_no_preprocessing_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be said here (of Transformers) is in the way of image files only."""
+
+    def asked(*_: object) -> None:
+        raise ValueError("does not just resize")
+
+    monkeypatch.setattr("pof.app.splits.preprocessing_of", asked)
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).integers(0, 255, (20, 8, 8), "uint8"), y=np.arange(20) % 2)
+    model = ModelOptions("hf:folder", weights="pretrained")
+    for data in (f"{tasks.HERE}:one_logit", str(tmp_path / "a.npz"), "digits"):
+        assert len(load(DataOptions(data), model).train_labels)
+    with pytest.raises(ValueError, match="does not just resize"):
+        load(DataOptions(str(tmp_path / "a.npz"), image_size=8), model)
