@@ -356,6 +356,8 @@ def test_validation_arrays_are_normalised_as_those_of_the_training(tmp_path: Pat
     own = _load_validation(str(tmp_path / "own.npz"), loaded, data, model)
     assert (own.mean, own.std) == (loaded.mean, loaded.std)
     assert own.mean != load(DataOptions(str(tmp_path / "own.npz")), model).mean
+    with pytest.raises(ValueError, match="is the data set that is trained on, and has no part for validation"):
+        _load_validation(str(tmp_path / "." / "data.npz"), loaded, data, model)
 
 
 def test_a_network_that_was_trained_with_another_loss_is_said(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pof.app.improve.deliver import improve
 from pof.app.improve.folder import OF_A_SEARCH
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
-from pof.app.inherit import check_split, check_trained, trained_with
+from pof.app.inherit import check_split, check_trained, same_data, trained_with
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
 from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
 from pof.app.splits import load, split, training_batches
@@ -110,7 +110,12 @@ def _load_validation(name: str, loaded: Data, data: DataOptions, model: ModelOpt
     """Validation data of the user's own, normalised as the training data; others of inputs or classes are refused."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*no test data")  # none of them are for a test
-        own = load(replace(data, data=name, data_root=None), model)
+        own = load(options := replace(data, data=name, data_root=None), model)
+    if own.val_labels is None and same_data(options, data):
+        raise ValueError(
+            f"{name} (--validation_data) is the data set that is trained on, and has no part for validation: give other"
+            " data, or in its place --validation SHARE"
+        )
     if (own.in_channels, own.classes) != (loaded.in_channels, loaded.classes):
         raise ValueError(
             f"{name} (--validation_data) has inputs of {own.in_channels} channels and classes {', '.join(own.classes)},"
