@@ -108,9 +108,9 @@ def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
     if card is None or is_factory(data.data):
         return data
     own = card.preprocessing or card
-    sized = isinstance(own, Preprocessing) and data.data not in KNOWN and not _fit_as_they_are(data, card)
-    known = {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop} if sized else {}
-    wanted: dict[str, Any] = {**known, "mean": own.mean, "std": own.std}
+    wanted: dict[str, Any] = {"mean": own.mean, "std": own.std}
+    if isinstance(own, Preprocessing) and data.data not in KNOWN and not _fit_as_they_are(data, card):
+        wanted |= {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop}
     return replace(data, **{name: value for name, value in wanted.items() if getattr(data, name) is None})
 
 

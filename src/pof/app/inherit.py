@@ -32,8 +32,9 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
         if card is None:  # of an older version
             model = _completed(model, given, model=own.model, head=own.head, model_args=own.model_args)
         if same_data(data, before) if "data" in given else Path(str(model.weights)).is_dir():
-            own = {} if "data" not in given or data.data == before.data else {"data_root": data.data_root}
-            data = _completed(data, given, **_values(before, given) | own)
+            # A root belongs to the words that were said below it.
+            own_words = "data" in given and data.data != before.data
+            data = _completed(data, {*given, "data_root"} if own_words else given, **_values(before, given))
     factories = {"model": model.is_factory, "data": is_factory(data.data)}
     for name, value in (("model", model.model), ("data", data.data)):
         if not value:
