@@ -250,8 +250,12 @@ BAD_INPUT = {
     "class without images": (["--data", "hollow"], "hollow: no image in it that can be read"),
     "one class only": (["--data", "single"], "single: only one class (cat); a classifier needs at least two"),
     "not a factory": (["--data", f"{STRANGERS}:Absent"], f"the module {STRANGERS!r} has no 'Absent'"),
-    "train_size of nothing": (["--train_size", "0"], "train_size 0: give a share between 0 and 1, or a whole number"),
-    "fraction too large": (["--train_size", "null", "--fraction", "1.5"], "fraction 1.5: give a share between 0"),
+    "train_size of nothing": (["--train_size", "0"], "train_size must be a whole number >= 1; got 0"),
+    "fraction in percent": (
+        ["--train_size", "null", "--fraction", "20"],
+        "fraction 20.0: give a share of the training samples, less than 1, or --train_size, a number of samples",
+    ),
+    "validation in percent": (["--validation", "20"], "validation 20.0: give a share of the training samples, less"),
     "factory that raises": (
         ["--model", f"{STRANGERS}:with_a_bug"],
         f"'{STRANGERS}:with_a_bug' raised KeyError: 'depth'",
@@ -264,7 +268,6 @@ BAD_INPUT = {
     ),
     "level": (["--method", "head-ascent", "--ascent.level", "2"], "level is a share of the loss of guessing"),
     "batch of nothing": (["--batch_size", "0"], "batch_size must be a whole number >= 1; got 0"),
-    "validation too large": (["--validation", "1000"], "cannot take 1000 of 1000 samples"),
     "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'; similar: timm:resnet26, resnet20"),
     "unknown head": (["--head", "nope"], "there is no module 'nope'; name one with head=\"name\"; candidates: 'fc'"),
     "frozen head, unknown": (

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pof.app.cli import main
 from pof.app.cli._display import PlainConsole
-from pof.app.errors import LONGEST, one_line, visible
+from pof.app.errors import LONGEST, cell, one_line, visible
 from tests import strangers
 
 
@@ -113,3 +113,9 @@ def test_exceptions_of_any_kind_are_one_line(
     monkeypatch.setenv("POF_TRACEBACK", "1")
     with pytest.raises((KeyError, ValueError)):
         main([*RUN, *arguments])
+
+
+def test_a_number_in_a_table_is_no_formula() -> None:
+    """A class that is called -1 stays that."""
+    texts = ("-1", "+2.5", "=1", "-1+1", "@x", "-", "cat")
+    assert [cell(text) for text in texts] == ["-1", "+2.5", "'=1", "'-1+1", "'@x", "'-", "cat"]

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from pof._support.preprocessing import Preprocessing
 from pof.app.cards import as_trained, check_fits
-from pof.app.inherit import given_in, inherited, same_data
+from pof.app.inherit import check_split, given_in, inherited, same_data
 from pof.app.known import held_out
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.places import located
@@ -38,12 +39,41 @@ def test_a_path_of_a_run_is_looked_for_from_the_folders_around_it(
     ]
 
 
-def test_the_same_name_below_another_data_root_is_other_data(tmp_path: Path) -> None:
-    here = DataOptions("cifar10", data_root=str(tmp_path))
-    assert same_data(here, DataOptions("cifar10", data_root=os.path.relpath(tmp_path)))
-    assert not same_data(here, DataOptions("cifar10"))
-    assert not same_data(here, DataOptions("cifar10", data_root=str(tmp_path / "other")))
-    assert not same_data(here, DataOptions("cifar100", data_root=str(tmp_path)))
+def test_data_are_told_apart_by_their_place_however_it_is_written(tmp_path: Path) -> None:
+    here = DataOptions("birds", data_root=str(tmp_path))
+    others = (("birds", os.path.relpath(tmp_path)), (str(tmp_path / "birds"), None), ("folder", f"{tmp_path}/birds"))
+    for data, root in (*others, ("hf:birds", str(tmp_path))):
+        assert same_data(here, DataOptions(data, data_root=root))
+    assert not same_data(here, DataOptions("birds"))
+    assert not same_data(here, DataOptions("birds", data_root=str(tmp_path / "other")))
+    assert not same_data(here, DataOptions("flowers", data_root=str(tmp_path)))
+    # The files of a built-in data set are the same everywhere.
+    assert same_data(DataOptions("cifar10", data_root=str(tmp_path)), DataOptions("cifar10"))
+    assert not same_data(DataOptions("cifar10"), DataOptions("cifar100"))
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors"])
+def test_what_was_held_out_stays_so_however_run_and_data_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Else the network has seen the samples that choose."""
+    run_of(tmp_path, {"data": "birds", "data_root": str(tmp_path / "root"), "validation": 0.3, "split_seed": 5})
+    model = ModelOptions("small-cnn", weights=str(tmp_path / file))
+    monkeypatch.chdir(tmp_path)
+    given = DataOptions("root/birds")
+    _, data = inherited(model, given, {"weights", "model", "data"})
+    assert (data.data, data.data_root, data.validation, data.split_seed) == ("root/birds", None, 0.3, 5)
+    with pytest.raises(ValueError, match=r"--validation 0.1: .* was trained with validation 0.3"):
+        check_split(model, given)
+
+
+def test_data_below_a_data_root_are_looked_for_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of their name beside the runs is another one."""
+    for folder in ("work/runs/a", "work/birds", "root/birds"):
+        (tmp_path / folder).mkdir(parents=True)
+    model = run_of(tmp_path / "work/runs/a", {"data": "birds", "data_root": str(tmp_path / "root")})
+    monkeypatch.chdir(tmp_path)
+    assert inherited(model, DataOptions(""), {"weights"})[1].data == "birds"
 
 
 def test_the_validation_part_of_the_data_is_held_out_where_it_has_one() -> None:
@@ -110,3 +140,20 @@ def test_a_network_is_not_built_with_other_arguments_than_it_was_trained_with() 
     check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.25}), loaded)
     with pytest.raises(ValueError, match=r"--model_args \{'drop_rate': 0.5\}: the network in w was built with"):
         check_fits(card, ModelOptions("small-cnn", weights="w", model_args={"drop_rate": 0.5}), loaded)
+
+
+def test_inputs_that_come_as_they_are_need_no_preprocessing_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be said here (of Transformers) is in the way of image files only."""
+
+    def asked(*_: object) -> None:
+        raise ValueError("does not just resize")
+
+    monkeypatch.setattr("pof.app.splits.preprocessing_of", asked)
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).integers(0, 255, (20, 8, 8), "uint8"), y=np.arange(20) % 2)
+    model = ModelOptions("hf:folder", weights="pretrained")
+    for data in (f"{tasks.HERE}:one_logit", str(tmp_path / "a.npz"), "digits"):
+        assert len(load(DataOptions(data), model).train_labels)
+    with pytest.raises(ValueError, match="does not just resize"):
+        load(DataOptions(str(tmp_path / "a.npz"), image_size=8), model)

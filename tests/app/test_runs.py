@@ -409,6 +409,38 @@ def test_a_dry_run_prints_plan_and_cost_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_images_that_are_not_square_are_normalised_as_those_of_the_training(tmp_path: Path, capsys: Any) -> None:
+    """Such as spectrograms: arrays have no size to be brought to, but the network has a mean and a deviation."""
+    for name, least in {"a": 0, "b": 90}.items():
+        pixels = np.random.default_rng(0).integers(least, least + 99, (60, 8, 12), dtype=np.uint8)
+        np.savez(
+            tmp_path / f"{name}.npz",
+            x_train=pixels[:40],
+            y_train=np.arange(40) % 2,
+            x_test=pixels[40:],
+            y_test=np.arange(20) % 2,
+        )
+    run, other = str(tmp_path / "run"), str(tmp_path / "b.npz")
+    assert main(["train", "--model", "small-cnn", "--data", str(tmp_path / "a.npz"), *SMALL, "--out", run]) == 0
+    loaded = load(DataOptions(other), ModelOptions("small-cnn", weights=run))
+    card, own = pof.load_run(run).card, load(DataOptions(str(tmp_path / "a.npz")))
+    assert (loaded.mean, loaded.std) == (card.mean, card.std) == (own.mean, own.std)
+    assert main(["evaluate", run, "--data", other, "--device", "cpu"]) == 0
+    assert "--mean 0.5: the network in" in refused(capsys, "evaluate", run, "--data", other, "--mean", "0.5")
+
+
+def test_a_search_goes_on_with_the_data_prepared_as_they_were(base: Path, tmp_path: Path, capsys: Any) -> None:
+    search = ["improve", "--weights", str(base / "run"), "--budget", "1", "--lr", "0.01", "--candidates", "finetune"]
+    search += ["--device", "cpu", "--workers", "0", "--out", str(tmp_path / "better"), "--resume"]
+    assert main(search) == 0, capsys.readouterr().err
+    before = (tmp_path / "better" / "config.yaml").read_bytes()
+    said = refused(capsys, *search, "--augment", "none")
+    assert "data.augment was 'default' and is now 'none'" in said
+    assert "data.train_size was None and is now 70" in refused(capsys, *search, "--train_size", "70")
+    assert (tmp_path / "better" / "config.yaml").read_bytes() == before
+    assert main([*search, "--data", str(base / "run" / ".." / "flags")]) == 0, "the same data by another path"
+
+
 def test_improve_writes_a_network_that_knows_itself(base: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "better"
     search = ["improve", "--weights", str(base / "run"), "--budget", "2", "--lr", "0.01", "--candidates", "finetune"]

@@ -166,3 +166,25 @@ def test_what_cannot_be_is_refused_in_one_line(run: Path, tmp_path: Path, capsys
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1, error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("image_size", "8"),
+        ("mean", "0.5,0.5,0.5"),
+        ("std", "1,1,1"),
+        ("interpolation", "box"),
+        ("crop", "0.5"),
+        ("head", "conv1"),
+    ],
+)
+def test_images_are_not_prepared_in_another_way_than_in_training_and_nobody_believes_so(
+    run: Path, folder: Path, option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uses = (["predict", "--images", str(folder)], ["export", "--format", "onnx", "--out", str(tmp_path / "n.onnx")])
+    for words in uses:
+        assert main([words[0], str(run), *words[1:], f"--{option}", value]) == 2
+        assert f"error: --{option} {value}: the network in {run} was trained with" in capsys.readouterr().err
+    same = ["--image_size", "16", "--mean", "0.5,0.4,0.3", "--interpolation", "bilinear", "--head", "fc"]
+    assert main(["predict", str(run), "--images", str(folder / "test"), *same]) == 0

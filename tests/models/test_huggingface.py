@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -119,8 +121,12 @@ def test_a_backbone_alone_gets_a_head(tmp_path):
 def test_refusals(tmp_path):
     folders.vit(tmp_path)
     name = f"hf:{tmp_path}"
-    with pytest.raises(ValueError, match="classes in the order cat, dog, eel, the data in another"):
-        build_model(name, num_classes=3, weights="pretrained", classes=("dog", "cat", "eel"))
+    # In part the same, and written another way, are of the same classes too.
+    for classes in (("dog", "cat", "eel"), ("Dog", "Cat", "Eel"), ("ant", "cat", "dog")):
+        with pytest.raises(ValueError, match="classes in the order cat, dog, eel, the data in another"):
+            build_model(name, num_classes=3, weights="pretrained", classes=classes)
+    for classes in (("Cat", "dog", "eel"), ("ant", "bee", "cow"), ("cat", "dog", "fox")):
+        build_model(name, num_classes=3, weights="pretrained", classes=classes)
     with pytest.raises(ValueError, match="takes images of 3 channels, not of 1"):
         build_model(name, num_classes=3, in_channels=1, weights="pretrained")
     with pytest.raises(ValueError, match="its configuration has no 'hidden_droput'"):
@@ -140,3 +146,17 @@ def test_a_network_of_another_kind_is_refused(tmp_path):
     VitMatteConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a vitmatte, of which Transformers has no classifier of images or texts"):
         build_model(f"hf:{tmp_path}", num_classes=3)
+
+
+def test_a_file_of_ones_own_in_a_folder_of_transformers_is_what_is_read(tmp_path):
+    """Training goes on in the folder that a network came in: its best weights lie beside the published ones."""
+    published = folders.vit(tmp_path)
+    own = copy.deepcopy(published)
+    nn.init.ones_(own.classifier.bias)
+    for name in ("best.pth", "pytorch_model.bin"):
+        torch.save(own.state_dict(), tmp_path / name)
+        model = build_model(f"hf:{tmp_path}", num_classes=3, weights=tmp_path / name)
+        assert torch.equal(model.eval()(X), own(X).logits)
+    (tmp_path / "model.safetensors").unlink()
+    model = build_model(f"hf:{tmp_path}", num_classes=3, weights=tmp_path / "pytorch_model.bin")
+    assert torch.equal(model.eval()(X), own(X).logits)

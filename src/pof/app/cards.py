@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,18 @@ def card_of(model: ModelOptions, loaded: Data, head: str | None, loss: str = "cr
 
 def _card(model: ModelOptions, loaded: Data, before: NetworkCard | None) -> NetworkCard:
     """``before`` is that of the incoming network, which says how to build it."""
+    how = preprocessing_of(loaded)
+    apart = how is None and isinstance(loaded, ImageData)
     return NetworkCard(
         model=model.model if before is None else before.model,
         classes=loaded.classes,
         input_shape=loaded.image_shape,
         model_args=model.model_args if before is None else before.model_args,
         head=model.head or (None if before is None else before.head),
-        preprocessing=preprocessing_of(loaded),
+        preprocessing=how,
         source_classes=model.source_classes if before is None else _source(before, model),
+        mean=loaded.mean if apart else None,
+        std=loaded.std if apart else None,
     )
 
 
@@ -101,12 +105,12 @@ def preprocessing_of(loaded: Data) -> Preprocessing | None:
 
 def as_trained(data: DataOptions, card: NetworkCard | None) -> DataOptions:
     """The options of data with the preprocessing of the network, where they say nothing else."""
-    if card is None or card.preprocessing is None or is_factory(data.data):
+    if card is None or is_factory(data.data):
         return data
-    own = card.preprocessing
-    known = {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop}
-    known = {} if data.data in KNOWN or _fit_as_they_are(data, card) else known
-    wanted: dict[str, Any] = {**known, "mean": own.mean, "std": own.std}
+    own = card.preprocessing or card
+    wanted: dict[str, Any] = {"mean": own.mean, "std": own.std}
+    if isinstance(own, Preprocessing) and data.data not in KNOWN and not _fit_as_they_are(data, card):
+        wanted |= {"image_size": own.size, "interpolation": own.interpolation, "crop": own.crop}
     return replace(data, **{name: value for name, value in wanted.items() if getattr(data, name) is None})
 
 
@@ -254,10 +258,26 @@ def _check_inputs(card: NetworkCard, loaded: Data, where: str) -> None:
             " out --image_size, or give data of that shape"
         )
     names = COMPARED if isinstance(loaded, ImageData) else (*COMPARED, "interpolation", "crop", "squash")
-    for name in names if own is not None and given is not None else ():
-        if (before := getattr(own, name)) != (now := getattr(given, name)):
+    if own is not None and given is not None:
+        _check_same(own, {name: getattr(given, name) for name in names}, where)
+    _check_same(card, {"mean": loaded.mean, "std": loaded.std}, where)
+
+
+def check_said(card: NetworkCard, model: ModelOptions, data: DataOptions) -> None:
+    """Refuse a head or a preprocessing that is given, and is another than that of the network in the weights."""
+    _check_same(card, {"head": model.head}, str(model.weights))
+    said = {name: getattr(data, name) for name in ("mean", "std", "interpolation", "crop")}
+    _check_same(card.preprocessing or card, said | {"size": data.image_size}, str(model.weights))
+
+
+def _check_same(own: Preprocessing | NetworkCard, said: Mapping[str, Any], where: str) -> None:
+    """Refuse what is said, and known of the network to be something else."""
+    for name, now in said.items():
+        before, option = getattr(own, name, None), "image_size" if name == "size" else name
+        if None not in (before, now) and before != now:
             raise ValueError(
-                f"--{name} {_text(now)}: the network in {where} was trained with {_text(before)}: leave out --{name}"
+                f"--{option} {_text(now)}: the network in {where} was trained with {_text(before)}: leave out"
+                f" --{option}"
             )
 
 

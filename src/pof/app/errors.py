@@ -48,8 +48,9 @@ def visible(text: str) -> str:
 
 
 def cell(value: object) -> object:
-    """A value of a table; a text that a spreadsheet would take for a formula gets an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    """A value of a table; a text that a spreadsheet would take for a formula, and is no number, gets an apostrophe."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula and not re.fullmatch(r"[+-]\d+(\.\d+)?", str(value)) else value
 
 
 def _place(error: BaseException) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 from pof._support.factory import is_factory
 from pof.app.cards import card_in
 from pof.app.options import DataOptions, ModelOptions
+from pof.app.places import identified
 from pof.app.run_files import RunError, read_config, section_of
 from pof.models import PRETRAINED
+from pof.weights import OF_A_RUN
 
 
 def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) -> tuple[ModelOptions, DataOptions]:
@@ -29,8 +31,10 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
         _, own, before = run
         if card is None:  # of an older version
             model = _completed(model, given, model=own.model, head=own.head, model_args=own.model_args)
-        if "data" not in given or same_data(data, before):
-            data = _completed(data, given, **_values(before, given))
+        if same_data(data, before) if "data" in given else Path(str(model.weights)).is_dir():
+            # A root belongs to the words that were said below it.
+            own_words = "data" in given and data.data != before.data
+            data = _completed(data, {*given, "data_root"} if own_words else given, **_values(before, given))
     factories = {"model": model.is_factory, "data": is_factory(data.data)}
     for name, value in (("model", model.model), ("data", data.data)):
         if not value:
@@ -80,11 +84,7 @@ def _values(before: DataOptions, given: Collection[str]) -> dict[str, Any]:
 
 def same_data(data: DataOptions, other: DataOptions) -> bool:
     """Whether two options name one data set."""
-
-    def place(options: DataOptions) -> tuple[Path, Path | None]:
-        return Path(options.data).resolve(), None if options.data_root is None else Path(options.data_root).resolve()
-
-    return place(data) == place(other)
+    return identified(data.data, data.data_root) == identified(other.data, other.data_root)
 
 
 def check_split(model: ModelOptions, data: DataOptions) -> None:
@@ -110,15 +110,21 @@ def loss_of(weights: str | None) -> str:
 
 def trained_with(weights: str | None) -> dict[str, Any]:
     """The options of the training whose run folder the weights are; none of other weights."""
-    folder = Path(weights or "")
-    found: dict[str, Any] = read_config(folder).get("training", {}) if (folder / "config.yaml").is_file() else {}
+    folder = run_folder(weights)
+    found: dict[str, Any] = {} if folder is None else read_config(folder).get("training", {})
     return found
+
+
+def run_folder(weights: str | None) -> Path | None:
+    """The folder of the run that weights are of: itself, or that around its network's file; None for others."""
+    path = Path(weights or "")
+    folder = path.parent if path.name == OF_A_RUN else path
+    return folder if weights and (folder / "config.yaml").is_file() else None
 
 
 def _run_of(weights: str | None) -> tuple[Path, ModelOptions, DataOptions] | None:
     """The folder of a run, and its options for network and data; None for anything else."""
-    folder = Path(weights or "")
-    if not weights or not (folder / "config.yaml").is_file():
+    if (folder := run_folder(weights)) is None:
         return None
     config = read_config(folder)
     if "model" not in config or "data" not in config:

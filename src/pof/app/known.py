@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from pof.app.cards import card_in, card_of, load_network, same_model, weights_file
+from pof.app.cards import card_in, card_of, check_said, load_network, same_model, weights_file
 from pof.app.inherit import check_split, consent_to, inherited
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.splits import load, validation_of
@@ -44,6 +44,7 @@ def known_network(
         raise ValueError(f"--model {model.model}: the network in {model.weights} is {card.model}: leave out --model")
     if replace(model, model=card.model).is_factory and "model" not in given:
         raise consent_to(weights, "model", card.model)
+    check_said(card, model, data)
     network = card.build()
     load_weights(network, weights_file(weights))
     return network.eval(), card

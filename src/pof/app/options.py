@@ -243,10 +243,13 @@ def check_data(options: DataOptions) -> None:
     whole_number("workers", options.workers, 0, MOST_PROCESSES)
     whole_number("split_seed", options.split_seed, 0, MOST_SEED)
     if options.train_size is not None:
-        whole_number("train_size", options.train_size, 0)
-    finite("validation", options.validation)
+        whole_number("train_size", options.train_size, 1)
+    finite("validation", options.validation, 0)
     if options.fraction is not None:
-        finite("fraction", options.fraction)
+        finite("fraction", options.fraction, above=0)
+    for name, other in (("validation", ""), ("fraction", ", or --train_size, a number of samples")):
+        if (share := getattr(options, name)) is not None and share >= 1:
+            raise ValueError(f"{name} {share}: give a share of the training samples, less than 1{other}")
 
 
 def read_section(kind: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pof.data.hub import PREFIX
-from pof.data.registry import KNOWN
+from pof.data.registry import FOLDER, KNOWN
 from pof.models import PRETRAINED
 
 FOLDERS = ("hf:", "timm:local-dir:", "local-dir:")
@@ -23,6 +23,13 @@ def located(text: str | None, folder: Path) -> str | None:
     return next((str(path) for path in found if path.exists()), text)
 
 
+def identified(data: str, data_root: str | None) -> str:
+    """What tells data sets apart: the name of a built-in one, else where the files are, however that is written."""
+    if data in KNOWN:
+        return data
+    return str(Path(data_root or "", "" if data == FOLDER else data.removeprefix(PREFIX)).resolve())
+
+
 def located_model(name: str, folder: Path) -> str:
     """The name of a network, its folder found from that of the run."""
     prefix = next((prefix for prefix in FOLDERS if name.startswith(prefix)), None)
@@ -30,6 +37,7 @@ def located_model(name: str, folder: Path) -> str:
 
 
 def located_options(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A section of a run's config.yaml with its paths found."""
-    found = {name: located(values[name], folder) for name in ("data", "data_root", "weights") if name in values}
+    """A section of a run's config.yaml with its paths found; data below a data_root are looked for nowhere else."""
+    paths = ("data_root", "weights") if values.get("data_root") is not None else ("data", "data_root", "weights")
+    found = {name: located(values[name], folder) for name in paths if name in values}
     return values | found | ({"model": located_model(values["model"], folder)} if "model" in values else {})

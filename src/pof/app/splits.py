@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from pof._support.factory import is_factory
 from pof.app.cards import as_trained, card_in
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, check_data
 from pof.data import Data, load_data, split_validation, stratified_fraction, train_loader
 from pof.data.batch_sampler import drops_last
 from pof.data.description import DataSplit, Loader
 from pof.data.mixing import mixing_of
+from pof.data.npy import is_arrays
 from pof.data.registry import KNOWN
 from pof.data.streaming import StreamData
 from pof.models import preprocessing_of
@@ -69,7 +72,7 @@ def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
     options = as_trained(options, card)
     said = (options.image_size, options.mean, options.std, options.interpolation, options.crop)
     own = None if card is None else card.preprocessing
-    if model is not None and card is None and options.data not in KNOWN and any(value is None for value in said):
+    if model is not None and card is None and _is_prepared(options) and any(value is None for value in said):
         own = preprocessing_of(model.model, model.model_args, model.weights)
     return load_data(
         options.data,
@@ -82,6 +85,12 @@ def load(options: DataOptions, model: ModelOptions | None = None) -> Data:
         crop=options.crop,
         preprocessing=own,
     )
+
+
+def _is_prepared(options: DataOptions) -> bool:
+    """Whether the data are image files, or arrays that are read like them: others come as they are."""
+    as_they_are = options.image_size is None and is_arrays(Path(options.data_root or "", options.data))
+    return options.data not in KNOWN and not is_factory(options.data) and not as_they_are
 
 
 def validation_of(loaded: Data, options: DataOptions) -> tuple[DataSplit, torch.Tensor]:

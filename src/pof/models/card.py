@@ -29,6 +29,8 @@ class NetworkCard:
         preprocessing: of images that come as files; None for inputs that come as tensors.
         outputs: number of outputs, where it is not one for each class.
         source_classes: number of classes to build the model for, before it gets a new head for its C; None: C.
+        mean: per channel, of images in memory that are not square, for which there is no preprocessing of files.
+        std: the same.
     """
 
     model: str
@@ -39,6 +41,8 @@ class NetworkCard:
     preprocessing: Preprocessing | None = None
     outputs: int | None = None
     source_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def build(self) -> nn.Module:
         """Build the network, without its weights."""
@@ -76,7 +80,8 @@ class NetworkCard:
         try:
             values = json.loads(metadata[KEY])
             prepared = values.pop("preprocessing")
-            values |= {name: tuple(values[name]) for name in ("classes", "input_shape")}
+            lists = {name for name in ("mean", "std") if values.get(name) is not None}
+            values |= {name: tuple(values[name]) for name in {"classes", "input_shape", *lists}}
             return cls(**values, preprocessing=None if prepared is None else Preprocessing(**prepared))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"the header of the weights holds no description of a network: {error}") from error

@@ -228,11 +228,30 @@ def test_what_cannot_be_traced_is_named(empty: Path) -> None:
         export(PerSample(), VECTORS, empty / "net.pt2", format="torch-export")
 
 
+def test_a_folder_of_timm_is_not_read_for_classes_in_another_order(networks: Any, tmp_path: Path) -> None:
+    network, of = networks["timm"]
+    export(network, of, tmp_path / "folder", format="timm")
+    name = f"timm:local-dir:{tmp_path / 'folder'}"
+    build_model(name, num_classes=3, weights="pretrained", classes=CLASSES)
+    with pytest.raises(ValueError, match="has its classes in the order cat, dog, owl, the data in another"):
+        build_model(name, num_classes=3, weights="pretrained", classes=("dog", "cat", "owl"))
+
+
 @pytest.mark.parametrize("format", ["hf", "timm"])
 def test_a_format_that_cannot_hold_the_network_names_those_that_can(format: str, networks: Any, empty: Path) -> None:
     network, of = networks["small-cnn"]
     with pytest.raises(ExportError, match=r"small-cnn is a SmallCNN: onnx, torch-export and safetensors hold it"):
         export(network, of, empty / "out", format=format)
+
+
+def test_a_format_whose_own_network_takes_another_size_is_named(tmp_path: Path) -> None:
+    """Positions that are interpolated for other images are so by an argument, which no folder holds."""
+    tiny_vit().save_pretrained(tmp_path / "vit")
+    name = f"hf:{tmp_path / 'vit'}"
+    network = build_model(name, num_classes=3, image_size=48)
+    with pytest.raises(ExportError, match=r"does not take inputs \(1, 3, 48, 48\), as the network does .*: another"):
+        export(network, card(name, size=48), tmp_path / "hf", format="hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["vit"]
 
 
 def test_texts_go_to_hf_alone(tmp_path: Path) -> None:

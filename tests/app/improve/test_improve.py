@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof.app.cli import main
-from pof.app.improve.job import _load_validation
+from pof.app.improve.job import _load_validation, as_trained_before
 from pof.app.improve.judge import Confirmation, figures, fit_of, halves, logits_on
-from pof.app.options import DataOptions, ModelOptions, TrainOptions
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions
 from pof.app.run_files import RunError
 from pof.app.splits import load
 from pof.training.checkpoint import CheckpointError
@@ -356,3 +356,12 @@ def test_validation_arrays_are_normalised_as_those_of_the_training(tmp_path: Pat
     own = _load_validation(str(tmp_path / "own.npz"), loaded, data, model)
     assert (own.mean, own.std) == (loaded.mean, loaded.std)
     assert own.mean != load(DataOptions(str(tmp_path / "own.npz")), model).mean
+    with pytest.raises(ValueError, match="is the data set that is trained on, and has no part for validation"):
+        _load_validation(str(tmp_path / "." / "data.npz"), loaded, data, model)
+
+
+def test_a_network_that_was_trained_with_another_loss_is_said(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {loss: bce, batch_size: 7}\n")
+    with pytest.warns(UserWarning, match="was trained with the loss bce, and candidates are trained and judged with"):
+        training = as_trained_before(ModelOptions("small-cnn", weights=str(tmp_path)), ImproveOptions("out"))
+    assert training.batch_size == 7

@@ -204,3 +204,11 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
         assert rcParams["svg.fonttype"] == "none"
         assert "<text" in panel(ax, "p", "", "axes").svg
     assert {key: rcParams[key] for key in before} == before
+
+
+def test_a_name_that_looks_like_a_colour_is_drawn_as_it_is() -> None:
+    with drawing() as ax:
+        ax.plot([0, 1], label="#d55e00", color="#d55e00")
+        ax.legend()
+        svg = panel(ax, "one", "", "a line").svg
+    assert ">#d55e00</text>" in svg and "stroke: var(--vermilion)" in svg

@@ -1,6 +1,7 @@
 """``pof evaluate`` and ``pof data``."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,7 +89,8 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
         values = assessment(found, loaded.classes, largest=options.worst, path_of=name_of, asked=asked)
         figures = figures_of(found).metrics
         if found.unusable:
-            console.print(f"warning: the logits of {found.unusable} samples are not finite: these figures mean nothing")
+            said = f"the logits of {found.unusable} samples are not finite: these figures mean nothing"
+            warnings.warn(said, stacklevel=2)
     if options.json == "-":
         print(json.dumps(values, indent=2))
         return 0
@@ -154,7 +156,6 @@ def _print_details(values: dict[str, Any], classes: Sequence[str], options: Eval
 
 def show_data(data: DataOptions) -> int:
     """Print what a data set holds: its parts, how many samples of each class, and what is to be said of it."""
-    import warnings
     from itertools import islice
 
     from rich.table import Table

@@ -113,7 +113,7 @@ def print_flatness(
     check_same_data(subjects)
     out = None if options.out is None else _file(options.out, "flatness.json")
     if out is not None:
-        check_replaceable(out, '"batches"')
+        check_replaceable(out, '{\n  "batches": ')  # how its own files begin
     bounds = _bounds(measuring, list(records.values()))
     with showing_progress() as start:
         networks = collect(subjects, bounds, start=start)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pof.app import job
 from pof.app.cli._display import Display, console, metrics_table
-from pof.app.inherit import loss_of
+from pof.app.inherit import loss_of, run_folder
 from pof.app.loggers import tracking
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 
@@ -44,7 +44,7 @@ def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, r
     """Post-train a network that is trained already."""
     if model.weights is None:
         raise ValueError("post-train needs a trained network: give --weights FILE (or the folder of a run)")
-    if data.validation and not Path(model.weights).is_dir():
+    if data.validation and run_folder(model.weights) is None:
         console.print(
             "note: if this network was trained on the samples now held out for validation, they favour it over every"
             " epoch; --validation 0 hands back the last epoch unjudged",

@@ -117,8 +117,8 @@ def _timm_config(config: dict[str, Any], card: NetworkCard) -> dict[str, Any]:
     kept |= {"num_classes": card.outputs or len(card.classes), "input_size": card.input_shape, "pool_size": None}
     how = card.preprocessing
     if how is None:  # inputs come as tensors, and are taken as they are
-        neutral = {"mean": (0.0,) * card.input_shape[0], "std": (1.0,) * card.input_shape[0]}
-        return kept | neutral
+        channels = card.input_shape[0]
+        return kept | {"mean": card.mean or (0.0,) * channels, "std": card.std or (1.0,) * channels}
     values = {"mean": how.mean, "std": how.std, "interpolation": how.interpolation, "crop_pct": how.crop}
     return kept | values | {"crop_mode": "squash" if how.squash else "center"}
 

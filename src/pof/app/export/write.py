@@ -25,6 +25,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pof._support.files import PARTIAL, naming
 from pof._support.random import seeded
+from pof._support.text import reason
 from pof.app.export.folders import ExportError, of_transformers, to_hf, to_timm
 from pof.head.reading import Reading
 from pof.models.card import NetworkCard
@@ -163,7 +164,14 @@ def _check(run: Run, subject: Logits, card: NetworkCard, samples: Tensor | None)
     probes += [] if samples is None else [samples.cpu().float()]
     largest = 0.0
     for inputs in probes:
-        expected, found = subject(inputs), run(inputs)
+        expected = subject(inputs)
+        try:
+            found = run(inputs)
+        except Exception as error:  # such as that of another size than the format's own network takes
+            raise ExportError(
+                f"what was exported does not take inputs {tuple(inputs.shape)}, as the network does ({reason(error)});"
+                f" nothing was written: another format ({', '.join(WRITERS)}) may hold it"
+            ) from error
         if found.shape != expected.shape:
             raise ExportError(f"what was exported gives {tuple(found.shape)}, the network {tuple(expected.shape)}")
         difference = float((found - expected).abs().max())

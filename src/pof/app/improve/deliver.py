@@ -64,6 +64,7 @@ def improve(
     device: str | torch.device | None = None,
     log: Log | None = None,
     metadata: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> ImproveResult:
     """Find out what makes a trained network better, and hand back that or nothing.
 
@@ -85,6 +86,7 @@ def improve(
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row for the plan, for each step (of one process), and for each run at each rung.
         metadata: strings for the header of the network's file.
+        settings: what else a search that goes on must find unchanged, in plain values by name.
 
     Returns:
         The network, the judgement, and the table of all that was tried.
@@ -103,7 +105,7 @@ def improve(
         (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
         own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets})}
         asked = question(budget, candidates, seed, lr, base)
-        asked |= {**own, "length of train_loader": steps}
+        asked |= {**own, "length of train_loader": steps, **(settings or {})}
         stack.callback(take(folder, asked, resume=resume, overwrite=overwrite))
         chooses, confirms = halves(targets, seed)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)

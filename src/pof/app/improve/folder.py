@@ -64,7 +64,7 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
             " overwrite"
         )
     before = json.loads(question.read_text(encoding="utf-8"))
-    changed = next((name for name in asked if asked[name] != before.get(name)), None)
+    changed = next((name for name in asked if name in before and asked[name] != before[name]), None)
     if changed is not None:
         raise RunError(
             f"cannot go on in {folder}: {changed} was {before.get(changed)!r} and is now {asked[changed]!r};"

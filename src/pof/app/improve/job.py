@@ -19,7 +19,7 @@ from pof.app.improve.deliver import improve
 from pof.app.improve.folder import OF_A_SEARCH
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
-from pof.app.inherit import check_split, check_trained, trained_with
+from pof.app.inherit import check_split, check_trained, same_data, trained_with
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
 from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
 from pof.app.splits import load, split, training_batches
@@ -30,6 +30,8 @@ from pof.training.evaluation import Metrics, evaluate
 from pof.training.fit import find_device
 
 BATCH = 128
+PLACES = ("data", "data_root", "workers")
+"""Options of data that may be others where a search goes on: what they give is compared by its content."""
 
 
 def improve_network(
@@ -83,6 +85,7 @@ def improve_network(
         device=device,
         log=show,
         metadata=card.metadata(),
+        settings={f"data.{name}": value for name, value in plain(vars(data)).items() if name not in PLACES},
     )
     test = evaluating(loaded, "test")
     figures = evaluate(network, test), evaluate(result.model, test)
@@ -107,7 +110,12 @@ def _load_validation(name: str, loaded: Data, data: DataOptions, model: ModelOpt
     """Validation data of the user's own, normalised as the training data; others of inputs or classes are refused."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*no test data")  # none of them are for a test
-        own = load(replace(data, data=name, data_root=None), model)
+        own = load(options := replace(data, data=name, data_root=None), model)
+    if own.val_labels is None and same_data(options, data):
+        raise ValueError(
+            f"{name} (--validation_data) is the data set that is trained on, and has no part for validation: give other"
+            " data, or in its place --validation SHARE"
+        )
     if (own.in_channels, own.classes) != (loaded.in_channels, loaded.classes):
         raise ValueError(
             f"{name} (--validation_data) has inputs of {own.in_channels} channels and classes {', '.join(own.classes)},"
@@ -122,6 +130,12 @@ def as_trained_before(model: ModelOptions, options: ImproveOptions) -> TrainOpti
     """Optimizer and batch size: given, or those of the network's own run."""
     check_trained(model, "improve")
     trained = trained_with(model.weights)
+    if (loss := trained.get("loss", "cross-entropy")) != "cross-entropy":
+        warnings.warn(
+            f"{model.weights} was trained with the loss {loss}, and candidates are trained and judged with the"
+            f" cross-entropy, for classifiers: post-train it with --loss {loss} to go on with that",
+            stacklevel=2,
+        )
     size = trained.get("batch_size", BATCH) if options.batch_size is None else options.batch_size
     whole_number("batch_size", size, 1)
     return TrainOptions(

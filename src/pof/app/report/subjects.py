@@ -15,6 +15,7 @@ from torch import nn
 from pof._support.text import number_of
 from pof.app.cards import load_network
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
+from pof.app.places import identified
 from pof.app.run_files import (
     RunError,
     check_to_the_end,
@@ -26,6 +27,7 @@ from pof.app.run_files import (
     read_search,
     section_of,
 )
+from pof.app.run_folder import CONTENT, content_of
 from pof.app.runs import check_trusted
 from pof.data import Data
 from pof.models import PRETRAINED
@@ -142,7 +144,7 @@ def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
         if weights is None:
             notes.append(
                 f"{name}: the weights that it started from ({record.model.weights}) are not there any"
-                " more, so there is nothing to compare it with"
+                " more as they were, so there is nothing to compare it with"
             )
             continue
         starts[name] = _key(weights)
@@ -178,14 +180,14 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _incoming(record: Record) -> Path | str | None:
-    # The path in config.yaml is relative to wherever the run was started from.
-    weights = str(record.model.weights)
+    # The path in config.yaml is relative to wherever the run was started from; others may be in their place by now.
+    weights, known = str(record.model.weights), record.config.get(CONTENT)
     if weights == PRETRAINED:
         return weights
     for base in (Path(), *record.folder.resolve().parents):
         path = base / weights
         path = path / "model.safetensors" if path.is_dir() else path
-        if path.exists():
+        if path.exists() and (known is None or known == content_of(str(path))):
             return path
     return None
 
@@ -206,5 +208,5 @@ def _key(weights: Path | str) -> str:
 
 
 def _data_key(options: DataOptions) -> dict[str, Any]:
-    root = None if options.data_root is None else Path(options.data_root).resolve()
-    return {"data": options.data, "data_root": root, "validation": options.validation, "split_seed": options.split_seed}
+    data = identified(options.data, options.data_root)
+    return {"data": data, "validation": options.validation, "split_seed": options.split_seed}

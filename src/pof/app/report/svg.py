@@ -97,7 +97,7 @@ def inline(document: str, name: str, description: str) -> str:
     element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
     element = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', element)
     element = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", element)
-    element = re.sub("#[0-9a-f]{6}", lambda m: _variable(m[0]), element)
+    element = re.sub('(?<=: )#[0-9a-f]{6}(?=[;"])', lambda m: _variable(m[0]), element)  # of styles, not in a text
     box = re.search(r'viewBox="[^"]+"', element)
     opening = f'<svg {box[0] if box else ""} role="img" aria-labelledby="{name}-alt">'
     labelled = f'{opening}<desc id="{name}-alt">{escape(description)}</desc>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from pof._support.preprocessing import Preprocessing
+from pof._support.text import first_of
 
 PRETRAINED = "pretrained"
 
@@ -93,6 +95,20 @@ def side_of(size: Any) -> int | None:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     side = sides.pop() if len(sides) == 1 else None
     return side if isinstance(side, int) else None
+
+
+def check_order(name: str, own: Sequence[str], request: Request) -> None:
+    """Refuse a head that is kept, and has a class of the data in another place; names may be written another way."""
+    places = {_plain(text): place for place, text in enumerate(own)}
+    if any(places.get(_plain(text), place) != place for place, text in enumerate(request.classes)):
+        raise ValueError(
+            f"{name} has its classes in the order {first_of(own)}, the data in another ({first_of(request.classes)}):"
+            " name the class folders so that they sort like that"
+        )
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s_-]+", " ", str(text)).strip().casefold()
 
 
 def position_options(model: nn.Module, config: Any, image_size: int | None) -> dict[str, bool]:

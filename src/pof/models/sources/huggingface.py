@@ -7,19 +7,24 @@ network is executed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape as glob_escape
+from glob import glob
 from typing import Any
 
 from torch import Tensor, nn
 
 from pof._support.preprocessing import Preprocessing
-from pof._support.text import first_of, reason
+from pof._support.text import reason
 from pof.models.sources import zero_shot
-from pof.models.sources.base import PRETRAINED, Request, Source, position_options
+from pof.models.sources.base import PRETRAINED, Request, Source, check_order, position_options
 from pof.models.sources.image_processor import read_processor
 
 CONFIG = "config.json"
+SAVED = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+"""Names of the files that hold the weights of such a folder; another one beside them is somebody's own."""
 
 
 class Classifier(nn.Module):
@@ -41,9 +46,12 @@ class Classifier(nn.Module):
 
 
 def saved_by_transformers(weights: str) -> bool:
-    """Whether weights are a folder of Transformers, or a file in one."""
-    folder = weights if os.path.isdir(weights) else os.path.dirname(weights)
-    return os.path.isfile(os.path.join(folder, CONFIG))
+    """Whether weights are a folder of Transformers, or the file in one that Transformers reads."""
+    folder, name = (weights, "") if os.path.isdir(weights) else os.path.split(weights)
+    if not os.path.isfile(os.path.join(folder, CONFIG)):
+        return False
+    preferred = glob(os.path.join(glob_escape(folder), "model*.safetensors*"))
+    return not name or (SAVED.fullmatch(name) is not None and (".safetensors" in name or not preferred))
 
 
 def _reads(weights: str) -> bool:
@@ -83,7 +91,8 @@ def _build(request: Request) -> nn.Module:
         with _quiet():
             return zero_shot.build(request, config, origin)
     kept = config.num_labels == request.num_classes and origin is not None
-    _check_classes(request, config, kept)
+    if kept:
+        check_order(f"hf:{request.name}", [config.id2label[index] for index in sorted(config.id2label)], request)
     _set_classes(request, config)
     if (channels := getattr(config, "num_channels", None)) not in {None, request.in_channels}:
         if origin is not None:
@@ -136,16 +145,6 @@ def _kind(request: Request, config: Any) -> Any:
     raise ValueError(
         f"hf:{request.name} is a {config.model_type}, of which Transformers has no classifier of images or texts"
     )
-
-
-def _check_classes(request: Request, config: Any, kept: bool) -> None:
-    """Refuse a head that is kept and has the same classes in another order."""
-    own = [config.id2label[index] for index in sorted(config.id2label)]
-    if kept and request.classes and own != list(request.classes) and set(own) == set(request.classes):
-        raise ValueError(
-            f"hf:{request.name} has its classes in the order {first_of(own)}, the data"
-            " in another: name the class folders so that they sort like that"
-        )
 
 
 def _set_classes(request: Request, config: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pof._support.preprocessing import Preprocessing
-from pof.models.sources.base import PRETRAINED, Request, Source, argument_of_size, side_of
+from pof.models.sources.base import PRETRAINED, Request, Source, argument_of_size, check_order, side_of
 
 ELSEWHERE = ("local-dir:", "hf-hub:", "hf_hub:")
 
@@ -67,6 +67,9 @@ def _build(request: Request) -> nn.Module:
             f" in_chans={request.in_channels}, pretrained={request.pretrained}{others}: {type(error).__name__}:"
             f" {error}{remedy}"
         ) from error
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+    if request.pretrained and len(names) == request.num_classes:
+        check_order(f"timm:{request.name}", names, request)
     return model
 
 
