@@ -262,8 +262,11 @@ def test_another_loss_than_that_of_the_run_is_said_or_refused(
     assert not (tmp_path / "post").exists()
     assert main(command("ranks", tmp_path / "post", *again, name="post-train")) == 0
     assert "post-trained with" not in capsys.readouterr().out
-    file = ["--weights", str(tmp_path / "ranks" / "model.safetensors"), "--model", f"{HERE}:net"]
-    assert main(["evaluate", *file, "--data", f"{HERE}:ranks", "--workers", "0"]) == 2
+    file, alone = tmp_path / "ranks" / "model.safetensors", tmp_path / "alone.safetensors"
+    alone.write_bytes(file.read_bytes())
+    given = ["--model", f"{HERE}:net", "--data", f"{HERE}:ranks", "--workers", "0"]
+    assert main(["evaluate", "--weights", str(file), *given]) == 0  # in its run's folder, which knows the loss
+    assert main(["evaluate", "--weights", str(alone), *given]) == 2
     assert "has 3: give the --loss that it was trained with" in capsys.readouterr().err
 
 
