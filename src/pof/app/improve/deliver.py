@@ -28,7 +28,7 @@ from pof.app.improve.candidates import UNFITTED, Candidate, check_options, famil
 from pof.app.improve.folder import digest, question, take
 from pof.app.improve.halving import FINALISTS, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
-from pof.app.improve.rate import RateSearch, check_shared, first_rate
+from pof.app.improve.rate import RateSearch, check_shared, first_rate, steps_of
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
@@ -158,7 +158,7 @@ def _candidates(
     """What is tried, as many as the budget pays unless they are named, and the passes that finding the rates took."""
     if not named:
         kinds = dict(islice(kinds.items(), most_candidates(budget, race.steps_per_epoch)))
-    rates, spent = _rates(race, kinds, base, lr)
+    rates, spent = _rates(race, kinds, base, lr, budget)
     most = MOST if named else most_candidates(_left(budget, spent), race.steps_per_epoch)
     return make_candidates(kinds, base, rates, most), spent
 
@@ -169,12 +169,13 @@ def _left(budget: float, spent: float) -> float:
 
 
 def _rates(
-    race: Race, kinds: Mapping[str, Mapping[str, Any]], base: TrainOptions, lr: float | None
+    race: Race, kinds: Mapping[str, Mapping[str, Any]], base: TrainOptions, lr: float | None, budget: float
 ) -> tuple[dict[str, float], float]:
     """The first rate of each family, and the passes that it took to find them."""
     if lr is not None:
         return {name: first_rate(lr, str(options["method"])) for name, options in kinds.items()}, 0.0
-    search = RateSearch(race.incoming, race.head, race.train_loader, race.rewind, race.classes, race.steps_per_epoch)
+    given = (race.incoming, race.head, race.train_loader, race.rewind, race.classes, race.steps_per_epoch)
+    search = RateSearch(*given, steps_of(budget, race.steps_per_epoch))
     return search.rates(kinds, base), search.spent
 
 

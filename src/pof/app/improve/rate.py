@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
@@ -24,7 +24,9 @@ from pof.app.options import TrainOptions
 from pof.training.step import Stepper
 from pof.training.stream import Micro
 
-STEPS, FACTOR = 8, 4.0
+STEPS, MOST_STEPS, FACTOR = 8, 32, 4.0
+SHARE_OF_BUDGET = 0.035
+"""Of the steps that the budget pays, for one rate: a network that fits its data well takes 30 steps to come apart."""
 RANGE = {"sgd": (1e-3, 1.0), "adamw": (1e-6, 1e-2)}
 RISE = 0.1
 """Rise of the loss that counts as unstable, as a share of the loss of guessing."""
@@ -43,17 +45,17 @@ class RateSearch:
     """Puts the loader back to where the search started."""
     classes: int
     steps_per_epoch: int
+    steps: int = STEPS
+    """That a rate is tried for."""
     spent: float = 0.0
     """Forward-backward passes over the training set."""
 
     def __post_init__(self) -> None:
-        device = device_of(self.network)
         self.rewind()
         with isolated(0):
-            batches = [for_training(unpack(batch), device) for batch in islice(self.train_loader, STEPS)]
-            self._micros = [Micro(inputs, targets, None) for inputs, targets in batches]
+            self._batches = [unpack(batch) for batch in islice(self.train_loader, self.steps)]
             before, guessing = self._losses(copied(self.network))
-        self._bound = before + RISE * guessing
+        self._bound, self._lost = before + RISE * guessing, before + guessing
 
     def rates(self, families: Mapping[str, Mapping[str, Any]], base: TrainOptions) -> dict[str, float]:
         """Find the first rate of each family.
@@ -90,7 +92,9 @@ class RateSearch:
 
     def _is_stable(self, options: TrainOptions) -> bool:
         options = replace(options, epochs=1, average=AverageOptions())
-        self.spent += float(passes(options)) * len(self._micros) / self.steps_per_epoch
+        cost = float(passes(options))
+        # The perturbation of SAM raises the loss at once: what comes apart there does so in a few steps.
+        steps = self.steps if cost == 1 else STEPS
         network = copied(self.network)
         device = device_of(network)
         self.rewind()
@@ -102,8 +106,11 @@ class RateSearch:
                 return True
             method.train()
             stepper = Stepper(method, make_optimizer(method, options), find_precision(options.precision, device))
-            for micro in self._micros:
-                stepper.step([micro])
+            for micro in islice(self._micros(), steps):
+                self.spent += cost / self.steps_per_epoch
+                loss = float(stepper.step([micro]).means["loss"])
+                if not loss <= self._lost:
+                    return False
             after, _ = self._losses(network)
         return math.isfinite(after) and after <= self._bound
 
@@ -112,9 +119,20 @@ class RateSearch:
         """The mean loss of the mini-batches in training mode, and that of guessing; moves running statistics."""
         plain = build_method(Context(network, self.head, TrainOptions("finetune"), self.classes, ()))
         plain.train()
-        outputs = [plain(micro.inputs, micro.targets) for micro in self._micros]
+        outputs = [plain(micro.inputs, micro.targets) for micro in self._micros()]
         guessing = math.log(max(2, outputs[0].logits.shape[1]))
         return float(torch.stack([out.loss for out in outputs]).mean()), guessing
+
+    def _micros(self) -> Iterator[Micro]:
+        """The mini-batches, on the device one by one: it need not have room for all of them."""
+        for batch in self._batches:
+            inputs, targets = for_training(batch, device_of(self.network))
+            yield Micro(inputs, targets, None)
+
+
+def steps_of(budget: float, steps_per_epoch: int) -> int:
+    """How many steps a rate is tried for."""
+    return min(MOST_STEPS, max(STEPS, int(SHARE_OF_BUDGET * budget * steps_per_epoch)))
 
 
 def first_rate(centre: float, method: str) -> float:
