@@ -90,6 +90,18 @@ def on_digits(network: Path, *more: str) -> int:
     return main(["evaluate", "--model", "small-cnn", "--weights", str(network), "--data", "digits", *more])
 
 
+@pytest.mark.filterwarnings("always:the logits of")
+def test_json_stays_json_where_logits_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_model("small-cnn", num_classes=10, in_channels=1)
+    for parameter in list(model.parameters())[-2:]:
+        parameter.data.fill_(3e38)
+    save_model(model, tmp_path / "net.safetensors")
+    assert on_digits(tmp_path / "net.safetensors", "--json", "-") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["samples_without_finite_logits"] > 0
+    assert "samples are not finite: these figures mean nothing" in " ".join(said.err.split())
+
+
 def test_json_of_the_command_agrees_with_its_table(
     network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,12 +121,17 @@ def evaluate(
             or softmax of another task, or it is not clear which tensor of the output is meant.
     """
     found = measured(model, loader, loss=chosen_loss(loss), metric=metric, head=head, precision=precision)
+    warn_of_unusable(found)
+    return found.metrics
+
+
+def warn_of_unusable(found: Measured) -> None:
+    """Warn of samples whose logits are not finite."""
     if found.unusable:
         warnings.warn(
             f"the logits of {found.unusable} of {found.metrics.n} samples are not finite: these figures mean nothing",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return found.metrics
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import pof
-from pof.app.improve.rate import FACTOR, RANGE, RISE, RateSearch, first_rate
+from pof.app.improve.rate import FACTOR, RANGE, RISE, RateSearch, candidate_options, first_rate, steps_of
 from pof.app.options import TrainOptions
+from pof.training.step import Stepper
 
 BASE = TrainOptions("finetune", momentum=0.0, weight_decay=0.0)
 SGD: dict[str, Any] = {"method": "finetune"}
@@ -115,3 +117,35 @@ def test_what_the_loader_made_in_inference_mode_or_with_a_graph() -> None:
     leaf = torch.ones(6, requires_grad=True)
     graphs = [(x * leaf, y) for x, y in batches]
     assert pof.SharpnessAware(copy.deepcopy(model)).calibrate(graphs, level_kind="rise") == radius and leaf.grad is None
+
+
+def test_networks_that_fit_their_data_come_apart_late() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 3))
+    x = 3 * torch.randn(320, 6)
+    y = x[:, :3].argmax(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    batches = list(zip(x.split(8), y.split(8), strict=True))
+    few, many = (RateSearch(model, None, batches, lambda: None, 3, 40, steps) for steps in (8, steps_of(20.0, 40)))
+    training = TrainOptions("finetune")
+    assert many.largest_stable(training) < few.largest_stable(training)
+    # The trial at the highest rate ends where the loss is lost: what it costs is counted up to there.
+    many.spent = 0.0
+    assert not many._is_stable(replace(training, lr=1.0)) and 0 < many.spent < 28 / 40
+
+
+@pytest.mark.parametrize(("options", "steps"), [(SGD, 10), (SAM, 8)])
+def test_a_trial_takes_its_steps(options: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = sharp(1.0)
+    given, taken, step = RateSearch(model, None, batches, lambda: None, 3, 10, 32), [], Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda self, window: (taken.append(1), step(self, window))[1])
+    assert given._is_stable(candidate_options(options | {"lr": 1e-3}, BASE, "x"))
+    assert len(taken) == steps
+
+
+def test_the_steps_of_a_trial_go_by_the_budget() -> None:
+    assert [steps_of(20.0, 40), steps_of(20.0, 1000), steps_of(10.0, 40), steps_of(60.0, 4)] == [28, 32, 14, 8]

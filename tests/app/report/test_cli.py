@@ -29,6 +29,15 @@ def test_flatness_prints_and_writes_the_figures(runs: Path, tmp_path: Path, caps
     assert f"{100 * result['error']:.2f} %" in shown
 
 
+def test_flatness_replaces_its_own_file_alone(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, other = tmp_path / "own.json", tmp_path / "other.json"
+    other.write_text('{"mine": 1, "batches": 2}')
+    command = ["flatness", "--runs", str(runs / "train"), *FEW, "--out"]
+    assert main([*command, str(own)]) == main([*command, str(own)]) == 0
+    assert main([*command, str(other)]) == 2
+    assert "is there, and not of this command" in capsys.readouterr().err and "mine" in other.read_text()
+
+
 def test_flatness_of_a_checkpoint_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(runs / "pof" / "model.safetensors")
     model = ["--model", "small-cnn", "--data", "digits", "--train_size", "200"]

@@ -59,7 +59,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     from pof.app.run_folder import check_replaceable, write_json
     from pof.app.splits import load
     from pof.data.description import path_of
-    from pof.training.evaluation import evaluate, figures_of, judged
+    from pof.training.evaluation import evaluate, figures_of, judged, warn_of_unusable
     from pof.training.fit import find_device
 
     check_trained(model, "evaluate")
@@ -87,10 +87,8 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
         found = found if indices is None else replace(found, index=indices[found.index.cpu()])
         name_of = partial(path_of, loaded, part)
         values = assessment(found, loaded.classes, largest=options.worst, path_of=name_of, asked=asked)
-        figures = figures_of(found).metrics
-        if found.unusable:
-            said = f"the logits of {found.unusable} samples are not finite: these figures mean nothing"
-            warnings.warn(said, stacklevel=2)
+        warn_of_unusable(measured := figures_of(found))
+        figures = measured.metrics
     if options.json == "-":
         print(json.dumps(values, indent=2))
         return 0
