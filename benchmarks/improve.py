@@ -105,6 +105,9 @@ def of_seed(folder: Path, own: Mapping[str, ResultRow]) -> dict[str, Any]:
     return {
         **{key: result[key] for key in ("chosen", "passes", "p_error")},
         "test": kept,
+        "tried": [
+            {key: row[key] for key in ("name", "passes", "error", "scaled_nll", "note")} for row in result["table"]
+        ],
         "environment": single.get("environment") or here(),
     }
 

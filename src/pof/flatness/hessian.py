@@ -39,6 +39,7 @@ from pof.flatness._measure import (
     weights_of,
 )
 from pof.head.listen import uncompiled
+from pof.head.search import has_own_weight
 from pof.head.split import SplitModel, split
 from pof.perturbation.linear import respond
 from pof.perturbation.targets import IGNORED, encode_targets
@@ -103,7 +104,7 @@ def hessian_operator(
     names = {f"{parts.head_name}.{name}".lstrip("."): p for name, p in parts.head.named_parameters()}
     counted = counting(loss, chain([first], data))
     # Its weight may be computed from other parameters, as with weight norm; it knows -100 alone.
-    closed = parts.linear and {name.rpartition(".")[2] for name in names} <= {"weight", "bias"}
+    closed = parts.linear and has_own_weight(parts.head)
     if options is None or options[2] != IGNORED or not closed or not _ends_with_head(parts, first[0]):
         return network_operator(model, loss, list(counted), names, seed)
     stored = store(parts.features_and_logits, counted)

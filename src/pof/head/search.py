@@ -207,11 +207,16 @@ def is_layer(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(module, nn.Linear)
 
 
+def has_own_weight(head: nn.Module) -> bool:
+    """Whether a head's parameters are its weight and bias, and not what these are computed from (weight norm)."""
+    return {name for name, _ in head.named_parameters()} <= {"weight", "bias"}
+
+
 def computes_linearly(head: nn.Module) -> bool:
     """Torch's own forwards are trusted, any other is tried (cosine heads differ, timm's ``Linear`` does not)."""
     if getattr(head.forward, "__func__", None) in {nn.Linear.forward, nn.Conv2d.forward}:
         return True
-    if not {name for name, _ in head.named_parameters()} <= {"weight", "bias"}:
+    if not has_own_weight(head):
         return False
     parameters = {name: whole(parameter) for name, parameter in head.named_parameters()}
     weight, bias = parameters["weight"].detach(), parameters.get("bias")

@@ -17,6 +17,7 @@ from pof._support import distributed
 from pof._support.checks import finite
 from pof._support.modules import evaluating
 from pof._support.random import preserved
+from pof.head.search import has_own_weight
 from pof.head.split import split
 from pof.perturbation.loss import CrossEntropy, LossFunction
 from pof.regularizers.statistics import features_and_targets
@@ -64,7 +65,7 @@ def linear_probe(
         raise ValueError(
             f"linear_probe trains the head {network.head_name!r}, which is frozen or sharded: call it before that"
         )
-    if not {name for name, _ in network.head.named_parameters()} <= {"weight", "bias"}:
+    if not has_own_weight(network.head):
         raise ValueError(
             f"linear_probe sets the weight of the head {network.head_name!r}, which is computed from other parameters"
             " (weight norm, spectral norm, pruning): call it before that, or remove the parametrization"
