@@ -95,8 +95,8 @@ def test_a_training_that_no_candidate_would_follow_is_refused(options: dict[str,
 
 def test_a_budget_of_20_tries_the_average_and_few_steps_what_gained_most() -> None:
     tried = list(FAMILIES)[: most_candidates(20.0, 47)]
-    assert "ema constant" in tried and len(tried) == 6
-    assert list(FAMILIES)[: most_candidates(60.0, 4)] == ["sam auto", "head-ascent", "sgd"]
+    assert tried[-1] == "ema constant" and len(tried) == 4
+    assert list(FAMILIES)[: most_candidates(60.0, 4)] == ["sam auto", "head-ascent"]
 
 
 def test_statistics_are_estimated_where_networks_are_judged_and_not_after_each_epoch(

@@ -224,8 +224,8 @@ def _rows(runs: Sequence[Run], pool: Sequence[_Entry], incoming: Figures) -> lis
 
 
 def _best(pool: Sequence[_Entry], incoming: Figures) -> _Entry | None:
-    """The first in rank of those with no more errors than the incoming network, if it is ahead of that."""
-    better = [entry for entry in pool if rank(entry.found) < rank(incoming) and entry.found.error <= incoming.error]
+    """The first in rank, if it is ahead of the incoming network."""
+    better = (entry for entry in pool if rank(entry.found) < rank(incoming))
     return min(better, key=lambda entry: rank(entry.found), default=None)
 
 

@@ -15,9 +15,10 @@ class Rung:
     """Forward-backward passes over the training set that each of them may spend in all, earlier rungs included."""
 
 
-LEAST_STEPS = 40
-"""Plain optimizer steps, or their cost, that a run needs at least in its first rung to be told from the others: with
-fewer, methods that first raise the loss (SAM, head ascent) rank behind those that change little."""
+LEAST_STEPS, DEAREST = 40, 2.0
+"""Optimizer steps that each run needs at least in its first rung to be told from the others: with fewer, methods that
+first raise the loss (SAM, head ascent) rank behind those that change little.  And what a step of the dearest method,
+SAM, costs, in steps of plain training."""
 FINALISTS = 2
 
 
@@ -38,7 +39,7 @@ def rungs(candidates: int, budget: float, finalists: int = FINALISTS) -> list[Ru
 
 def most_candidates(budget: float, steps_per_epoch: int) -> int:
     """The most candidates of which each gets a pass and ``LEAST_STEPS`` in its first rung; at least two."""
-    least = max(1.0, LEAST_STEPS / steps_per_epoch)
+    least = max(1.0, DEAREST * LEAST_STEPS / steps_per_epoch)
     number = FINALISTS
     while rungs(number + 1, budget)[0].passes >= least and number < 64:
         number += 1

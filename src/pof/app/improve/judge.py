@@ -89,8 +89,8 @@ class Confirmation:
 
     @property
     def better(self) -> bool:
-        """Fewer errors and a better likelihood; or as many errors, and a likelihood better beyond its interval."""
-        return self.nll[1] < 0 if self.fixed > self.broken else self.fixed == self.broken and self.nll[2] < 0
+        """No more errors, and a better likelihood."""
+        return self.fixed >= self.broken and self.nll[1] < 0
 
 
 def halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
