@@ -96,18 +96,20 @@ def improve(
     """
     _check(model, head, budget, seed, jobs, lr)
     _check_held_out(train_loader, val_loader)
+    seed = int(seed)  # NumPy's would give other draws
     base = training or TrainOptions("finetune", seed=seed)
     check_shared(base)
     check_options(kinds := families(candidates), base)
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
+        (logits, targets), length = _finite_logits(network, val_loader, head), _length(train_loader)
         own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets})}
         asked = question(budget, candidates, seed, lr, base)
-        asked |= {**own, "length of train_loader": steps, **(settings or {})}
+        asked |= {**own, "length of train_loader": length, **(settings or {})}
         stack.callback(take(folder, asked, resume=resume, overwrite=overwrite))
         chooses, confirms = halves(targets, seed)
+        steps = -(-length // base.accumulation)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
         fit, named = fit_of(network, train_loader, head), candidates is not None
@@ -174,8 +176,9 @@ def _rates(
     """The first rate of each family, and the passes that it took to find them."""
     if lr is not None:
         return {name: first_rate(lr, str(options["method"])) for name, options in kinds.items()}, 0.0
-    given = (race.incoming, race.head, race.train_loader, race.rewind, race.classes, race.steps_per_epoch)
-    search = RateSearch(*given, steps_of(budget, race.steps_per_epoch))
+    length = _length(race.train_loader)
+    given = (race.incoming, race.head, race.train_loader, race.rewind, race.classes, length)
+    search = RateSearch(*given, steps_of(budget, length))
     return search.rates(kinds, base), search.spent
 
 
@@ -202,7 +205,7 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
     usable = [run for run in runs if run.figures is not None]
     parts: list[nn.Module] = []
     for run in usable[:4]:
-        network = race.networks(run)[run.best]
+        network = race.network(run)
         parts.append(network)
         judge(f"{run.candidate.name}, {run.best}", network, run, True)
     for run, network in list(zip(usable, parts, strict=False))[:2]:
@@ -276,6 +279,8 @@ def _finite_logits(
     logits, targets = logits_on(network, val_loader, None, head)
     if not bool(logits.isfinite().all()):
         raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
+    if len(targets) < 2:
+        raise ValueError("val_loader gives one sample: give two at least, one to choose by and one to confirm")
     return logits, targets
 
 
