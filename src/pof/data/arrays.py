@@ -262,11 +262,9 @@ def _labels(
         return names, {role: torch.tensor([numbers[text] for text in each]) for role, each in texts.items()}
     labels = {}
     for role, array in arrays.items():
-        indices = None
-        if array.dtype.kind in "biu":
-            native = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-            indices = class_targets(native, array.shape[1] if array.ndim == 2 else None)
-        if indices is None or indices.ndim != 1:
+        whole = array.dtype.kind in "biu"
+        indices = class_targets(array, array.shape[1] if array.ndim == 2 else None) if whole else array
+        if not whole or indices.ndim != 1:
             raise DataError(
                 f"{place}: labels for {role} are {array.dtype} {array.shape}; give class indices (N,), integers from 0,"
                 " or texts"

@@ -24,7 +24,7 @@ from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, 
 from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
-from pof.app.improve.candidates import UNFITTED, Candidate, check_options, families, make_candidates
+from pof.app.improve.candidates import MOST, UNFITTED, Candidate, check_options, families, make_candidates
 from pof.app.improve.folder import digest, question, take
 from pof.app.improve.halving import FINALISTS, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
@@ -40,8 +40,6 @@ from pof.weights import save_model
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the way from the incoming network to a candidate."""
-MOST = 64
-"""Candidates that may be named."""
 Log = Callable[[Mapping[str, Any]], None]
 
 
