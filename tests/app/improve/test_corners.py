@@ -138,6 +138,24 @@ def test_runs_that_were_dropped_together_are_in_their_order(tmp_path: Path) -> N
     assert [run.candidate.name[-1] for run in found] == list("123456")
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_radius_of_shuffled_data_is_the_same_whenever_a_run_is_taken_up(seed: int) -> None:
+    """Of a loader that shuffles by the global generator, as most do, which other mini-batches gave another radius."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 3))
+    x, y = data(200, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    for _ in range(600):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    train = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+    given: Any = {"candidates": ["sam auto", "sam auto quarter"], "budget": 4.0, "lr": 0.05, "device": "cpu"}
+    torch.manual_seed(100 + seed)
+    result = pof.improve(model, train, loaders()[1], **given)
+    assert sum(row.error is not None for row in result.table) >= 9
+
+
 def test_a_method_that_the_network_does_not_take_does_not_end_the_search_for_rates() -> None:
     result = pof.improve(plain(), *loaders(), candidates=["sgd", "sam-on"], budget=2.0, device="cpu")
     notes = [row.note for row in result.table if row.method == "sam-on"]

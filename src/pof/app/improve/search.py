@@ -38,7 +38,7 @@ from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
 from pof.training.checkpoint import CheckpointError
 from pof.training.interrupt import Interrupts
-from pof.training.loop import Loop
+from pof.training.loop import FitResult, Loop
 from pof.training.schedules import Schedule
 from pof.training.settings import Timetable
 from pof.training.step import Stepper
@@ -186,10 +186,7 @@ class Race:
 
     def network(self, run: Run) -> nn.Module:
         """The better network of a run where it stands, with the modes, hooks and frozen parts of the incoming one."""
-        self.rewind()
-        method, loop = self._loop(run.candidate, self._ends(run.candidate)[run.rung])
-        with isolated(0, self._device), Interrupts() as interrupts:
-            loop.run(True, interrupts)
+        method, _ = self._trained(run.candidate, run.rung)
         network = copied(self.incoming)
         put_back(network, contents(self._networks(method)[run.best], copies=False))
         return network
@@ -247,13 +244,8 @@ class Race:
     def _judge(self, candidate: Candidate, number: int) -> dict[str, Any]:
         passes = self._passes(candidate, number)
         row = {"run": candidate.name, "rung": number, "passes": passes, "dropped": "", **dict.fromkeys(KINDS)}
-        self.rewind()
-        seed = derive_seed(self.seed, "run")
         try:
-            with warnings.catch_warnings(), isolated(seed, self._device), Interrupts() as interrupts:
-                warnings.simplefilter("ignore", UserWarning)  # told in the table
-                method, loop = self._loop(candidate, self._ends(candidate)[number])
-                result = loop.run(True, interrupts)
+            method, result = self._trained(candidate, number)
         except CheckpointError:
             raise
         except ValueError as error:  # a method that this network does not take
@@ -268,6 +260,15 @@ class Race:
                 return row | {"dropped": "its outputs are not finite", **dict.fromkeys(KINDS)}
             row[kind] = asdict(found)
         return row
+
+    def _trained(self, candidate: Candidate, number: int) -> tuple[Method, FitResult]:
+        """Train to the end of a rung, from where the run stands; all draws, of a radius too, are those of its start."""
+        self.rewind()
+        seed = derive_seed(self.seed, "run")
+        with warnings.catch_warnings(), isolated(seed, self._device), Interrupts() as interrupts:
+            warnings.simplefilter("ignore", UserWarning)  # told in the table
+            method, loop = self._loop(candidate, self._ends(candidate)[number])
+            return method, loop.run(True, interrupts)
 
     def _loop(self, candidate: Candidate, stop_at: int) -> tuple[Method, Loop]:
         """A candidate's method around a copy of the incoming network, and its loop up to a step."""
