@@ -36,7 +36,7 @@ from pof.app.options import TrainOptions, schedule_of
 from pof.app.run_files import RunError
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
-from pof.training.checkpoint import CheckpointError
+from pof.training.checkpoint import CheckpointError, has_state
 from pof.training.interrupt import Interrupts
 from pof.training.loop import FitResult, Loop
 from pof.training.schedules import Schedule
@@ -280,9 +280,10 @@ class Race:
         network = copied(self.incoming)
         context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
         method = build_method(context).to(self._device)
+        folder = self.folder / "runs" / folder_of(candidate.name)
         if isinstance(method, Averaged):
             method.estimates = False  # done where networks are judged
-            if getattr(method.method, "rho", None) == 0:
+            if getattr(method.method, "rho", None) == 0 and not has_state(folder):
                 raise ValueError(
                     "its radius from the data is 0, as the network does not fit them: it is plain training"
                 )
@@ -291,7 +292,6 @@ class Race:
         lengths = (options.epochs, self.steps_per_epoch, options.accumulation, None)
         times = Timetable(*lengths, schedule_in(ends, options), total_steps=ends[-1], stop_at=stop_at)
         stream = micro_batches(self.train_loader, method.needs_reference, self._device)
-        folder = self.folder / "runs" / folder_of(candidate.name)
         return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate))
 
 
