@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +112,12 @@ def test_epochs_that_a_budget_of_12_pays(training: TrainOptions, epochs: int) ->
 def test_a_budget_below_one_epoch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a budget of 1\.5 does not pay one epoch of sam, which costs 2"):
         epochs_within(1.5, TrainOptions("sam"))
+
+
+def test_the_page_on_experiments_has_the_units_of_an_epoch() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z0-9, -]+?) \| (\d(?:/\d)?)\b[^|]*\|$", page, re.M)
+    found = {name: Fraction(units) for names, units in rows for name in names.split(", ") if name in METHODS}
+    assert found.keys() >= {"finetune", "head-ascent", "msam", "sam", "asam", "sam-on", "rewarm", "delta", "bi-tuning"}
+    del found["late-sam"], found["pof"]  # of its last epochs, and with other features, something else
+    assert found == {name: passes(TrainOptions(name, epochs=1)) for name in found}

@@ -115,6 +115,19 @@ def test_names_of_classes(tmp_path):
     assert torch.bincount(data.train_labels).tolist() == [8, 8, 8]
     data = load_data(save(tmp_path, x=VECTORS, y=LABELS * 2, classes=numpy.array(list("abcde"))))
     assert data.classes == tuple("abcde")
+    # Classes that are named are in their order, beside texts too; bytes are texts; numbers are in that of their values.
+    texts, named = numpy.array(["cat", "ant", "bee"])[LABELS], numpy.array([b"cat", b"bee", b"ant"])
+    data = load_data(save(tmp_path, x_train=VECTORS, y_train=texts, x_test=VECTORS, y_test=texts, classes=named))
+    assert data.classes == ("cat", "bee", "ant") and data.train_labels.tolist()[:4] == [0, 2, 1, 0]
+    data = load_data(save(tmp_path, x=VECTORS, y=numpy.array(["10", "9", "2"])[LABELS]))
+    assert data.classes == ("2", "9", "10")
+
+
+@pytest.mark.parametrize("dtype", [">i8", ">u2", "u8", "?"])
+def test_labels_of_any_integer_type_and_order_of_bytes(tmp_path, dtype):
+    labels = (LABELS % 2).astype(dtype)
+    data = load_data(save(tmp_path, x_train=VECTORS, y_train=labels, x_test=VECTORS, y_test=labels))
+    assert data.train_labels.dtype == torch.int64 and data.train_labels.tolist() == (LABELS % 2).tolist()
 
 
 def test_what_is_said(tmp_path):
@@ -149,6 +162,14 @@ REFUSED = {
         {"x": VECTORS, "y": LABELS.astype(str), "x_test": VECTORS[:1], "y_test": numpy.array(["7"])},
         "the class '7' has no training samples; there are 0, 1, 2",
     ),
+    "a text that is not named": (
+        {"x": VECTORS, "y": LABELS.astype(str), "classes": numpy.array(list("01"))},
+        "the class '2' is not among the classes; there are 0, 1",
+    ),
+    "dates": ({"x": VECTORS, "y": LABELS.astype("M8[D]")}, r"labels for train are datetime64\[D\] \(30,\); give class"),
+    "several texts": ({"x": VECTORS, "y": numpy.array(list("ab"))[[[0, 1]] * 30]}, r"texts \(30, 2\); give one for"),
+    "no UTF-8": ({"x": VECTORS, "y": numpy.array([b"\xe9", b"a"])[LABELS % 2]}, "a.npz: labels for train are bytes"),
+    "one of each class": ({"x": VECTORS[:3], "y": LABELS[:3]}, r"a.npz: there are no test data, .* give a part for t"),
     "a constant channel": ({"x": COLOURS * 0, "y": LABELS}, "all pixels of a channel are the same"),
     "several labels": ({"x": VECTORS, "y": numpy.ones((30, 3), dtype=int)}, "not one-hot"),
 }

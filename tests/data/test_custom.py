@@ -190,11 +190,43 @@ class Plain:
 def test_where_labels_come_from():
     assert labels_of(Attributed()).tolist() == [2, 1, 0]
     assert labels_of(Subset(Attributed(), [2, 0])).tolist() == [0, 2]
-    assert labels_of(Plain(targets=[5, 6, 7])).tolist() == [5, 6, 7]
-    assert labels_of(Plain(labels=torch.tensor([5, 6, 7]))).tolist() == [5, 6, 7]
-    # Neither of these says what the items say.
+    assert labels_of(Plain(targets=[0, 1, 2])).tolist() == [0, 1, 2]
+    assert labels_of(Plain(labels=torch.tensor([0, 1, 2]))).tolist() == [0, 1, 2]
+    # None of these says what the items say.
     assert labels_of(Plain(labels=["a", "b"])).tolist() == [0, 1, 2]
     assert labels_of(Plain(targets=[5, 6, 7], target_transform=lambda y: y)).tolist() == [0, 1, 2]
+    assert labels_of(Plain(targets=[5, 6, 7])).tolist() == [0, 1, 2]
+
+
+class Coarse(TensorDataset):
+    """The classes of a well-known data set in pairs, by a ``__getitem__`` of its own."""
+
+    def __getitem__(self, index: int):
+        inputs, label = super().__getitem__(index)
+        return inputs, label // 2
+
+
+def test_labels_that_the_items_change_are_those_of_the_items(monkeypatch):
+    coarse = Coarse(torch.zeros(300, 3), torch.arange(300) % 4)
+    assert labels_of(coarse).tolist() == [0, 0, 1, 1] * 75
+    coarse.targets = (torch.arange(300) % 4).tolist()
+    assert labels_of(Subset(coarse, range(4))).tolist() == [0, 0, 1, 1]
+    assert described(monkeypatch, coarse).num_classes == 2
+
+
+def test_not_every_item_is_read_for_labels_that_are_there():
+    read = []
+
+    class Counted(Plain):
+        def __len__(self) -> int:
+            return 5000
+
+        def __getitem__(self, index: int):
+            read.append(index)
+            return torch.zeros(1), index % 3
+
+    assert labels_of(Counted(targets=torch.arange(5000) % 3)).tolist() == [index % 3 for index in range(5000)]
+    assert len(read) == 100 and (read[0], read[-1]) == (0, 4999)
 
 
 class Tabled(TensorDataset):

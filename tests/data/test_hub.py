@@ -212,6 +212,23 @@ def test_damaged_and_absent_shards(tmp_path):
         load_data(str(tmp_path / "e"))
 
 
+@pytest.mark.parametrize("damage", ["header", "cut in a header", "cut behind a sample"])
+def test_a_damaged_header_does_not_pass_for_the_end_of_a_shard(tmp_path, damage):
+    path = shard(tmp_path / "a.tar", members(range(4)))
+    with tarfile.open(path) as archive:
+        third = archive.getmember("./0002.png").offset
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "header": content[:third] + b"x" * 20 + content[third + 20 :],
+            "cut in a header": content[: third + 300],
+            "cut behind a sample": content[:third],
+        }[damage]
+    )
+    with pytest.raises(DataError, match=rf"a\.tar: damaged or cut off behind {third:,} bytes; copy the shard"):
+        load_data(str(path))
+
+
 def test_archives_and_tables_beside_class_folders_are_no_data(tmp_path):
     write_images(tmp_path, {"red": 5, "green": 5})
     shard(tmp_path / "images.tar", members(range(4)))

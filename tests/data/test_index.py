@@ -79,6 +79,8 @@ def test_without_parts_a_fifth_is_the_test_set_and_numbers_are_sorted_by_value(i
     assert [len(data.train_labels), len(data.test_labels)] == [8, 2]
     assert data.val_labels is None and data.test_taken
     assert summary(data)["test samples"] == "2 (a fifth of the training samples: there are no test data)"
+    lines = [(path, "10.0" if label == "red" else "9.0") for path, label in rows()]  # as pandas writes them beside gaps
+    assert load_data(write(images, table("path,label", lines))).classes == ("9.0", "10.0")
 
 
 def test_what_is_left_out_is_said(images):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +126,23 @@ def test_a_seed_and_a_calibrated_radius_are_not_compared() -> None:
     method = pof.SharpnessAware(model)
     method.calibrate(fitted, level=0.5)
     assert method.settings()["SharpnessAware"]["rho"] == "from the data"
+
+
+def test_a_run_goes_on_with_its_radius_where_it_would_be_another_one_now(tmp_path: Path) -> None:
+    radii, model = [], mlp()
+    with torch.no_grad():
+        model.fc.weight *= 10
+    fitted = [(x, model(x).argmax(1)) for x, _ in batches(6)]
+
+    def run(level: float, **options: Any) -> None:
+        method = pof.Averaged(pof.SharpnessAware(copy.deepcopy(model)), "ema")
+        radii.append(method.method.calibrate(fitted, level=level))
+        pof.fit(method, fitted, epochs=2, device="cpu", checkpoint_dir=tmp_path, **options)
+        radii.append(method.method.rho)
+
+    run(0.5)
+    run(0.9, resume=True)  # as other mini-batches would
+    assert radii[0] == radii[1] == radii[3] != radii[2]
 
 
 def test_statistics_of_the_features_are_not_compared() -> None:

@@ -32,7 +32,8 @@ def test_what_is_right_or_belongs_to_a_custom_loss_is_handed_on():
 
 def test_arrays_and_lists_of_a_custom_collate():
     assert torch.equal(unpack((X, Y.tolist()))[1], Y)
-    assert torch.equal(unpack((X, numpy.asarray(Y, dtype="int32")))[1], Y)
+    for dtype in ("int32", ">i4", "uint16"):
+        assert torch.equal(unpack((X, numpy.asarray(Y, dtype=dtype)))[1], Y)
     assert torch.equal(unpack((X, list(Y)))[1], Y)
     with pytest.raises(ValueError, match=r"targets are texts \('cat', ...\): give class indices, integers from 0"):
         unpack((X, ["cat", "dog"] * 3))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pof
-from pof._support.files import append, naming, replacing
+from pof._support.files import append, naming, replacing, write_text
 
 POSIX_ONLY = {"fcntl", "grp", "posix", "pwd", "resource", "termios"}
 
@@ -87,3 +87,8 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
     with replacing(tmp_path / "t") as partial:
         partial.write_text("new")
     assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == 0o600
+
+
+def test_a_name_that_is_no_utf8_does_not_keep_a_page_from_being_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", "caf\udce9, ä")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "caf\\udce9, ä"

@@ -116,6 +116,8 @@ def _as_tensor(targets: Any) -> Any:
     several = isinstance(targets, (list, tuple))
     numbers = several and (isinstance(first, float) or getattr(first, "ndim", -1) == 0)
     if isinstance(first, int) or numbers or hasattr(targets, "__array__"):
+        if not getattr(getattr(targets, "dtype", None), "isnative", True):
+            targets = targets.astype(targets.dtype.newbyteorder("="))  # torch has the machine's order of bytes alone
         with suppress(ValueError, TypeError):  # rows of different lengths are for a loss that takes lists
             return torch.as_tensor(targets)
     return targets

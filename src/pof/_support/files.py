@@ -74,6 +74,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text for people; of a name that is not UTF-8, as a folder may have, the bytes are written out."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def append(path: Path, content: bytes, *, sync: bool = False) -> None:
     """Write ``content`` at the end of a file, which is made if it is not there; with ``sync`` all of it to the disk."""
     with naming(path), path.open("ab") as file:

@@ -206,7 +206,13 @@ def copied(model: nn.Module) -> nn.Module:
     refuse_lazy(model)
     # Tensors that hooks compute (torch's older weight norm, pruning) have a graph, with which they cannot be copied.
     computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    except Exception as error:  # whatever a user's objects raise
+        raise ValueError(
+            f"{type(model).__name__} holds what cannot be copied ({error}), and a copy of it is needed: keep locks,"
+            " open files and generators outside of the network, or give it a __deepcopy__"
+        ) from error
 
 
 def contents(module: nn.Module, *, copies: bool = True) -> dict[str, dict[str, Any]]:

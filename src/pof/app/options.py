@@ -275,4 +275,4 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if hasattr(value, "__dict__"):
         return plain(vars(value))
-    return value
+    return value.item() if type(value).__module__ == "numpy" else value

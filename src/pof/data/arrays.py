@@ -24,8 +24,7 @@ from pof.data.custom import counted_classes
 from pof.data.description import Data, DataSplit, ImageData, LazyData
 from pof.data.images import Prepare
 from pof.data.npy import array_names, array_shape, read_array
-from pof.data.parts import SPLIT_SEED, TEST_SHARE, Preparation, no_test_set, role_of, say
-from pof.data.stratified import split_validation
+from pof.data.parts import Preparation, named_classes, no_test_set, role_of, say, taken_for_test
 
 INPUTS, LABELS = ("x", "images", "image", "data", "inputs", "features"), ("y", "labels", "label", "targets", "target")
 NAMES = ("classes", "class_names")
@@ -54,7 +53,7 @@ def array_data(
         DataError: if arrays are missing, damaged, of another kind or do not belong together.
     """
     parts, classes, notes = _parts(place)
-    train, test, said = _with_test(parts)
+    train, test, said = _with_test(place, parts)
     say(str(place), [*notes, said])
     validation, shape = parts.get("validation"), tuple(train[0].shape[1:])
     if len(shape) == 1 or preparation is not None:
@@ -162,11 +161,11 @@ def _statistics(place: Path, images: Tensor) -> dict[str, tuple[float, ...]]:
     return {"mean": tuple(means), "std": tuple(deviations)}
 
 
-def _with_test(parts: dict[DataSplit, Part]) -> tuple[Part, Part, str]:
+def _with_test(place: Path, parts: dict[DataSplit, Part]) -> tuple[Part, Part, str]:
     images, labels = train = parts["train"]
     if "test" in parts:
         return train, parts["test"], ""
-    kept, taken = split_validation(labels, TEST_SHARE, seed=SPLIT_SEED)
+    kept, taken = taken_for_test(str(place), labels)
     said = no_test_set(len(taken), "the part for validation" if "validation" in parts else None)
     return (images[kept], labels[kept]), (images[taken], labels[taken]), said
 
@@ -252,25 +251,38 @@ def _labels(
     place: Path, arrays: Mapping[DataSplit, Any], given: Any
 ) -> tuple[tuple[str, ...], dict[DataSplit, Tensor]]:
     """Names of the classes, and labels (N,) int64."""
+    named = () if given is None else tuple(_texts(f"{place}: classes", given.ravel()))
     if any(array.dtype.kind in "US" for array in arrays.values()):
-        texts = {role: array.astype(str).ravel().tolist() for role, array in arrays.items()}
-        names = tuple(sorted(set(texts["train"])))
+        texts = {role: _texts(f"{place}: labels for {role}", array) for role, array in arrays.items()}
+        names = named or tuple(named_classes(texts["train"]))
         numbers = {name: number for number, name in enumerate(names)}
         if unknown := sorted({text for each in texts.values() for text in each} - set(names)):
-            raise DataError(f"{place}: the class {unknown[0]!r} has no training samples; there are {', '.join(names)}")
+            lacks = "is not among the classes" if named else "has no training samples"
+            raise DataError(f"{place}: the class {unknown[0]!r} {lacks}; there are {', '.join(names)}")
         return names, {role: torch.tensor([numbers[text] for text in each]) for role, each in texts.items()}
     labels = {}
     for role, array in arrays.items():
-        indices = class_targets(torch.from_numpy(array), array.shape[1] if array.ndim == 2 else None)
-        if array.dtype.kind not in "biu" or indices.ndim != 1:
+        whole = array.dtype.kind in "biu"
+        indices = class_targets(array, array.shape[1] if array.ndim == 2 else None) if whole else array
+        if not whole or indices.ndim != 1:
             raise DataError(
                 f"{place}: labels for {role} are {array.dtype} {array.shape}; give class indices (N,), integers from 0,"
                 " or texts"
             )
         labels[role] = indices
-    if given is None:
+    if not named:
         return counted_classes(str(place), labels["train"], torch.cat(list(labels.values()))), labels
-    names = tuple(str(name) for name in given.ravel())
     for role, indices in labels.items():
-        check_labels(indices, num_classes=len(names), name=f"{place} ({role})")
-    return names, labels
+        check_labels(indices, num_classes=len(named), name=f"{place} ({role})")
+    return named, labels
+
+
+def _texts(name: str, array: Any) -> list[str]:
+    """An array (N,) or (N, 1) as texts; bytes are UTF-8."""
+    if array.shape not in {(len(array),), (len(array), 1)}:
+        raise DataError(f"{name} are texts {array.shape}; give one for each (N,)")
+    found = array.ravel().tolist()
+    try:
+        return [text.decode() if isinstance(text, bytes) else str(text) for text in found]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} are bytes that are no text in UTF-8 ({error}): save them as texts") from error

@@ -18,6 +18,9 @@ from pof.data.checks import DataError
 from pof.data.description import LazyData
 from pof.data.streaming import StreamData, first_input
 
+LOOKED_AT = 100
+"""Items whose labels are compared with those that a Dataset says it has."""
+
 
 def factory_data(name: str, data_root: Path | None) -> LazyData | StreamData:
     """Call the factory ``name``, with ``data_root`` if it takes that, and describe the Datasets that it returns."""
@@ -108,21 +111,28 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
     """Labels of a map-style Dataset, (N,) int64; of other tasks floating point, (N,) or (N, C).
 
     Returns:
-        Its ``targets`` or ``labels``; without these every item is read.
+        Its ``targets`` or ``labels``, if some items say the same; else every item is read.
     """
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
-    if isinstance(dataset, TensorDataset):
+    if type(dataset) is TensorDataset:
         return _indices(dataset.tensors[-1])
     size = len(cast(Sized, dataset))
-    # A target_transform changes what the items say and leaves the attribute as it was.
-    if getattr(dataset, "target_transform", None) is None:
-        for attribute in ("targets", "labels"):
-            stored = getattr(dataset, attribute, None)
-            if isinstance(stored, Sized) and len(stored) == size:
-                return _indices(stored)
+    stored = (dataset.tensors[-1],) if isinstance(dataset, TensorDataset) else ()
+    for each in (*stored, getattr(dataset, "targets", None), getattr(dataset, "labels", None)):
+        if isinstance(each, Sized) and len(each) == size:
+            found = _indices(each)
+            # A target_transform, or a __getitem__ of one's own, changes what the items say, and leaves these alone.
+            places = torch.linspace(0, size - 1, min(size, LOOKED_AT)).round().long()
+            if torch.equal(_read(dataset, places), found[places]):
+                return found
+    return _read(dataset, torch.arange(size))
+
+
+def _read(dataset: Dataset[Any], places: Tensor) -> Tensor:
+    """The labels that some of the items have."""
     with preserved():
-        return _indices([_label(unpack(dataset[index])[1]) for index in range(size)])
+        return _indices([_label(unpack(dataset[index])[1]) for index in places.tolist()])
 
 
 def _label(target: Any) -> Tensor:

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 
 from pof._support.preprocessing import Preprocessing
 from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD
-from pof.data.checks import check_statistics
+from pof.data.checks import DataError, check_statistics
 from pof.data.description import DataSplit, LazyData
 from pof.data.files import torchvision_datasets
 from pof.data.images import Prepare, Source, opened
@@ -101,7 +102,7 @@ def image_data(
     Returns:
         The data set.
     """
-    train, test, said = with_test_part(parts, names or {})
+    train, test, said = with_test_part(source, parts, names or {})
     say(source, [*notes, said])
     validation = parts.get("validation")
     plain = preparation.transform(training=False)
@@ -124,15 +125,26 @@ def image_data(
 
 
 def with_test_part(
-    parts: Mapping[DataSplit, list[Sample]], names: Mapping[DataSplit, str]
+    source: str, parts: Mapping[DataSplit, list[Sample]], names: Mapping[DataSplit, str]
 ) -> tuple[list[Sample], list[Sample], str]:
     """Samples for training and testing, and what is to be said of it."""
     train = parts["train"]
     if "test" in parts:
         return train, parts["test"], ""
-    kept, taken = split_validation(labels_in(train), TEST_SHARE, seed=SPLIT_SEED)
+    kept, taken = taken_for_test(source, labels_in(train))
     said = no_test_set(len(taken), names.get("validation", "validation") if "validation" in parts else None)
     return [train[i] for i in kept.tolist()], [train[i] for i in taken.tolist()], said
+
+
+def taken_for_test(source: str, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the samples that stay for training, and of the fifth for testing."""
+    try:
+        return split_validation(labels, TEST_SHARE, seed=SPLIT_SEED)
+    except DataError as error:
+        raise DataError(
+            f"{source}: there are no test data, and a fifth of the training samples cannot be ({error}): give a part"
+            " for testing"
+        ) from error
 
 
 def no_test_set(taken: int, validation: str | None) -> str:
@@ -150,7 +162,7 @@ def say(source: str, notes: Sequence[str]) -> None:
 def named_classes(labels: Sequence[str]) -> list[str]:
     """Names of the classes among labels as they are written: sorted, numbers by their value."""
     found = sorted(set(labels))
-    return sorted(found, key=int) if all(re.fullmatch(r"-?\d{1,18}", label) for label in found) else found
+    return sorted(found, key=Decimal) if all(re.fullmatch(r"-?\d{1,18}(\.\d+)?", label) for label in found) else found
 
 
 def labels_in(samples: Sequence[tuple[Any, int]]) -> Tensor:

@@ -154,5 +154,14 @@ def _members(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, TarImage
                     left_out[end] += 1
                     continue
                 archive.members = []  # type: ignore[attr-defined]  # it keeps them all
+        _check_end(path, archive.offset)
     except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable .tar file, uncompressed ({error}); write it again") from error
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Refuse a shard that goes on, or is cut off, where reading ended: a damaged header passes for the end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise DataError(f"{path}: damaged or cut off behind {offset:,} bytes; copy the shard, or write it, again")

@@ -47,7 +47,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     path = folder / STATE_FILE
     with replacing(path) as partial:
         try:
-            torch.save(dict(state), partial)
+            torch.save(_plain(dict(state)), partial)
         except RuntimeError as error:  # torch's zip writer hides the operating system's error
             code = errno.ENOSPC if shutil.disk_usage(folder).free < 2**20 else errno.EIO
             raise OSError(code, os.strerror(code), str(partial)) from error
@@ -58,6 +58,15 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
         if path.is_file():
             _keep(path, folder / PREVIOUS_FILE)
     return path
+
+
+def _plain(value: Any) -> Any:
+    """The same with numbers of Python in the place of NumPy's (a rate, a radius), which are not read again."""
+    if type(value) is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(map(_plain, value))
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
 
 
 def _keep(path: Path, previous: Path) -> None:

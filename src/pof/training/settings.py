@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from pof._support import distributed
-from pof._support.described import described
+from pof._support.described import described, flat
 from pof.methods import Method
 from pof.training.schedules import Schedule
 
@@ -39,11 +39,13 @@ def fingerprint(
     method: Method, optimizer: Optimizer, times: Timetable, autocast: torch.dtype | None, clip_norm: float | None
 ) -> dict[str, Any]:
     """The settings that a resume must find unchanged, before the first step."""
-    kind, groups = type(optimizer).__name__, optimizer.param_groups
-    names = dict.fromkeys(name for group in groups for name in group if name not in {"params", "lr", "initial_lr"})
+    kind, groups, own = type(optimizer).__name__, optimizer.param_groups, method.settings()
+    # A radius from the data is in the state: taken again, from other mini-batches, it is another one.
+    others = {"params", "lr", "initial_lr"} | ({"rho"} if "from the data" in flat(own).values() else set())
+    names = dict.fromkeys(name for group in groups for name in group if name not in others)
     return {
         "method": type(method).__name__,
-        **method.settings(),
+        **own,
         "epochs": times.epochs,
         "steps_per_epoch": times.steps_per_epoch,
         "steps": times.steps,

@@ -288,7 +288,9 @@ def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
         ({"budget": 0}, "budget must be a finite number of passes > 0, at most 1000000; got 0"),
         ({"budget": float("nan")}, "budget must be a finite number"),
         ({"candidates": ["magic"]}, "'magic' is not known; choose among sam auto, head-ascent"),
-        ({"candidates": []}, "candidates"),
+        ({"candidates": []}, "candidates: give 1 to 64 names, or none for the usual ones; got 0"),
+        ({"candidates": {}}, "candidates: give 1 to 64 names"),
+        ({"candidates": {f"{n}": {"method": "finetune"} for n in range(65)}}, "candidates: .*; got 65"),
         ({"candidates": {"own": {"method": "finetune", "lrr": 1}}}, "lrr"),
     ],
 )

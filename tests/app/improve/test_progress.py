@@ -75,11 +75,10 @@ def test_on_a_terminal_there_is_a_bar() -> None:
 def test_a_search_tells_its_plan_its_steps_and_its_rungs() -> None:
     rows: list[Any] = []
     pof.improve(network(), *loaders(), candidates=["sgd", "sam auto", "pof"], log=rows.append, **FAST)
-    assert rows[0]["event"] == "plan" and rows[0]["passes"] == pytest.approx(FAST["budget"])
+    assert rows[0]["event"] == "plan" and rows[0]["passes"] == pytest.approx(FAST["budget"], abs=0.1)
     assert {row["event"] for row in rows} == {"plan", "step", "rung"}
     assert {row["rung"] for row in rows if row["event"] == "rung"} == {1, 2, 3}
     for place, row in enumerate(rows):
         if row["event"] == "rung" and not row["dropped"]:
             steps = [r["passes"] for r in rows[:place] if r["event"] == "step" and r["run"] == row["run"]]
-            # A rung ends at a whole step, of which an epoch has six, each of two passes at most.
-            assert steps == sorted(steps) and steps[-1] == pytest.approx(row["passes"], abs=2 / 6)
+            assert steps == sorted(steps) and steps[-1] == pytest.approx(row["passes"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pof._support.files import replacing
+from pof._support.files import write_text
 from pof.app.comparison import SIGNIFICANT
 from pof.app.experiment.figure import differences_panel
 from pof.app.experiment.plan import Plan
@@ -33,8 +33,7 @@ def write_pages(plan: Plan, rows: Sequence[ResultRow], folder: Path, measure: Me
         ("summary.tex", latex(summary)),
         ("report.html", html(plan, summary, commits)),
     ):
-        with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return summary
 
 

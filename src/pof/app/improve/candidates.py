@@ -27,6 +27,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Tried unless others are named, those that gained most in docs/results.md first: a small budget tries only them."""
 UNFITTED = {"sgd": FAMILIES["sgd"]}
 """Tried in their place where the network does not fit its training data: what that lacks is training."""
+MOST = 64
+"""Candidates that may be named."""
 SHARES = (1.0, 0.2)
 """Rates, as shares of a family's first one."""
 
@@ -49,12 +51,14 @@ def families(chosen: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> 
     """Look up what is to be tried: names of families or methods, or a mapping of one's own names to options."""
     if chosen is None:
         return FAMILIES
+    if not 0 < len(chosen) <= MOST:
+        raise ValueError(f"candidates: give 1 to {MOST} names, or none for the usual ones; got {len(chosen)}")
     if isinstance(chosen, Mapping):
         return {name: {"method": name, **dict(options or {})} for name, options in chosen.items()}
     unknown = [name for name in chosen if name not in FAMILIES and name not in METHODS]
-    if unknown or not chosen:
+    if unknown:
         raise ValueError(
-            f"candidates: {unknown[0] if unknown else 'none'!r} is not known; choose among {', '.join(FAMILIES)},"
+            f"candidates: {unknown[0]!r} is not known; choose among {', '.join(FAMILIES)},"
             f" {', '.join(name for name in METHODS if name not in FAMILIES)}"
         )
     return {name: FAMILIES.get(name, {"method": name}) for name in chosen}

@@ -24,7 +24,7 @@ from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, 
 from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
-from pof.app.improve.candidates import UNFITTED, Candidate, check_options, families, make_candidates
+from pof.app.improve.candidates import MOST, UNFITTED, Candidate, check_options, families, make_candidates
 from pof.app.improve.folder import digest, question, take
 from pof.app.improve.halving import FINALISTS, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
@@ -40,8 +40,6 @@ from pof.weights import save_model
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the way from the incoming network to a candidate."""
-MOST = 64
-"""Candidates that may be named."""
 Log = Callable[[Mapping[str, Any]], None]
 
 
@@ -96,18 +94,20 @@ def improve(
     """
     _check(model, head, budget, seed, jobs, lr)
     _check_held_out(train_loader, val_loader)
+    seed = int(seed)  # NumPy's would give other draws
     base = training or TrainOptions("finetune", seed=seed)
     check_shared(base)
     check_options(kinds := families(candidates), base)
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (logits, targets), steps = _finite_logits(network, val_loader, head), _length(train_loader)
+        (logits, targets), length = _finite_logits(network, val_loader, head), _length(train_loader)
         own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets})}
         asked = question(budget, candidates, seed, lr, base)
-        asked |= {**own, "length of train_loader": steps, **(settings or {})}
+        asked |= {**own, "length of train_loader": length, **(settings or {})}
         stack.callback(take(folder, asked, resume=resume, overwrite=overwrite))
         chooses, confirms = halves(targets, seed)
+        steps = -(-length // base.accumulation)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
         fit, named = fit_of(network, train_loader, head), candidates is not None
@@ -174,8 +174,9 @@ def _rates(
     """The first rate of each family, and the passes that it took to find them."""
     if lr is not None:
         return {name: first_rate(lr, str(options["method"])) for name, options in kinds.items()}, 0.0
-    given = (race.incoming, race.head, race.train_loader, race.rewind, race.classes, race.steps_per_epoch)
-    search = RateSearch(*given, steps_of(budget, race.steps_per_epoch))
+    length = _length(race.train_loader)
+    given = (race.incoming, race.head, race.train_loader, race.rewind, race.classes, length)
+    search = RateSearch(*given, steps_of(budget, length))
     return search.rates(kinds, base), search.spent
 
 
@@ -202,7 +203,7 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
     usable = [run for run in runs if run.figures is not None]
     parts: list[nn.Module] = []
     for run in usable[:4]:
-        network = race.networks(run)[run.best]
+        network = race.network(run)
         parts.append(network)
         judge(f"{run.candidate.name}, {run.best}", network, run, True)
     for run, network in list(zip(usable, parts, strict=False))[:2]:
@@ -276,6 +277,8 @@ def _finite_logits(
     logits, targets = logits_on(network, val_loader, None, head)
     if not bool(logits.isfinite().all()):
         raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
+    if len(targets) < 2:
+        raise ValueError("val_loader gives one sample: give two at least, one to choose by and one to confirm")
     return logits, targets
 
 

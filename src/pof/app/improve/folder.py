@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from pof._support.files import lock
 from pof.app.improve.rate import COMMON
-from pof.app.options import TrainOptions
+from pof.app.options import TrainOptions, plain
 from pof.app.run_files import RunError
 from pof.app.run_folder import check_removable, clear, write_json
 
@@ -83,13 +83,9 @@ def digest(tensors: Mapping[str, Any]) -> str:
     return found.hexdigest()[:16]
 
 
-def question(budget: float, candidates: Any, seed: int, lr: float | None, base: TrainOptions) -> dict[str, Any]:
+def question(budget: float, candidates: Any, seed: int, lr: float | None, base: TrainOptions) -> Any:
     """What a search that goes on must find unchanged, in plain values."""
-    own = {"budget": budget, "candidates": _plain(candidates), "seed": seed, "lr": lr}
-    return own | {f"training.{name}": getattr(base, name) for name in COMMON}
-
-
-def _plain(candidates: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> Any:
     if isinstance(candidates, Mapping):
-        return {name: dict(options or {}) for name, options in candidates.items()}
-    return None if candidates is None else list(candidates)
+        candidates = {name: dict(options or {}) for name, options in candidates.items()}
+    own = {"budget": budget, "candidates": candidates, "seed": seed, "lr": lr}
+    return plain(own | {f"training.{name}": getattr(base, name) for name in COMMON})

@@ -125,8 +125,13 @@ def _read(network: nn.Module, batches: Iterable[Any], head: str | None, take: Ta
             found.append((logits.cpu(), targets.cpu()))
     if not sum(len(targets) for _, targets in found):
         raise ValueError("improve needs validation data: val_loader gave no batch with a label (or not a second time)")
-    logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return logits, targets
+    soft = any(targets.is_floating_point() for _, targets in found)
+    return torch.cat([z for z, _ in found]), torch.cat([_rows(y, z.shape[1]) if soft else y for z, y in found])
+
+
+def _rows(targets: Tensor, classes: int) -> Tensor:
+    """Targets as probabilities (N, C), beside those of other mini-batches: some are mixed, and some are not."""
+    return targets if targets.is_floating_point() else F.one_hot(targets, classes).float()
 
 
 def _counted_or_soft(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pof._support.files import replacing
+from pof._support.files import write_text
 from pof.app.comparison import in_words
 from pof.app.improve.result import ImproveResult, Row
 from pof.app.report.template import load_template
@@ -67,8 +67,7 @@ def write_page(result: ImproveResult, test: tuple[Metrics, Metrics], out: Path) 
         head=HEAD,
         body=lines_of(result.table),
     )
-    with replacing(out) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(out, page)
 
 
 def _number(value: float | None) -> str:

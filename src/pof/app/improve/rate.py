@@ -21,7 +21,7 @@ from pof.app.job import make_optimizer
 from pof.app.method_options import AverageOptions
 from pof.app.methods import GROUPS, Context, build_method, entry_of
 from pof.app.options import TrainOptions
-from pof.training.step import Stepper
+from pof.training.step import Stepper, in_words
 from pof.training.stream import Micro
 
 STEPS, MOST_STEPS, FACTOR = 8, 32, 4.0
@@ -45,6 +45,7 @@ class RateSearch:
     """Puts the loader back to where the search started."""
     classes: int
     steps_per_epoch: int
+    """Of one mini-batch each, whatever is accumulated."""
     steps: int = STEPS
     """That a rate is tried for."""
     spent: float = 0.0
@@ -52,7 +53,7 @@ class RateSearch:
 
     def __post_init__(self) -> None:
         self.rewind()
-        with isolated(0):
+        with isolated(0, device_of(self.network)):
             self._batches = [unpack(batch) for batch in islice(self.train_loader, self.steps)]
             before, guessing = self._losses(copied(self.network))
         self._bound, self._lost = before + RISE * guessing, before + guessing
@@ -98,14 +99,14 @@ class RateSearch:
         network = copied(self.network)
         device = device_of(network)
         self.rewind()
-        with isolated(options.seed):
+        with isolated(options.seed, device):
             context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
             try:
                 method = build_method(context).to(device)
+                stepper = Stepper(method, make_optimizer(method, options), find_precision(options.precision, device))
             except ValueError:  # the network does not take the method, as its run will say
                 return True
             method.train()
-            stepper = Stepper(method, make_optimizer(method, options), find_precision(options.precision, device))
             for micro in islice(self._micros(), steps):
                 self.spent += cost / self.steps_per_epoch
                 loss = float(stepper.step([micro]).means["loss"])
@@ -119,7 +120,12 @@ class RateSearch:
         """The mean loss of the mini-batches in training mode, and that of guessing; moves running statistics."""
         plain = build_method(Context(network, self.head, TrainOptions("finetune"), self.classes, ()))
         plain.train()
-        outputs = [plain(micro.inputs, micro.targets) for micro in self._micros()]
+        outputs = []
+        for number, micro in enumerate(self._micros(), 1):
+            try:
+                outputs.append(plain(micro.inputs, micro.targets))
+            except ValueError as error:
+                raise ValueError(in_words(error, number, micro.size, ()) or str(error)) from error
         guessing = math.log(max(2, outputs[0].logits.shape[1]))
         return float(torch.stack([out.loss for out in outputs]).mean()), guessing
 

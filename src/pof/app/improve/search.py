@@ -6,20 +6,23 @@ killed and started again repeats nothing that the journal knows, and ends bitwis
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
 
-from pof._support.files import append
-from pof._support.modules import copied, device_of
+from pof._support.files import append, replacing
+from pof._support.modules import contents, copied, device_of, put_back
 from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.engine.base import Engine, Numerics, Workers, packed
@@ -33,9 +36,9 @@ from pof.app.options import TrainOptions, schedule_of
 from pof.app.run_files import RunError
 from pof.combine import estimate_statistics
 from pof.methods import Averaged, Method
-from pof.training.checkpoint import CheckpointError
+from pof.training.checkpoint import CheckpointError, has_state
 from pof.training.interrupt import Interrupts
-from pof.training.loop import Loop
+from pof.training.loop import FitResult, Loop
 from pof.training.schedules import Schedule
 from pof.training.settings import Timetable
 from pof.training.step import Stepper
@@ -48,7 +51,7 @@ EMA_HORIZON = 0.1
 WARMUP = 0.1
 """Share of a rung in which the rate rises, of runs that do not say."""
 
-Judging = Callable[[Sequence[tuple[Candidate, int, Rung]]], Iterator[dict[str, Any]]]
+Judging = Callable[[Sequence[tuple[Candidate, int]]], Iterator[dict[str, Any]]]
 
 
 @dataclass
@@ -67,6 +70,11 @@ class Run:
     def best(self) -> str:
         """The better of its networks."""
         return min(KINDS, key=lambda kind: rank(self.figures[kind]) if self.figures else (math.inf, math.inf))
+
+    @property
+    def standing(self) -> tuple[float, float]:
+        """Its place among the runs, that of its better network."""
+        return rank(self.figures[self.best]) if self.figures else (math.inf, math.inf)
 
 
 def rank(found: Figures) -> tuple[float, float]:
@@ -112,6 +120,7 @@ class Race:
     targets: Tensor
     classes: int
     steps_per_epoch: int
+    """Optimizer steps, of several mini-batches each where gradients are accumulated."""
     folder: Path
     seed: int
     log: Callable[[Mapping[str, Any]], None]
@@ -121,34 +130,39 @@ class Race:
     def __post_init__(self) -> None:
         # Every run sees the mini-batches in the same order, also of loaders that draw from a generator of their own.
         self._generators = [(g, g.get_state()) for g in loader_generators(self.train_loader)]
+        self._device = device_of(self.incoming)
         self._journal = self.folder / "journal.jsonl"
-        lines = self._journal.read_text(encoding="utf-8").splitlines() if self._journal.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        text = self._journal.read_text(encoding="utf-8") if self._journal.exists() else ""
+        rows = [json.loads(line) for line in text.split("\n")[:-1]]  # the last one is empty, or was cut short
         self._known = {(row["run"], row["rung"]): row for row in rows}
 
     def go(self, candidates: Sequence[Candidate], plan: Sequence[Rung]) -> list[Run]:
         """Run the whole race; the finalists first, then those dropped last."""
         self._plan = plan
+        if self._journal.exists():
+            with replacing(self._journal) as partial:  # without a line that was cut short: the next one would join it
+                partial.write_text("".join(json.dumps(row) + "\n" for row in self._known.values()), encoding="utf-8")
         runs = [Run(candidate) for candidate in candidates]
         alive = list(runs)
-        spent = [0.0, *(rung.passes for rung in plan)]
-        total = sum(rung.runs * (rung.passes - before) for rung, before in zip(plan, spent, strict=False))
+        spent = [0.0]
+        spent += [fmean(self._passes(candidate, n) for candidate in candidates) for n in range(len(plan))]
+        total = sum(rung.runs * (spent[n + 1] - spent[n]) for n, rung in enumerate(plan))
         self.log({"event": "plan", "runs": [run.candidate.name for run in runs], "passes": total})
         with self._judging() as judged:
-            for number, rung in enumerate(plan):
-                self._run_rung(alive, number, rung, judged)
+            for number in range(len(plan)):
+                self._run_rung(alive, number, judged)
                 alive = [run for run in alive if not run.dropped]
-                alive.sort(key=lambda run: rank(run.figures[run.best]) if run.figures else (math.inf, math.inf))
+                alive.sort(key=lambda run: run.standing)
                 following = plan[number + 1].runs if number + 1 < len(plan) else len(alive)
                 for place, run in enumerate(alive[following:], start=following + 1):
                     run.dropped = f"place {place} of {len(alive)} after {run.passes:.3g} passes"
                 alive = alive[:following]
-        return sorted(runs, key=lambda run: (bool(run.dropped), -run.passes))
+        return sorted(runs, key=lambda run: (bool(run.dropped), -run.rung, run.standing))
 
     def estimate(self, network: nn.Module) -> nn.Module:
         """Estimate batch-norm statistics anew, always from the same pass over the training data; gives the network."""
         self.rewind()
-        with isolated(derive_seed(self.seed, "statistics")):
+        with isolated(derive_seed(self.seed, "statistics"), self._device):
             estimate_statistics(network, self.train_loader)
         return network
 
@@ -170,13 +184,12 @@ class Race:
             last = self.estimate(copied(last))  # its own are those of the perturbed weights
         return {"last": last, "ema": self.estimate(average)}
 
-    def networks(self, run: Run) -> dict[str, nn.Module]:
-        """The networks of a run where it stands, by kind."""
-        self.rewind()
-        method, loop = self._loop(run.candidate, self._ends(run.candidate)[run.rung])
-        with isolated(0), Interrupts() as interrupts:
-            loop.run(True, interrupts)
-        return self._networks(method)
+    def network(self, run: Run) -> nn.Module:
+        """The better network of a run where it stands, with the modes, hooks and frozen parts of the incoming one."""
+        method, _ = self._trained(run.candidate, run.rung)
+        network = copied(self.incoming)
+        put_back(network, contents(self._networks(method)[run.best], copies=False))
+        return network
 
     def _ends(self, candidate: Candidate) -> tuple[int, ...]:
         """The steps at which the rungs of a candidate end."""
@@ -186,8 +199,12 @@ class Race:
             ends.append(max(steps, ends[-1] + 1 if ends else 1))
         return tuple(ends)
 
-    def _run_rung(self, runs: Sequence[Run], number: int, rung: Rung, judged: Judging) -> None:
-        waiting = [(run.candidate, number, rung) for run in runs if (run.candidate.name, number) not in self._known]
+    def _passes(self, candidate: Candidate, number: int) -> float:
+        """What a candidate has spent at the end of a rung, which is whole steps, and one at least."""
+        return self._ends(candidate)[number] * candidate.passes_per_epoch / self.steps_per_epoch
+
+    def _run_rung(self, runs: Sequence[Run], number: int, judged: Judging) -> None:
+        waiting = [(run.candidate, number) for run in runs if (run.candidate.name, number) not in self._known]
         for run in runs:
             if (run.candidate.name, number) in self._known:
                 self._note(run, number, known=True)
@@ -224,14 +241,11 @@ class Race:
 
         return hear
 
-    def _judge(self, candidate: Candidate, number: int, rung: Rung) -> dict[str, Any]:
-        row = {"run": candidate.name, "rung": number, "passes": rung.passes, "dropped": "", **dict.fromkeys(KINDS)}
-        self.rewind()
+    def _judge(self, candidate: Candidate, number: int) -> dict[str, Any]:
+        passes = self._passes(candidate, number)
+        row = {"run": candidate.name, "rung": number, "passes": passes, "dropped": "", **dict.fromkeys(KINDS)}
         try:
-            with warnings.catch_warnings(), isolated(derive_seed(self.seed, "run")), Interrupts() as interrupts:
-                warnings.simplefilter("ignore", UserWarning)  # told in the table
-                method, loop = self._loop(candidate, self._ends(candidate)[number])
-                result = loop.run(True, interrupts)
+            method, result = self._trained(candidate, number)
         except CheckpointError:
             raise
         except ValueError as error:  # a method that this network does not take
@@ -247,6 +261,15 @@ class Race:
             row[kind] = asdict(found)
         return row
 
+    def _trained(self, candidate: Candidate, number: int) -> tuple[Method, FitResult]:
+        """Train to the end of a rung, from where the run stands; all draws, of a radius too, are those of its start."""
+        self.rewind()
+        seed = derive_seed(self.seed, "run")
+        with warnings.catch_warnings(), isolated(seed, self._device), Interrupts() as interrupts:
+            warnings.simplefilter("ignore", UserWarning)  # told in the table
+            method, loop = self._loop(candidate, self._ends(candidate)[number])
+            return method, loop.run(True, interrupts)
+
     def _loop(self, candidate: Candidate, stop_at: int) -> tuple[Method, Loop]:
         """A candidate's method around a copy of the incoming network, and its loop up to a step."""
         ends = self._ends(candidate)
@@ -256,24 +279,31 @@ class Race:
             options = replace(options, average=AverageOptions("ema", decay=decay))
         network = copied(self.incoming)
         context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
-        device = device_of(network)
-        method = build_method(context).to(device)
+        method = build_method(context).to(self._device)
+        folder = self.folder / "runs" / folder_of(candidate.name)
         if isinstance(method, Averaged):
             method.estimates = False  # done where networks are judged
-            if getattr(method.method, "rho", None) == 0:
+            if getattr(method.method, "rho", None) == 0 and not has_state(folder):
                 raise ValueError(
                     "its radius from the data is 0, as the network does not fit them: it is plain training"
                 )
-        precision = find_precision(options.precision, device)
+        precision = find_precision(options.precision, self._device)
         stepper = Stepper(method, make_optimizer(method, options), precision, options.clip_norm)
         lengths = (options.epochs, self.steps_per_epoch, options.accumulation, None)
         times = Timetable(*lengths, schedule_in(ends, options), total_steps=ends[-1], stop_at=stop_at)
-        stream = micro_batches(self.train_loader, method.needs_reference, device)
-        folder = self.folder / "runs" / candidate.name.replace(" ", "_").replace(",", "")
+        stream = micro_batches(self.train_loader, method.needs_reference, self._device)
         return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate))
 
 
-def _judge_of(fixed: dict[str, Any], plan: Sequence[Rung]) -> Callable[[tuple[Candidate, int, Rung]], dict[str, Any]]:
+def folder_of(name: str) -> str:
+    """The folder of a run: another one for each name of a candidate, whatever is in it."""
+    plain = re.sub(r"[^\w.+-]", "_", name.replace(",", ""))[:100]
+    if re.fullmatch(r"[a-z0-9 .+-]{1,80}, lr [0-9.e+-]+", name):
+        return plain
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _judge_of(fixed: dict[str, Any], plan: Sequence[Rung]) -> Callable[[tuple[Candidate, int]], dict[str, Any]]:
     """What a process of its own does with a run: the same, unheard."""
     race = Race(**fixed, log=lambda row: None)
     race._plan = plan

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pof._support.files import replacing
+from pof._support.files import write_text
 from pof.app.loggers import flat
 from pof.app.report.collection import RunFigures, Start, collect
 from pof.app.report.figures import Figure, figures_of
@@ -38,8 +38,7 @@ def write_report(
     networks = collect(subjects, bounds, pictures=True, plane=plane, start=start)
     page = render(networks, figures_of(networks), notes)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return networks
 
 
