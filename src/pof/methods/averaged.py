@@ -34,6 +34,8 @@ class Averaged(Method):
         start: share of the run before SWA begins to average, in [0, 1).
         window: epochs that LAWA averages, >= 1.
 
+    Each run of :func:`pof.fit` that is not resumed begins a new average.
+
     Raises:
         ValueError: if an option is out of range.
     """
@@ -93,8 +95,9 @@ class Averaged(Method):
         return self.method.build_optimizer(base, **options)
 
     def attach(self) -> None:
-        """As the inner method."""
+        """As the inner method; the average begins anew, from the network as it is now."""
         self.method.attach()
+        self._count, self._recent, self._wide = 0, [], {}
 
     def release(self) -> None:
         """As the inner method."""
