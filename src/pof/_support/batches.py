@@ -257,6 +257,11 @@ def to_device(value: T, device: torch.device | str) -> T:
     return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=later)))
 
 
+def cloned(value: T) -> T:
+    """Copy every tensor in a (nested) batch, with its graph."""
+    return cast("T", _mapped(value, torch.clone))
+
+
 def for_training(value: T, device: torch.device) -> T:
     """A (nested) batch as training can take it: on the device, without graph, and not of ``torch.inference_mode``."""
     if isinstance(value, Tensor):
