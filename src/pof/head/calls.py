@@ -60,7 +60,7 @@ def refuse_other_answers(name: str, head: nn.Module, features: Tensor, logits: T
     if not alike:
         raise ValueError(
             f"the head {name!r}, called anew with its features alone, gives other logits (the network calls it with"
-            ' more than that, or a hook changes its input), so it cannot be moved: with head="name" name a module around it'
+            " more than that, or a hook changes its input), so it cannot be moved: as head, name a module around it"
             " that is called with one tensor"
         )
 

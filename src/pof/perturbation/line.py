@@ -230,7 +230,12 @@ def along_head_gradient(
 
     Returns:
         The line, exact where the head is linear and the loss the cross-entropy.
+
+    Raises:
+        ValueError: if there is no sample.
     """
+    if not len(features):
+        raise ValueError("the mini-batch is empty: give it at least one sample")
     if is_exact(network, loss):
         return LinearLine.along(network, features, targets, loss, logits)
     return ModuleLine.along(network.head, features, targets, loss)

@@ -153,7 +153,8 @@ class Custom(Loss):
             targets: whatever the function takes.
 
         Returns:
-            Scalar; of values (N,) their mean, of a cross-entropy with ``reduction="none"`` as its weights say.
+            Scalar; of values (N,) their mean, of a cross-entropy with ``reduction="none"`` as its weights say.  0 where
+            no target counts, with gradients of 0.
 
         Raises:
             ValueError: if the function returns something else, or would broadcast targets (N,) against outputs (N, 1).
@@ -169,7 +170,13 @@ class Custom(Loss):
         if not self._checked:
             self._refuse_broadcast(outputs, targets)
             self._checked = True
-        return loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
+        value = loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
+        if outputs.device.type == "cpu" and not math.isnan(value.item()):
+            return value
+        counts = weight_of(self, targets) > 0
+        if outputs.device.type == "cpu":
+            return value if counts else 0 * outputs.sum()
+        return torch.where(counts, value, torch.zeros_like(value))
 
     def warn_of_other_mean(self, outputs: Tensor, targets: Any) -> None:
         """Warn, the first time, where mini-batches do not make the whole one, weighed as :meth:`weight_of` says.
@@ -221,9 +228,10 @@ class Custom(Loss):
             except Exception:  # it wants (N, 1), and knows how to take targets (N,)
                 return
             if bool((flat - whole).isfinite()) and not torch.allclose(flat, whole, rtol=1e-4):
+                column = "" if targets.is_floating_point() else " in floating point (integers are class indices, (N,))"
                 raise ValueError(
                     f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}: give"
-                    " targets (N, 1), or let the loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
+                    f" targets (N, 1){column}, or let the loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
                 )
 
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
@@ -236,13 +244,14 @@ class Custom(Loss):
             ValueError: if that is not above 0: there is no scale then.
         """
         guess: Tensor = self(like.new_zeros(samples_of(targets), like.shape[-1]), targets)
-        if not self._guessed and not bool(guess > 0):
-            raise ValueError(
-                f"the loss of outputs that are all 0 is {float(guess):.3g}, so a share of it is no level: this needs a"
-                " loss that is least at 0 and larger where the network only guesses; use a method without a level, such"
-                " as pof.PoF, or pof.SharpnessAware with a radius rho of its own"
-            )
-        self._guessed = True
+        if not self._guessed and bool(self.weight_of(targets) > 0):
+            if not bool(guess > 0):
+                raise ValueError(
+                    f"the loss of outputs that are all 0 is {float(guess):.3g}, so a share of it is no level: this"
+                    " needs a loss that is least at 0 and larger where the network only guesses; use a method without a"
+                    " level, such as pof.PoF, or pof.SharpnessAware with a radius rho of its own"
+                )
+            self._guessed = True
         return share * guess
 
 
