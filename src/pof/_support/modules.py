@@ -185,7 +185,9 @@ def check_values(model: nn.Module) -> None:
     """Refuse a network whose parameters have no values."""
     name = next((name for name, p in model.named_parameters() if p.is_meta), None)
     if name is not None:
-        raise ValueError(f"{name!r} is on the meta device and has no values: build the network on another, or load it")
+        raise ValueError(
+            f"{name!r} is on the meta device and has no values: build the network on another, or to_empty() first"
+        )
 
 
 def refuse_no_grad(who: str) -> None:

@@ -275,6 +275,11 @@ def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | 
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
             " torch.utils.data.DistributedSampler, or use pof.data.DatasetLoader"
         )
+    if distributed.active() and any(isinstance(each, DistributedSampler) for each in samplers_of(validation)):
+        raise ValueError(
+            "val_loader has a DistributedSampler, and the judgement of the first process counts, which would be that of"
+            " its share: give each process all of the validation data"
+        )
     if isinstance(validation, Iterator):
         raise ValueError("val_loader is an iterator, which gives its mini-batches once: give what it iterates over")
     persistent = any(getattr(loader, "persistent_workers", False) for loader in (training, validation))
