@@ -43,6 +43,11 @@ class Net(nn.Module):
         return self.fc(F.relu(self.body(x)))  # type: ignore[no-any-return]
 
 
+class Subtracting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(2)
+
+
 class Pair(Net):
     def forward(self, x: Any, y: Any) -> Tensor:
         return super().forward(x) + y.sub_(1).mean()
@@ -69,6 +74,18 @@ def test_inputs_of_any_kind_stay_as_they_are(place: str) -> None:
     for _ in range(3):
         method(inputs, Y[:16], inputs, Y[:16])
         assert torch.equal(own, X[:16])
+
+
+def test_data_in_memory_stay_as_they_are_in_every_pass() -> None:
+    """Validation figures wandered from one epoch to the next."""
+    data = [(X[:16].clone(), Y[:16]), (X[16:24].clone(), Y[16:24])]
+    model = nn.Sequential(Net(writes=True).double().float(), nn.Identity())
+    norm = nn.Sequential(Subtracting(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    for _ in range(2):
+        pof.evaluate(model, data)
+        pof.estimate_statistics(norm, data)
+        pof.fit(pof.Finetune(model), data, val_loader=data, epochs=2, device="cpu")
+        assert torch.equal(torch.cat([x for x, _ in data]), X[:24])
 
 
 def test_a_network_that_writes_nothing_gets_the_very_inputs() -> None:

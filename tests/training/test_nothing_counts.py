@@ -71,3 +71,21 @@ def test_an_integer_column_for_a_loss_of_ones_own_is_said_to_be_class_indices() 
     ):
         pof.fit(method, data, epochs=1, device="cpu")
     assert pof.fit(method, [(data[0][0], data[0][1].double())], epochs=1, device="cpu").stopped is None
+
+
+def smoothed_in_place(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, targets.mul_(0.9).add_(0.05))
+
+
+def squashed_in_place(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs.sigmoid_(), targets)
+
+
+@pytest.mark.parametrize("loss", [smoothed_in_place, squashed_in_place])
+def test_a_loss_that_writes_into_what_it_is_given_is_refused(loss: Any) -> None:
+    """PoF calls it thirty times in a step: the targets were smoothed each time."""
+    inputs, labels = batch(8)
+    targets = F.one_hot(labels, 4).double()
+    for make in (pof.PoF, pof.Finetune):
+        with pytest.raises(ValueError, match=r"writes into its outputs or targets .* targets\.clone\(\)"):
+            make(mlp(), loss=loss)(inputs, targets.clone(), inputs, targets.clone())

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof._support.batches import refuse_several, rows_of, samples_of
+from pof._support.batches import refuse_several, rows_of, samples_of, tensors_of
+from pof._support.modules import version_of
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import preserved
 from pof.perturbation.loss import CrossEntropy, Loss, LossFunction, unwrapped, weight_of
@@ -157,9 +158,16 @@ class Custom(Loss):
             no target counts, with gradients of 0.
 
         Raises:
-            ValueError: if the function returns something else, or would broadcast targets (N,) against outputs (N, 1).
+            ValueError: if the function returns something else, writes into what it is given, or would broadcast targets
+                (N,) against outputs (N, 1).
         """
+        given = [] if self._checked else [(tensor, version_of(tensor)) for tensor in (outputs, *tensors_of(targets))]
         loss = self.function(outputs, targets)
+        if any(version_of(tensor) != version for tensor, version in given):
+            raise ValueError(
+                "the loss writes into its outputs or targets (as mul_ and clamp_ do), which are used again: let it work"
+                " on copies, such as targets.clone()"
+            )
         samples = samples_of(targets)
         if not isinstance(loss, Tensor) or (loss.ndim and loss.shape != (samples,)):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
 from pof._support.agreement import agree
-from pof._support.batches import Inputs, call, outputs_in
+from pof._support.batches import Inputs, call, cloned, outputs_in
 from pof._support.files import lock
 from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
@@ -223,7 +223,7 @@ class Loop:
             with torch.no_grad(), evaluating(candidate), autocast(self.stepper.device, self.stepper.autocast):
                 # DDP would send buffers in a forward, which a process without samples does not run.
                 alone = candidate.module if isinstance(candidate, DistributedDataParallel) else candidate
-                found = outputs_in(call(alone, self.last.inputs)).values()
+                found = outputs_in(call(alone, cloned(self.last.inputs))).values()
                 finite = all(bool(tensor.isfinite().all()) for tensor in found)
         self.last = None
         if not all(distributed.gather_objects(finite)):
