@@ -73,6 +73,17 @@ def test_an_integer_column_for_a_loss_of_ones_own_is_said_to_be_class_indices() 
     assert pof.fit(method, [(data[0][0], data[0][1].double())], epochs=1, device="cpu").stopped is None
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_one_output_is_refused_by_the_cross_entropy(name: str) -> None:
+    """It is always 0, and nothing was trained."""
+    inputs, labels = batch(8)
+    first = (labels > 1).long()
+    for targets in (torch.zeros_like(labels), first, first.double(), first.double()[:, None]):
+        with pytest.raises(ValueError, match=r"has one output, .* always 0: give loss='bce' for two classes, or 'mse'"):
+            EVERY[name](mlp(classes=1))(inputs, targets, inputs, targets)
+    EVERY[name](mlp(classes=1), loss="bce")(inputs, first, inputs, first)
+
+
 def smoothed_in_place(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs, targets.mul_(0.9).add_(0.05))
 

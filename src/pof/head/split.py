@@ -77,7 +77,7 @@ class SplitModel(nn.Module):
         self._place: int | str = "logits"
         # Where a training step returned the head's own output in float32 or wider: the others then need not listen.
         self._heard_on: str | None = None
-        self._made_by: type[Any] | None = None
+        self._made_by = ""  # by name: the class of a node cannot be pickled
         self._sigmoid = self._told = False
         self._call, self.moved = Untouched(), False
         inside = set(self._module.modules())
@@ -223,7 +223,7 @@ class SplitModel(nn.Module):
 
     def _has_changed(self, output: Tensor) -> bool:
         """Whether something follows a linear head now, such as a dropout that was 0: it did not make this output."""
-        return self.linear and type(output.grad_fn) is not self._made_by
+        return self.linear and type(output.grad_fn).__name__ != self._made_by
 
     def train(self, mode: bool = True) -> SplitModel:
         """Set the mode, as of any module; the next step listens to the head again."""
@@ -279,7 +279,7 @@ class SplitModel(nn.Module):
         if self._heard_on is None and self.model.training and torch.is_grad_enabled():
             wide = logits.ndim == 2 and logits.dtype in {torch.float32, torch.float64}
             if wide and heard[0].is_still(output) and not distributed.has_fsdp(self.model):
-                self._heard_on, self._made_by = logits.device.type, type(output.grad_fn)
+                self._heard_on, self._made_by = logits.device.type, type(output.grad_fn).__name__
         return *self._reach(output, features, logits), output
 
     def _refuse_lost_graph(self, output: Any) -> None:
