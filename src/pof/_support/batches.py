@@ -189,7 +189,9 @@ def logits_of(output: Any, place: int | str | None = None) -> Tensor:
             f"which are the logits? The network returns {described_outputs(found)}; let it return them alone, or in an"
             " object with .logits"
         )
-    raise ValueError(f"no logits in the model's output of type {type(output).__name__}")
+    raise ValueError(
+        f"no logits in the model's output of type {type(output).__name__}; let it return them, or an object with .logits"
+    )
 
 
 def described_outputs(found: Mapping[int | str, Tensor]) -> str:
