@@ -190,7 +190,8 @@ def logits_of(output: Any, place: int | str | None = None) -> Tensor:
             " object with .logits"
         )
     raise ValueError(
-        f"no logits in the model's output of type {type(output).__name__}; let it return them, or an object with .logits"
+        f"no logits in the model's output of type {type(output).__name__}: let it return them, or an object with"
+        " .logits"
     )
 
 
