@@ -221,7 +221,7 @@ def contents(module: nn.Module, *, copies: bool = True, without: Sequence[nn.Mod
     """Everything that a module holds, whatever its ``state_dict`` says: parameters, all buffers, extra states."""
     left_out = {id(p) for part in without for p in part.parameters()}
     own = _modules_of(module, without)
-    found = {
+    found: dict[str, dict[str, Any]] = {
         "parameters": {name: p.detach() for name, p in module.named_parameters() if id(p) not in left_out},
         "buffers": {_join(n, key): b for n, m in own.items() for key, b in m._buffers.items()},
         "extra": {n: m.get_extra_state() for n, m in own.items() if _has_extra_state(m)},

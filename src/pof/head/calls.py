@@ -68,6 +68,9 @@ def refuse_other_answers(name: str, head: nn.Module, features: Tensor, logits: T
 @contextmanager
 def refusing_checkpoints() -> Iterator[None]:
     """Refuse, in the body, checkpoints that are not re-entrant: they recompute with a module's own parameters."""
+    if torch.compiler.is_compiling():  # a graph recomputes from what went into it
+        yield
+        return
     with ExitStack() as stack:
         with suppress(RuntimeError):  # where somebody around has hooks of his own
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED))
@@ -81,6 +84,8 @@ def refusing_checkpoints() -> Iterator[None]:
 
 def refuse_checkpoint(output: Tensor, entered: Tensor) -> None:
     """Refuse re-entrant checkpoints between what entered a head and its output."""
+    if torch.compiler.is_compiling():
+        return
     seen, waiting = {None, entered.grad_fn}, [output.grad_fn]
     while waiting:
         node = waiting.pop()
