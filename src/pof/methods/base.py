@@ -224,7 +224,7 @@ class Method(nn.Module, ABC):
                 " the method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
             )
         refuse_lazy(self.model)
-        self.network.moved = not is_exact(self.network, self.loss)
+        self.network.moved = not is_exact(self.loss, self.network)
         distributed.reshard(self.model)
         self._taken_out = [p for p in self.network.head.parameters() if p.requires_grad]
         self.network.head.requires_grad_(False)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +210,7 @@ class ModuleLine:
 HeadLine = LinearLine | ModuleLine
 
 
-def is_exact(network: SplitModel, loss: LossFunction) -> bool:
+def is_exact(loss: LossFunction, network: SplitModel) -> TypeGuard[CrossEntropy]:
     """Whether the loss along the line is known in closed form, without a call of the head."""
     return network.linear and isinstance(loss, CrossEntropy)
 
@@ -236,7 +236,7 @@ def along_head_gradient(
     """
     if not len(features):
         raise ValueError("the mini-batch is empty: give it at least one sample")
-    if is_exact(network, loss):
+    if is_exact(loss, network):
         return LinearLine.along(network, features, targets, loss, logits)
     return ModuleLine.along(network.head, features, targets, loss)
 
