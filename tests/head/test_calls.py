@@ -58,11 +58,11 @@ class Pair(Net):
 def test_a_network_that_writes_into_its_inputs_trains_as_one_that_copies_them(name: str, masks: bool) -> None:
     weights = []
     for writes in (False, True):
-        model = Net(writes=writes, masks=masks)
-        loader = DataLoader(TensorDataset(X, Y), batch_size=16)
+        model = Net(writes=writes, masks=masks).double()
+        loader = DataLoader(TensorDataset(X.double(), Y), batch_size=16)
         pof.fit(METHODS[name](model), loader, epochs=2, device="cpu")
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    assert torch.equal(*weights)
+    torch.testing.assert_close(*weights, rtol=1e-9, atol=0)  # products may depend on where a copy lies in memory
 
 
 @pytest.mark.parametrize("place", PLACES)
