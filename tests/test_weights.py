@@ -377,3 +377,28 @@ def test_tensors_of_another_kind_change_nothing(kind, changed, monkeypatch):
     with pytest.raises(WeightsError, match=f"1 of another kind: fc.weight {kind}$"):
         load_weights(model, "weights.pt")
     assert_same(model, blank())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("complex128 strided", torch.zeros(2, dtype=torch.complex128)),
+        ("float32 sparse_coo", torch.eye(2).to_sparse()),
+        ("float32", torch.zeros(2, device="meta")),
+    ],
+)
+def test_what_safetensors_cannot_hold_is_named(kind, value, tmp_path):
+    model = network()
+    model.register_buffer("mask", value)
+    with pytest.raises(WeightsError, match=f"'mask' is {kind}: leave it out"):
+        save_model(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_loaded_into_a_network_without_values(tmp_path):
+    save_model(network(), tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        model = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 4, 3), norm=nn.BatchNorm2d(4), fc=nn.Linear(4, 3)))
+    for load in (load_model, load_weights):
+        with pytest.raises(ValueError, match=r"on the meta device and has no values: .* to_empty\(\) first"):
+            load(model, tmp_path / "model.safetensors")

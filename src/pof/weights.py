@@ -23,6 +23,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from pof._support.files import replacing
+from pof._support.modules import check_values
 
 # .tar: "model_best.pth.tar" of the ImageNet example, which is no archive of tar.
 PICKLED_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
@@ -36,8 +37,7 @@ EXTRA_STATE = "_extra_state"
 COUNTER = "num_batches_tracked"
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
-OF_A_RUN = "model.safetensors"
-"""The network in the folder of a run, which may be given in the place of the file."""
+OF_A_RUN = "model.safetensors"  # in the folder of a run, which may be given in its place
 NAMED_IN_ERRORS = 5
 MAX_EXPANSION = 100
 
@@ -49,25 +49,21 @@ class WeightsError(ValueError):
 def save_model(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write the parameters and buffers of ``model`` to ``path`` as safetensors, atomically.
 
-    Tensors that share storage are written once per name, so that the file is the complete ``state_dict`` for
-    every reader.
+    Tensors that share storage are written once per name: the file is the complete ``state_dict`` for every reader.
 
     Args:
-        model: any module whose state_dict holds tensors only.
+        model: any module whose state_dict holds plain tensors only.
         path: the file to write; replaced at once if it exists, untouched if writing fails.
         metadata: strings to store in the header.
 
     Raises:
-        WeightsError: if the state_dict holds something that is not a tensor.
+        WeightsError: if the state_dict holds something else than plain tensors.
         OSError: if the file cannot be written, for example because the disk is full.
     """
     tensors = {}
     for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise WeightsError(
-                f"safetensors hold tensors only; {name!r} is a {type(value).__name__}: "
-                "make it a buffer, or leave it out of the state_dict"
-            )
+        if not _is_plain(value) or value.dtype is torch.complex128:
+            raise WeightsError(f"safetensors hold plain tensors only, and {name!r} is {_kind(value)}: leave it out")
         # Strided views and tied tensors become independent: the format knows neither.
         tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     content = to_safetensors(tensors, metadata=dict(metadata) if metadata else None)
@@ -120,12 +116,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copy the weights of a checkpoint of any origin into ``model``; nothing in the file is executed.
 
-    The prefixes that wrappers add (``WRAPPER_PREFIXES``) are ignored where all keys carry them.  Counters
-    of batch norms (``num_batches_tracked``) may be missing: checkpoints older than PyTorch 0.4.1 do not
-    have them, and the model keeps its own.  Class weights of a loss (``criterion.weight``) are left
-    out.  Of tensors that the model ties together one name is enough.  Where the file is of a module around
-    the network (a LightningModule, a method of this package), the network in it is taken; what else it has
-    is named in a warning.
+    The prefixes that wrappers add (``WRAPPER_PREFIXES``) are ignored where all keys carry them.  Counters of batch
+    norms (``num_batches_tracked``) may be missing: checkpoints older than PyTorch 0.4.1 do not have them, and the
+    model keeps its own.  Class weights of a loss (``criterion.weight``) are left out.  Of tensors that the model ties
+    together one name is enough.  Where the file is of a module around the network (a LightningModule, a method of this
+    package), the network in it is taken; what else it has is named in a warning.
 
     Args:
         model: the module; left untouched if the file does not fit.
@@ -151,8 +146,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         The tensors by the names they have in the file.
 
     Raises:
-        WeightsError: if the suffix is unknown, the file is damaged, needs code to be read, or holds no
-            state_dict.
+        WeightsError: if the suffix is unknown, the file is damaged, needs code to be read, or holds no state_dict.
         FileNotFoundError: if there is no such file.
     """
     file = _existing(path)
@@ -284,12 +278,12 @@ def _network_in(tensors: Mapping[str, Tensor], model: nn.Module, source: str) ->
 def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     # Every key and shape is compared before the first copy.
     own = model.state_dict(keep_vars=True)
+    check_values(model)
     tensors = {name: value for name, value in tensors.items() if name in own or not OF_A_LOSS.fullmatch(name)}
     plain = _without_prefixes(tensors)
     names = {bare: name for name, bare in _without_prefixes(own).items()}
     given = {names[bare]: tensors[name] for name, bare in plain.items() if bare in names}
     unexpected = [name for name, bare in plain.items() if bare not in names]
-
     by_identity = {id(own[name]): value for name, value in given.items()}
     missing = []
     for name, value in own.items():
@@ -318,13 +312,19 @@ def _fits(value: Any, own: Any) -> bool:
     """Whether a value can be copied into a tensor of the model without a loss that nobody asked for, or an error."""
     if not isinstance(value, Tensor) or not isinstance(own, Tensor) or value is own:
         return True
-    plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
     # Integers in the place of weights are quantised ones, whose scale is somewhere else.
     whole = own.is_floating_point() and not value.is_floating_point()
-    return plain and not whole and (own.is_complex() or not value.is_complex())
+    return _is_plain(value) and not whole and (own.is_complex() or not value.is_complex())
 
 
-def _kind(value: Tensor) -> str:
+def _is_plain(value: Any) -> bool:
+    plain = isinstance(value, Tensor) and value.layout is torch.strided
+    return plain and not value.is_quantized and not value.is_meta
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
     return " ".join((str(value.dtype).removeprefix("torch."), "" if value.is_meta else str(value.layout)[6:])).strip()
 
 

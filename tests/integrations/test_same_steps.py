@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,27 @@ def test_averages_and_late_sam(make: Any, tmp_path: Path) -> None:
     ):
         for name, value in found.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("home", ["lightning", "transformers"])
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_run_that_ends_inside_of_an_epoch_ends_it(home: str, steps: int, tmp_path: Path) -> None:
+    """Averages had statistics of an epoch before, or of the incoming network, and MSAM of its perturbed weights."""
+    pytest.importorskip(home, reason=f"{home} is not installed")
+    averages = [pof.Averaged(pof.PoF(net(True)), "ema"), pof.Averaged(pof.PoF(net(True)), "swa")]
+    for method in (*averages, pof.SharpnessAware(net(True), kind="msam")):
+        options: dict[str, Any] = {"max_steps": steps}
+        if home == "lightning":
+            trainer = trainers.lightning_trainer(max_epochs=-1, accumulate_grad_batches=1, **options)
+            trainer.fit(trainers.lightning_module(method), trainers.loader(n=40))
+        else:
+            options |= {"gradient_accumulation_steps": 1, "data": trainers.samples(40)}
+            trainers.hugging_face_trainer(method, method.model, tmp_path, **options).train()
+        found = copy.deepcopy(method.candidate())
+        pof.estimate_statistics(found, trainers.loader(n=40))
+        for name, value in method.candidate().state_dict().items():
+            torch.testing.assert_close(value, found.state_dict()[name], msg=name)
+    assert [average._count for average in averages] == [steps, 1 if steps == 3 else 2]
 
 
 class Endless(IterableDataset[Any]):

@@ -9,7 +9,7 @@ import torch
 
 import pof
 from pof.methods.averaged import Average
-from tests.cases import mlp
+from tests.cases import batches, mlp
 
 EPOCHS = (1.0, 2.0, 4.0, 8.0)
 """All parameters at the end of each epoch, of one step."""
@@ -62,3 +62,16 @@ def test_what_a_regulariser_trains_beside_the_model_is_trained_under_an_average_
     found = list(pof.Averaged(inner, "ema").trainable_parameters())
     assert len(expected) == 6 and len(found) == 6
     assert all(a is b for a, b in zip(found, expected, strict=True))
+
+
+def test_an_average_in_a_loop_of_ones_own_has_the_statistics_of_the_iterate() -> None:
+    """It had those of the incoming network where nobody called ``after_epoch``."""
+    method = pof.Averaged(pof.Finetune(mlp(norm=True)), "ema")
+    for inputs, targets in batches(4):
+        method(inputs + 3, targets)
+        method.after_step()
+    assert torch.equal(method.candidate().norm.running_mean, method.model.norm.running_mean)
+    method.after_epoch(0, 1, lambda: batches(4))
+    estimated = method.candidate().norm.running_mean.clone()
+    assert not torch.allclose(estimated, method.model.norm.running_mean)
+    assert torch.equal(method.candidate().norm.running_mean, estimated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,20 @@ def run(training: TrainOptions, batches: list[Any], **settings: Any) -> nn.Modul
 
 class Killed(Exception):
     pass
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_method_that_has_trained_is_pickled(name: str, kind: str) -> None:
+    """As ``torch.save`` of a whole module and processes that are spawned do."""
+    method, optimizer = prepare(options(name, kind), data())
+    pof.fit(method, data(), epochs=1, optimizer=optimizer, device="cpu")
+    other = pickle.loads(pickle.dumps(method))
+    for each in (method, other):
+        torch.manual_seed(0)
+        each.attach()
+        each.train()(*data()[0], *data()[1]).loss.backward()
+    for mine, theirs in zip(method.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs) and (mine.grad is None) == (theirs.grad is None)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

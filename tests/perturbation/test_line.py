@@ -190,3 +190,28 @@ def test_a_graph_may_hold_the_buffers_of_the_head(middle: Callable[[], nn.Module
     with torch.no_grad():
         sums = [line.logits(features + sign * step, features, radius).square().sum() for sign in (1, -1)]
     assert float(sums[0] - sums[1]) / 2e-6 == pytest.approx(float(gradient.norm()), rel=1e-5)
+
+
+class Moduli(nn.Module):
+    """A head with complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(CLASSES, 6, dtype=torch.complex128))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features.to(self.weight.dtype) @ self.weight.T).abs()
+
+
+def test_a_head_of_complex_weights_moves_along_its_gradient() -> None:
+    _, features, targets = problem(6)
+    head = Moduli()
+    line = ModuleLine.along(head, features, targets, F.cross_entropy)
+    gradient = line.norm * line.direction["weight"]
+    assert line.norm.dtype == torch.float64
+    torch.testing.assert_close(line.norm, torch.linalg.vector_norm(torch.view_as_real(gradient)))
+    fallen = (line.loss_at(-1e-6) - line.loss_at(1e-6)) / 2e-6  # the slope along the unit gradient
+    torch.testing.assert_close(fallen, line.norm, rtol=1e-6, atol=0)
+    found = line.minimise()
+    assert 0 < found.loss < line.loss_at(0.0)

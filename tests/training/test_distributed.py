@@ -271,6 +271,9 @@ def loaders_of_a_rank(rank: int) -> list[Any]:
     for loader in (*plain, DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, False))):
         with pytest.raises(ValueError, match="each of 2 processes would train on the same batches"):
             pof.fit(pof.Finetune(mlp()), loader, epochs=1, device="cpu")
+    shared = shared_loaders(data)
+    with pytest.raises(ValueError, match=r"val_loader has a DistributedSampler.*all of the validation data"):
+        pof.fit(pof.Finetune(mlp()), shared["own"], val_loader=shared["batch sampler"], epochs=1, device="cpu")
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
 import pof
 from pof.combine import estimate_statistics
@@ -93,7 +93,32 @@ class Noisy(Dataset[Any]):
         return self.inputs[index] + torch.from_numpy(self.rng.normal(size=5)), self.targets[index]
 
 
+class Collate:
+    """Mixes with a generator of its own."""
+
+    def __init__(self) -> None:
+        self.rng = numpy.random.default_rng(0)
+
+    def __call__(self, items: Any) -> Any:
+        return noisy(items, self.rng)
+
+    def method(self, items: Any) -> Any:
+        return self(items)
+
+
+def noisy(items: Any, rng: Any) -> Any:
+    inputs, targets = default_collate(items)
+    return inputs + torch.from_numpy(rng.normal(size=inputs.shape)), targets
+
+
+def collating(collate: Any) -> Any:
+    return DataLoader(TensorDataset(*batch(32)), 8, collate_fn=collate)
+
+
 LOADERS = {
+    "collate": lambda: collating(Collate()),
+    "collate by a method": lambda: collating(Collate().method),
+    "collate by partial": lambda: collating(partial(noisy, rng=numpy.random.default_rng(0))),
     "python": lambda: DataLoader(TensorDataset(*batch(32)), 8, sampler=Shuffled(random.Random(0))),
     "numpy": lambda: DataLoader(TensorDataset(*batch(32)), 8, sampler=Shuffled(numpy.random.RandomState(0))),
     "data set": lambda: DataLoader(Noisy(), 8),

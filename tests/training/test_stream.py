@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import pof
 from pof.data import DatasetLoader
 from pof.training.stream import Micro, micro_batches, windows
 
@@ -164,6 +165,28 @@ def test_dict_batches_and_distributed_samplers() -> None:
     (micro,), *_ = windows(micro_batches(loader, True, CPU), 1, 7)
     assert sampler.epoch == 7
     assert micro.size == 2 and set(micro.inputs) == {"x"}
+
+
+@pytest.mark.parametrize("references", [False, True])
+def test_a_data_set_is_told_the_epoch(references: bool) -> None:
+    """As streams of Hugging Face ``datasets`` are, which shuffle by it."""
+
+    class Shuffled(torch.utils.data.IterableDataset[Any]):
+        epoch = -1
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[Any]:
+            generator = torch.Generator().manual_seed(self.epoch)
+            return iter([(number.double(), 0) for number in torch.randperm(8, generator=generator)])
+
+    stream = micro_batches(DataLoader(Shuffled(), batch_size=4), references, CPU)
+    orders = [torch.cat([micro.inputs for (micro,) in windows(stream, 1, epoch)]) for epoch in (0, 1, 0)]  # type: ignore
+    assert torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[1])
+    pairs = pof.with_reference(DataLoader(Shuffled(), batch_size=4))
+    pairs.set_epoch(1)
+    assert torch.equal(torch.cat([inputs for (inputs, _), _ in pairs]), orders[1])
 
 
 def test_tensor_dataset_of_one_batch_refers_to_itself() -> None:

@@ -189,7 +189,10 @@ def logits_of(output: Any, place: int | str | None = None) -> Tensor:
             f"which are the logits? The network returns {described_outputs(found)}; let it return them alone, or in an"
             " object with .logits"
         )
-    raise ValueError(f"no logits in the model's output of type {type(output).__name__}")
+    raise ValueError(
+        f"no logits in the model's output of type {type(output).__name__}: let it return them, or an object with"
+        " .logits"
+    )
 
 
 def described_outputs(found: Mapping[int | str, Tensor]) -> str:
@@ -255,6 +258,11 @@ def to_device(value: T, device: torch.device | str) -> T:
     # To the CPU torch would give memory that is not written yet.
     later = torch.device(device).type != "cpu"
     return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=later)))
+
+
+def cloned(value: T) -> T:
+    """Copy every tensor in a (nested) batch, with its graph."""
+    return cast("T", _mapped(value, torch.clone))
 
 
 def for_training(value: T, device: torch.device) -> T:

@@ -6,7 +6,7 @@ import copy
 import ctypes
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -185,7 +185,9 @@ def check_values(model: nn.Module) -> None:
     """Refuse a network whose parameters have no values."""
     name = next((name for name, p in model.named_parameters() if p.is_meta), None)
     if name is not None:
-        raise ValueError(f"{name!r} is on the meta device and has no values: build the network on another, or load it")
+        raise ValueError(
+            f"{name!r} is on the meta device and has no values: build the network on another, or to_empty() first"
+        )
 
 
 def refuse_no_grad(who: str) -> None:
@@ -215,17 +217,23 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def contents(module: nn.Module, *, copies: bool = True) -> dict[str, dict[str, Any]]:
+def contents(module: nn.Module, *, copies: bool = True, without: Sequence[nn.Module] = ()) -> dict[str, dict[str, Any]]:
     """Everything that a module holds, whatever its ``state_dict`` says: parameters, all buffers, extra states."""
-    extra = {n: m.get_extra_state() for n, m in module.named_modules() if _has_extra_state(m)}
-    found = {
-        "parameters": {name: p.detach() for name, p in module.named_parameters()},
-        "buffers": {_join(n, key): b for n, m in module.named_modules() for key, b in m._buffers.items()},
-        "extra": extra,
+    left_out = {id(p) for part in without for p in part.parameters()}
+    own = _modules_of(module, without)
+    found: dict[str, dict[str, Any]] = {
+        "parameters": {name: p.detach() for name, p in module.named_parameters() if id(p) not in left_out},
+        "buffers": {_join(n, key): b for n, m in own.items() for key, b in m._buffers.items()},
+        "extra": {n: m.get_extra_state() for n, m in own.items() if _has_extra_state(m)},
     }
     if not copies:
         return found
     return {kind: {name: _copy(value) for name, value in each.items()} for kind, each in found.items()}
+
+
+def _modules_of(module: nn.Module, without: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    left_out = {m for part in without for m in part.modules()}
+    return {name: m for name, m in module.named_modules() if m not in left_out}
 
 
 def packed(state: Any) -> Tensor:
@@ -257,7 +265,7 @@ def _copy(value: Any) -> Any:
 
 
 @torch.no_grad()
-def put_back(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
+def put_back(module: nn.Module, saved: Mapping[str, Mapping[str, Any]], *, without: Sequence[nn.Module] = ()) -> None:
     """Put what :func:`contents` gave into a module of the same kind, in place where shapes are as they were."""
     for name, parameter in module.named_parameters():
         value = saved["parameters"].get(name)
@@ -270,7 +278,7 @@ def put_back(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
         prefix, _, name = path.rpartition(".")
         buffers[prefix][name] = value
     device = device_of(module)
-    for prefix, m in module.named_modules():
+    for prefix, m in _modules_of(module, without).items():
         put_buffers(m, buffers[prefix], device)
         if prefix in saved["extra"] and _has_extra_state(m):
             m.set_extra_state(_copy(saved["extra"][prefix]))

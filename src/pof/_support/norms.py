@@ -31,7 +31,8 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     count.  The result, float32 or wider as the tensors are, is on the device of the first one.
     """
     norms, dtype = [], torch.float32
-    for tensor in tensors:
+    for each in tensors:
+        tensor = torch.view_as_real(each.resolve_conj()) if each.is_complex() else each
         norms.append(_norm(tensor))
         dtype = torch.promote_types(dtype, wide_dtype(tensor))
     if not norms:

@@ -8,13 +8,18 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 # Of a loader, a sampler, a data set or a transform: what may own a generator.
-_PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "transform", "target_transform", "transforms")
+_PARTS = (
+    *("sampler", "batch_sampler", "collate_fn"),
+    *("dataset", "datasets", "transform", "target_transform", "transforms"),
+)
 _MOST_PARTS = 1000
 
 
@@ -153,7 +158,10 @@ class Foreign:
 
 
 def loader_generators(loader: Any) -> list[Any]:
-    """What a loader, its samplers, data set and transforms own of generators, each once: torch's, Python's, NumPy's."""
+    """What a loader, its samplers, data set, transforms and ``collate_fn`` own of generators, each once.
+
+    Generators of torch, Python and NumPy; also those of a bound method's object, and what ``functools.partial`` holds.
+    """
     found: dict[int, Any] = {}
     seen: dict[int, Any] = {}
     waiting = [loader]
@@ -162,12 +170,21 @@ def loader_generators(loader: Any) -> list[Any]:
         if id(owner) in seen or owner is None:
             continue
         seen[id(owner)] = owner
-        values = [getattr(owner, "generator", None), *getattr(owner, "__dict__", {}).values()]
+        held = _held_by(owner)
+        values = [getattr(owner, "generator", None), *getattr(owner, "__dict__", {}).values(), *held]
         found |= {id(value): value for value in values if _is_generator(value)}
+        waiting += held
         for name in reversed(_PARTS):
             part = getattr(owner, name, None)
             waiting += part if isinstance(part, list | tuple) and len(part) < _MOST_PARTS else [part]
     return [g if isinstance(g, torch.Generator) else Foreign(g) for g in found.values()]
+
+
+def _held_by(function: Any) -> list[Any]:
+    """What a bound method or ``functools.partial`` is called with."""
+    if isinstance(function, partial):
+        return [function.func, *function.args, *function.keywords.values()]
+    return [function.__self__] if isinstance(function, MethodType) else []
 
 
 def _is_generator(value: Any) -> bool:

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import TARGET_KEYS, Inputs, call, check_inputs, to_device, unpack
+from pof._support.batches import TARGET_KEYS, Inputs, check_inputs, to_device, unpack
 from pof._support.modules import BATCH_NORMS, TRACKED, device_of, evaluating, frozen_norms
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
+from pof.head.calls import Untouched
 
 _TRACKING = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -42,11 +43,11 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
     if not norms:
         return
     device = device_of(model)
-    empty = True
+    empty, untouched = True, Untouched()
     with preserved(loader), evaluating(model), _averaging(norms):
         for batch in loader:
             check_inputs(inputs := to_device(_inputs(batch), device))
-            call(model, inputs)
+            untouched(model, inputs)
             empty = False
         if empty and not distributed.active():
             raise ValueError("the loader gave no batch, and statistics cannot be estimated without one")

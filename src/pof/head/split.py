@@ -18,14 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pof._support import distributed
 from pof._support.batches import Inputs, call, first_inputs, outputs_in
 from pof._support.modules import evaluating
+from pof.head.calls import Untouched, refuse_other_answers
 from pof.head.listen import listening, trial, uncompiled
 from pof.head.output import REMEDY, End, agree, beside, disagreement, is_sigmoid, tell_apart, tell_of_auxiliary
-from pof.head.search import (
-    computes_linearly,
-    find_head,
-    is_layer,
-    resolve,
-)
+from pof.head.search import computes_linearly, find_head, is_layer, resolve
 from pof.head.vectors import on_vectors
 
 # Samples that the head is compared with the network on, and how often where its logits are all equal.
@@ -68,6 +64,7 @@ class SplitModel(nn.Module):
         linear: whether the head is F W^T + b on features (N, D): an ``nn.Linear``, or a 1x1 convolution, which then
             must get a 1x1 map.
         end: as :func:`split`.
+        moved: whether the head will be called with other parameters than its own, which the check then tries.
     """
 
     def __init__(self, model: nn.Module, head_name: str, *, end: End | None = "softmax") -> None:
@@ -80,8 +77,9 @@ class SplitModel(nn.Module):
         self._place: int | str = "logits"
         # Where a training step returned the head's own output in float32 or wider: the others then need not listen.
         self._heard_on: str | None = None
-        self._made_by: type[Any] | None = None
+        self._made_by = ""  # by name: the class of a node cannot be pickled
         self._sigmoid = self._told = False
+        self._call, self.moved = Untouched(), False
         inside = set(self._module.modules())
         owned = set(self._module.parameters())
         for name, module in model.named_modules():
@@ -214,7 +212,7 @@ class SplitModel(nn.Module):
 
     def returned(self, inputs: Inputs) -> Tensor:
         """As :meth:`logits`, where ``returns_logits``."""
-        output = call(self.model, inputs)
+        output = self._call(self.model, inputs)
         if not isinstance(output, Tensor) or output.ndim != 2 or self._has_changed(output):
             kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
@@ -225,7 +223,7 @@ class SplitModel(nn.Module):
 
     def _has_changed(self, output: Tensor) -> bool:
         """Whether something follows a linear head now, such as a dropout that was 0: it did not make this output."""
-        return self.linear and type(output.grad_fn) is not self._made_by
+        return self.linear and type(output.grad_fn).__name__ != self._made_by
 
     def train(self, mode: bool = True) -> SplitModel:
         """Set the mode, as of any module; the next step listens to the head again."""
@@ -255,7 +253,7 @@ class SplitModel(nn.Module):
     def _listen(self, inputs: Inputs) -> tuple[Tensor, Tensor, Any]:
         """What entered the head, what it returned, and the network's output."""
         with uncompiled() if self._deaf else nullcontext(), listening(self._module) as heard:
-            output = call(self.model, inputs)
+            output = self._call(self.model, inputs)
         if not heard and not self._deaf and "torch._dynamo" in sys.modules:
             self._deaf = True
             result = self._listen(inputs)
@@ -281,7 +279,7 @@ class SplitModel(nn.Module):
         if self._heard_on is None and self.model.training and torch.is_grad_enabled():
             wide = logits.ndim == 2 and logits.dtype in {torch.float32, torch.float64}
             if wide and heard[0].is_still(output) and not distributed.has_fsdp(self.model):
-                self._heard_on, self._made_by = logits.device.type, type(output.grad_fn)
+                self._heard_on, self._made_by = logits.device.type, type(output.grad_fn).__name__
         return *self._reach(output, features, logits), output
 
     def _refuse_lost_graph(self, output: Any) -> None:
@@ -322,7 +320,9 @@ class SplitModel(nn.Module):
         few = first_inputs(inputs, _CHECKED)
         with trial(self.model, graph=not spread):
             features, returned, output = self._listen(few)
-            _, logits = self._cut(few, features, returned)
+            features, logits = self._cut(few, features, returned)
+            if self.moved and not distributed.has_fsdp(self.model):
+                refuse_other_answers(self.head_name, self.head, features, logits)
         found = outputs_in(output)
         compared = {place: agree(tensor, logits, end=self.end) for place, tensor in found.items()}
         places = [place for place, (same, _) in compared.items() if same]

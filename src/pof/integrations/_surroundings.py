@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from pof._support.batches import Inputs
+from pof._support.random import preserved
 from pof.methods.base import refuse_unknown_epochs
 from pof.training.stream import one_pass_on
 
@@ -44,6 +45,12 @@ class Surroundings(TrainerCallback):
         if not self.steps_per_epoch:
             self._after_epoch(state)
         self.epoch += 1
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.steps_per_epoch and self.within_epoch():  # it ends here
+            self.epoch = state.global_step // self.steps_per_epoch
+            with preserved():
+                self._after_epoch(state)
 
     def within_epoch(self) -> bool:
         """Tell whether mini-batches of the epoch are left, as far as the loader's length says so."""

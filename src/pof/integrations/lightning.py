@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, samples_of, unpack
 from pof._support.modules import frozen_norms, train
+from pof._support.random import preserved
 from pof.integrations._ahead import AheadLoader
 from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
@@ -260,7 +261,18 @@ class PostTraining(LightningModule):
         self._taken = 0
         self.method.after_step()
         if self.trainer.is_last_batch:
-            self.method.after_epoch(self.current_epoch, self._epochs(), self._training_batches)
+            self._end_epoch()
+
+    def on_train_end(self) -> None:
+        """A run that ends inside of an epoch ends that too: averages, and MSAM, want statistics of their own."""
+        super().on_train_end()
+        if self._begun is not None and self._loader is not None:
+            with preserved(self._loader.loader):
+                self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        self.method.after_epoch(self.current_epoch, self._epochs(), self._training_batches)
+        self._begun = None
 
     def _closure(self, optimizer: PerturbingOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure that knows which pass it is, and runs all mini-batches of the step in the second one."""

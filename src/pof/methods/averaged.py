@@ -34,6 +34,8 @@ class Averaged(Method):
         start: share of the run before SWA begins to average, in [0, 1).
         window: epochs that LAWA averages, >= 1.
 
+    Each run of :func:`pof.fit` that is not resumed begins a new average.
+
     Raises:
         ValueError: if an option is out of range.
     """
@@ -57,6 +59,8 @@ class Averaged(Method):
         """Whether the average gets batch-norm statistics after each epoch; else whoever judges it estimates them."""
         self._count = 0
         self._recent: list[dict[str, Tensor]] = []
+        # Whether it has moved since it got its buffers.
+        self._moved = False
 
     @property
     def model(self) -> nn.Module:
@@ -93,8 +97,9 @@ class Averaged(Method):
         return self.method.build_optimizer(base, **options)
 
     def attach(self) -> None:
-        """As the inner method."""
+        """As the inner method; the average begins anew, from the network as it is now."""
         self.method.attach()
+        self._count, self._recent, self._wide = 0, [], {}
 
     def release(self) -> None:
         """As the inner method."""
@@ -145,9 +150,16 @@ class Averaged(Method):
 
     @torch.no_grad()
     def candidate(self) -> nn.Module:
-        """The average; the iterate as long as nothing has been averaged."""
+        """The average; the iterate as long as nothing has been averaged.
+
+        Returns:
+            The network, with the running statistics that :meth:`after_epoch` estimated, or if it has moved since those
+            of the iterate.
+        """
         if not self._count:
             return self.model
+        if self._moved:
+            self._follow()
         for name, parameter in self.averaged.named_parameters():
             if name in self._wide:
                 parameter.copy_(self._wide[name])
@@ -172,6 +184,7 @@ class Averaged(Method):
         else:
             torch._foreach_copy_(into, towards)
         self._count += 1
+        self._moved = True
 
     @torch.no_grad()
     def _set_mean_of_recent(self) -> None:
@@ -187,6 +200,7 @@ class Averaged(Method):
             if name in modules:
                 put_buffers(modules[name], source._buffers, device)
                 modules[name].training = source.training
+        self._moved = False
 
     def get_extra_state(self) -> Tensor:
         """The networks that LAWA holds, the averages of what is in half precision, and how many were averaged."""

@@ -20,6 +20,7 @@ from pof._support.batches import Inputs
 from pof._support.described import described, options_of
 from pof._support.modules import refuse_lazy
 from pof.head.split import SplitModel
+from pof.perturbation.line import is_exact
 from pof.perturbation.loss import Loss, weight_of
 
 
@@ -223,6 +224,7 @@ class Method(nn.Module, ABC):
                 " the method freezes: put the method into it, DistributedDataParallel(pof.PoF(model))"
             )
         refuse_lazy(self.model)
+        self.network.moved = not is_exact(self.loss, self.network)
         distributed.reshard(self.model)
         self._taken_out = [p for p in self.network.head.parameters() if p.requires_grad]
         self.network.head.requires_grad_(False)

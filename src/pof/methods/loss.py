@@ -35,9 +35,9 @@ def chosen_loss(asked: AskedLoss, label_smoothing: float = 0.0, class_weights: T
 
 
 def mean_loss(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of logits (N, C), also where this process has no sample in the mini-batch."""
-    # It gets 0 with a graph of zeros, so that it takes part in what the others exchange.
-    if not logits.shape[0] and distributed.active():
+    """The loss of logits (N, C), also where there is no sample in the mini-batch, or none of this process."""
+    # It is 0 with a graph of zeros, so that a process takes part in what the others exchange.
+    if not logits.shape[0]:
         return logits.sum()
     found: Tensor = loss(logits, targets)
     return found

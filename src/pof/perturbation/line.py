@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from pof._support.distributed import call_with, whole
 from pof._support.modules import frozen_statistics, without_dropout
 from pof._support.norms import global_norm
 from pof._support.precision import wide_dtype, without_autocast
+from pof.head.calls import refuse_checkpoint, refusing_checkpoints
 from pof.head.split import SplitModel
 from pof.perturbation.gram import GramGradient, pays
 from pof.perturbation.linear import (
@@ -200,11 +201,18 @@ class ModuleLine:
     def logits(self, features: Tensor, logits: Tensor, amount: Tensor) -> Tensor:
         """Logits (N, C) at theta - amount * g_hat, the head in its own mode; the graph reaches ``features`` only."""
         # The head's own statistics have seen this mini-batch in the forward before.
-        with frozen_statistics(self.head):
-            return _call(self.head, self._moved(amount), features)
+        with frozen_statistics(self.head), refusing_checkpoints():
+            moved = _call(self.head, self._moved(amount), features)
+        refuse_checkpoint(moved, features)
+        return moved
 
 
 HeadLine = LinearLine | ModuleLine
+
+
+def is_exact(loss: LossFunction, network: SplitModel) -> TypeGuard[CrossEntropy]:
+    """Whether the loss along the line is known in closed form, without a call of the head."""
+    return network.linear and isinstance(loss, CrossEntropy)
 
 
 def along_head_gradient(
@@ -222,8 +230,13 @@ def along_head_gradient(
 
     Returns:
         The line, exact where the head is linear and the loss the cross-entropy.
+
+    Raises:
+        ValueError: if there is no sample.
     """
-    if network.linear and isinstance(loss, CrossEntropy):
+    if not len(features):
+        raise ValueError("the mini-batch is empty: give it at least one sample")
+    if is_exact(loss, network):
         return LinearLine.along(network, features, targets, loss, logits)
     return ModuleLine.along(network.head, features, targets, loss)
 

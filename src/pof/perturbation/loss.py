@@ -130,6 +130,7 @@ class CrossEntropy(Loss):
         Raises:
             ValueError: if targets or class weights do not fit the logits, or are no probabilities.
         """
+        _refuse_one(logits)
         targets = class_targets(targets, logits.shape[1])
         soft = targets.is_floating_point()
         if soft:
@@ -162,6 +163,7 @@ class CrossEntropy(Loss):
 
     def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:
         """Write targets, (N,) or (N, C), as what this loss makes of them; ``like``: logits (N, C)."""
+        _refuse_one(like)
         return encode_targets(targets, like, self.label_smoothing, class_weights=self.class_weights, check=check)
 
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
@@ -198,6 +200,15 @@ def _checked(weights: Tensor | Sequence[float] | None) -> Tensor | None:
     if not bool(found.isfinite().all() and (found >= 0).all() and (found > 0).any()):
         raise ValueError(f"class_weights must not be negative, infinite, NaN or all 0; got {found.tolist()}")
     return found
+
+
+def _refuse_one(logits: Tensor) -> None:
+    """Refuse a single output, by which nothing would be trained."""
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "the network has one output, of which the cross-entropy is always 0: give loss='bce' for two classes, or"
+            " 'mse' for numbers"
+        )
 
 
 def _check_probabilities(targets: Tensor) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pof._support.batches import refuse_several, rows_of, samples_of
+from pof._support.batches import refuse_several, rows_of, samples_of, tensors_of
+from pof._support.modules import version_of
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import preserved
 from pof.perturbation.loss import CrossEntropy, Loss, LossFunction, unwrapped, weight_of
@@ -153,12 +154,20 @@ class Custom(Loss):
             targets: whatever the function takes.
 
         Returns:
-            Scalar; of values (N,) their mean, of a cross-entropy with ``reduction="none"`` as its weights say.
+            Scalar; of values (N,) their mean, of a cross-entropy with ``reduction="none"`` as its weights say.  0 where
+            no target counts, with gradients of 0.
 
         Raises:
-            ValueError: if the function returns something else, or would broadcast targets (N,) against outputs (N, 1).
+            ValueError: if the function returns something else, writes into what it is given, or would broadcast targets
+                (N,) against outputs (N, 1).
         """
+        given = [] if self._checked else [(tensor, version_of(tensor)) for tensor in (outputs, *tensors_of(targets))]
         loss = self.function(outputs, targets)
+        if any(version_of(tensor) != version for tensor, version in given):
+            raise ValueError(
+                "the loss writes into its outputs or targets (as mul_ and clamp_ do), which are used again: let it work"
+                " on copies, such as targets.clone()"
+            )
         samples = samples_of(targets)
         if not isinstance(loss, Tensor) or (loss.ndim and loss.shape != (samples,)):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -169,7 +178,13 @@ class Custom(Loss):
         if not self._checked:
             self._refuse_broadcast(outputs, targets)
             self._checked = True
-        return loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
+        value = loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
+        if outputs.device.type == "cpu" and not math.isnan(value.item()):
+            return value
+        counts = weight_of(self, targets) > 0
+        if outputs.device.type == "cpu":
+            return value if counts else 0 * outputs.sum()
+        return torch.where(counts, value, torch.zeros_like(value))
 
     def warn_of_other_mean(self, outputs: Tensor, targets: Any) -> None:
         """Warn, the first time, where mini-batches do not make the whole one, weighed as :meth:`weight_of` says.
@@ -221,9 +236,10 @@ class Custom(Loss):
             except Exception:  # it wants (N, 1), and knows how to take targets (N,)
                 return
             if bool((flat - whole).isfinite()) and not torch.allclose(flat, whole, rtol=1e-4):
+                column = "" if targets.is_floating_point() else " in floating point (integers are class indices, (N,))"
                 raise ValueError(
                     f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}: give"
-                    " targets (N, 1), or let the loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
+                    f" targets (N, 1){column}, or let the loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
                 )
 
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
@@ -236,13 +252,14 @@ class Custom(Loss):
             ValueError: if that is not above 0: there is no scale then.
         """
         guess: Tensor = self(like.new_zeros(samples_of(targets), like.shape[-1]), targets)
-        if not self._guessed and not bool(guess > 0):
-            raise ValueError(
-                f"the loss of outputs that are all 0 is {float(guess):.3g}, so a share of it is no level: this needs a"
-                " loss that is least at 0 and larger where the network only guesses; use a method without a level, such"
-                " as pof.PoF, or pof.SharpnessAware with a radius rho of its own"
-            )
-        self._guessed = True
+        if not self._guessed and bool(self.weight_of(targets) > 0):
+            if not bool(guess > 0):
+                raise ValueError(
+                    f"the loss of outputs that are all 0 is {float(guess):.3g}, so a share of it is no level: this"
+                    " needs a loss that is least at 0 and larger where the network only guesses; use a method without a"
+                    " level, such as pof.PoF, or pof.SharpnessAware with a radius rho of its own"
+                )
+            self._guessed = True
         return share * guess
 
 

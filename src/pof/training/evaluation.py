@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pof._support.batches import call, check_inputs, class_targets, joined, to_device, unpack
+from pof._support.batches import check_inputs, class_targets, joined, to_device, unpack
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import check_values, device_of, evaluating
 from pof._support.precision import at_least_float32, autocast
+from pof.head.calls import Untouched
 from pof.head.output import End
 from pof.head.reading import Reading
 from pof.methods.loss import AskedLoss, CrossEntropy, Loss, chosen_loss
@@ -259,13 +260,13 @@ def outputs(
     """
     check_values(model)
     device = device_of(model)
-    reading = Reading(model, head, end)
+    reading, untouched = Reading(model, head, end), Untouched()
     with evaluating(model):
         for batch in loader:
             inputs, targets = unpack(to_device(batch, device))
             check_inputs(inputs)
             with autocast(device, precision):
-                found = at_least_float32(reading(call(model, inputs), inputs))
+                found = at_least_float32(reading(untouched(model, inputs), inputs))
             yield found, targets
 
 

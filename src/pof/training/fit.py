@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
-from pof._support.described import described
 from pof._support.modules import check_values, modes_kept, refuse_lazy, refuse_no_grad
 from pof._support.precision import AUTOCAST, AskedPrecision, Precision, find_precision
 from pof.methods import Method
@@ -137,8 +136,8 @@ def _settings(
     metric: AskedMetric,
 ) -> dict[str, Any]:
     """What must be the same in all processes."""
-    settings = fingerprint(method, made, times, AUTOCAST[precision], clip_norm) | shared(method, times.checkpoint_every)
-    return settings | ({} if metric is None else {"metric": described(metric)})
+    settings = fingerprint(method, made, times, AUTOCAST[precision], clip_norm, metric)
+    return settings | shared(method, times.checkpoint_every)
 
 
 def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:
@@ -275,6 +274,11 @@ def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | 
         raise ValueError(
             f"each of {dist.get_world_size()} processes would train on the same batches: give the DataLoader a"
             " torch.utils.data.DistributedSampler, or use pof.data.DatasetLoader"
+        )
+    if distributed.active() and any(isinstance(each, DistributedSampler) for each in samplers_of(validation)):
+        raise ValueError(
+            "val_loader has a DistributedSampler, and the judgement of the first process counts, which would be that of"
+            " its share: give each process all of the validation data"
         )
     if isinstance(validation, Iterator):
         raise ValueError("val_loader is an iterator, which gives its mini-batches once: give what it iterates over")

@@ -18,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
 from pof._support.agreement import agree
-from pof._support.batches import Inputs, call, outputs_in
-from pof._support.described import described
+from pof._support.batches import Inputs, call, cloned, outputs_in
 from pof._support.files import lock
 from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
@@ -82,8 +81,7 @@ class Loop:
         self.method, self.stepper, self.stream, self.times = method, stepper, stream, times
         self.val_loader, self.folder, self.log, self.metric = val_loader, folder, log, metric
         self.frozen = frozen_norms(method.model)
-        self.fingerprint = fingerprint(method, stepper.optimizer, times, stepper.autocast, stepper.clip_norm)
-        self.fingerprint |= {} if metric is None else {"metric": described(metric)}
+        self.fingerprint = fingerprint(method, stepper.optimizer, times, stepper.autocast, stepper.clip_norm, metric)
         self.order = order_of(method, stepper.optimizer)
         self.held, self.is_held = ExitStack(), False
         self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
@@ -116,6 +114,7 @@ class Loop:
         lengths = {"steps": self.times.steps, "epochs": self.times.epochs}
         self.log({"event": "start", "step": self.steps, "epoch": self.epoch, **lengths})
         if state is None:
+            self.selection.begin(self.method, self.stepper.optimizer)
             self._validate(0, time.perf_counter())
             self._save(None)
         try:
@@ -131,6 +130,7 @@ class Loop:
                 within = None
         except _Diverged as diverged:
             warnings.warn(str(diverged), DivergenceWarning, stacklevel=5)
+            self.selection.roll_back(self.method, self.stepper.optimizer)
             return self._end("diverged", str(diverged))
         return self._end(None, self._finished())
 
@@ -223,7 +223,7 @@ class Loop:
             with torch.no_grad(), evaluating(candidate), autocast(self.stepper.device, self.stepper.autocast):
                 # DDP would send buffers in a forward, which a process without samples does not run.
                 alone = candidate.module if isinstance(candidate, DistributedDataParallel) else candidate
-                found = outputs_in(call(alone, self.last.inputs)).values()
+                found = outputs_in(call(alone, cloned(self.last.inputs))).values()
                 finite = all(bool(tensor.isfinite().all()) for tensor in found)
         self.last = None
         if not all(distributed.gather_objects(finite)):

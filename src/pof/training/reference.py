@@ -29,7 +29,7 @@ class WithReference:
         return len(loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell loader and samplers the epoch, from 0, as far as they have ``set_epoch``."""
+        """Tell loader, samplers and data set the epoch, from 0, as far as they have ``set_epoch``."""
         set_epoch(self.loader, epoch)
 
 

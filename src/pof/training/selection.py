@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from pof._support.batches import to_device
 from pof._support.modules import contents, put_back
+from pof.methods import Averaged, Method
 from pof.training.evaluation import Metrics
 from pof.training.tasks import TaskMetrics
 
@@ -33,6 +36,18 @@ class Selection:
         self.epoch = 0
         self.metrics: Judged | None = None
         self.incoming: Judged | None = None
+        self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
+
+    def begin(self, method: Method, optimizer: Optimizer) -> None:
+        """Keep what a run that diverges would leave spoilt beside the network: the states of method and optimizer."""
+        own = to_device(contents(method, without=_networks(method)), "cpu")
+        self._before = own, copy.deepcopy(optimizer.state_dict())
+
+    def roll_back(self, method: Method, optimizer: Optimizer) -> None:
+        """Put back what :meth:`begin` kept, for a next run of the same method, or by the same optimizer."""
+        if self._before is not None:
+            put_back(method, self._before[0], without=_networks(method))
+            optimizer.load_state_dict(self._before[1])
 
     def consider(self, epoch: int, network: nn.Module, metrics: Judged | None) -> bool:
         """Keep ``network`` if it is the best so far, and tell; epoch 0 is the incoming network."""
@@ -73,6 +88,11 @@ class Selection:
         self.epoch = state["epoch"]
         self.metrics = _judged(state["metrics"])
         self.incoming = _judged(state["incoming"])
+
+
+def _networks(method: Method) -> list[nn.Module]:
+    """What is rolled back by itself, or begins anew with each run."""
+    return [method.model, *([method.averaged] if isinstance(method, Averaged) else [])]
 
 
 def _judged(state: Mapping[str, Any] | None) -> Judged | None:

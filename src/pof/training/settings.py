@@ -13,6 +13,7 @@ from pof._support import distributed
 from pof._support.described import described, flat
 from pof.methods import Method
 from pof.training.schedules import Schedule
+from pof.training.tasks import AskedMetric
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ class Timetable:
 
 
 def fingerprint(
-    method: Method, optimizer: Optimizer, times: Timetable, autocast: torch.dtype | None, clip_norm: float | None
+    method: Method,
+    optimizer: Optimizer,
+    times: Timetable,
+    autocast: torch.dtype | None,
+    clip_norm: float | None,
+    metric: AskedMetric = None,
 ) -> dict[str, Any]:
     """The settings that a resume must find unchanged, before the first step."""
     kind, groups, own = type(optimizer).__name__, optimizer.param_groups, method.settings()
@@ -57,6 +63,7 @@ def fingerprint(
         "precision": str(autocast),
         "clip_norm": clip_norm,
         "processes": distributed.world_size(),
+        **({} if metric is None else {"metric": described(metric)}),
     }
 
 

@@ -98,8 +98,8 @@ def samplers_of(loader: Any) -> list[Any]:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell loader and samplers the epoch, as far as they have ``set_epoch``."""
-    for owner in (loader, *samplers_of(loader)):
+    """Tell loader, samplers and data set the epoch, as far as they have ``set_epoch``."""
+    for owner in (loader, *samplers_of(loader), getattr(loader, "dataset", None)):
         setter = getattr(owner, "set_epoch", None)
         if callable(setter):
             setter(epoch)
