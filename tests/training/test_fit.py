@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,32 @@ def test_validation_collapse_stops_the_run_and_says_so() -> None:
         result = pof.fit(pof.Finetune(model), wrong, epochs=50, optimizer=sgd(0.5), val_loader=data, device="cpu")
     assert result.stopped == "diverged" and result.epochs < 50
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class WrongAtFirst:
+    """Mini-batches whose labels are wrong in the first epochs."""
+
+    def __init__(self, data: list[tuple[torch.Tensor, torch.Tensor]], epochs: int) -> None:
+        self.data, self.left = data, epochs
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self.left -= 1
+        return iter([(x, (y + (self.left >= 0)) % 4) for x, y in self.data])
+
+
+def test_a_collapse_may_recover_while_the_rate_can_fall() -> None:
+    """SGD at a large rate was stopped after its first epoch, and the incoming network was handed back for it."""
+    torch.manual_seed(0)
+    model, data = mlp(), batches(2)
+    pof.fit(pof.Finetune(model), data, epochs=60, optimizer=sgd(0.5), schedule=CONSTANT, device="cpu")
+    method, loader = pof.Finetune(model), WrongAtFirst(data, epochs=20)
+    result = pof.fit(method, loader, epochs=60, optimizer=sgd(0.5), val_loader=data, device="cpu")
+    errors = [row["val_error"] for row in result.history]
+    assert max(errors) > 0.7 and errors[-1] < 0.3
+    assert (result.stopped, result.epochs) == (None, 60)
 
 
 def test_non_finite_loss_stops_at_its_step_and_puts_the_last_good_epoch_back() -> None:

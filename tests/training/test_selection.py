@@ -63,8 +63,9 @@ def test_fewest_errors_then_likelihood_and_nan_loses_every_tie(metrics: list[Met
 def test_a_collapse_is_half_of_the_way_to_chance(incoming: float, error: float, classes: int, collapsed: bool) -> None:
     selection = Selection()
     selection.consider(0, network(0.0), figures(incoming, classes=classes))
-    assert selection.collapsed(figures(error, classes=classes)) is collapsed
-    assert not selection.collapsed(None)
+    assert selection.collapsed(figures(error, classes=classes), 1.0) is collapsed
+    assert not selection.collapsed(None, 1.0)
+    assert not selection.collapsed(figures(error, classes=classes), 0.75)  # a large rate may bring it about, and fall
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_collapse_is_half_of_the_way_to_chance(incoming: float, error: float, 
 def test_a_collapse_is_more_than_chance_on_few_samples(n: int, wrong: int, collapsed: bool) -> None:
     selection = Selection()
     selection.consider(0, network(0.0), figures(0.0, n=n))
-    assert selection.collapsed(figures(wrong / n, n=n)) is collapsed
+    assert selection.collapsed(figures(wrong / n, n=n), 1.0) is collapsed
 
 
 @pytest.mark.parametrize(("n", "k", "p"), [(6, 6, 0.45), (20, 15, 0.5), (300, 160, 0.5), (50, 50, 0.9), (10, 5, 0.5)])

@@ -252,7 +252,7 @@ class Loop:
         self.sums.clear()
         self.history.append(row)
         self.log(row)
-        if self.selection.collapsed(metrics):
+        if self.selection.collapsed(metrics, epoch / self.times.epochs):
             before = self.selection.incoming
             raise _Diverged(
                 f"validation collapsed: error {worded(before)} before, {worded(metrics)} after epoch {epoch}"

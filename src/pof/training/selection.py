@@ -21,6 +21,8 @@ Judged = Metrics | TaskMetrics
 
 UNLIKELY = 0.001
 """Probability below which a collapse is no chance; a run asks after each epoch."""
+LATE = 0.75
+"""Share of a run after which a collapse ends it: a large rate that falls can bring one about and be worth it."""
 
 
 class Selection:
@@ -58,14 +60,16 @@ class Selection:
             self.weights, self.epoch, self.metrics = contents(network), epoch, metrics
         return better
 
-    def collapsed(self, metrics: Judged | None) -> bool:
-        """Tell whether validation surely went more than half of the way from the incoming error to chance.
+    def collapsed(self, metrics: Judged | None, passed: float) -> bool:
+        """Tell whether validation surely went more than half of the way from the incoming error to chance, and stays.
+
+        It is let recover until a share of :data:`LATE` of the run has passed.
 
         Surely: were the true error half of the way, one as large on the n samples would have a probability below 0.001,
         by Chernoff's bound.  Few samples say it of no network, and neither does one that came in near chance, an error
         of 1 - 1/C, nor another loss or metric.
         """
-        if not isinstance(metrics, Metrics) or not isinstance(self.incoming, Metrics):
+        if passed <= LATE or not isinstance(metrics, Metrics) or not isinstance(self.incoming, Metrics):
             return False
         chance = 1.0 - 1.0 / metrics.num_classes
         start = self.incoming.error
