@@ -108,8 +108,8 @@ def test_interrupted_and_with_a_node_killed_the_table_is_that_of_local_processes
     def at_work() -> set[str]:
         return {name for name in nodes.busy_with(out / "runs") if len(epochs_of(out / "runs" / name)) > 1}
 
-    def interrupt() -> None:  # on any node: where cores are scarce, the second one may come too late
-        wait_until(lambda: any(len(epochs_of(run)) > 1 for run in (out / "runs").glob("*")), "a node trains")
+    def interrupt() -> None:
+        wait_until(lambda: bool(at_work()), "the second node trains")
         os.kill(os.getpid(), signal.SIGINT)
 
     def kill_the_node() -> None:
