@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from improve import here
 
 from pof._support.modules import copied
 from pof.app.experiment.plan import RUNS, Stage, make_plan
@@ -28,7 +29,7 @@ from pof.app.improve.halving import most_candidates
 from pof.app.improve.rate import STEPS, RateSearch, steps_of
 from pof.app.job import make_optimizer
 from pof.app.options import TrainOptions
-from pof.app.run_folder import environment, write_json
+from pof.app.run_folder import write_json
 from pof.app.runs import load_run
 from pof.app.splits import load, split, training_batches
 from pof.methods import Finetune
@@ -80,7 +81,7 @@ def main() -> None:
     written = {
         "question": "How many steps show that a rate is too large, and which rates does pof improve find with so many?",
         "settings": {"recipe": plan.recipe.name, "steps": TRIED, "mean over": SHOWN, "budget": BUDGET},
-        "environment": {name: value for name, value in environment().items() if name != "command"},
+        "environment": here(),
         "found": {str(trial.seed): figures for trial, figures in zip(plan.trials, found, strict=True)},
     }
     write_json(ROOT / "benchmarks" / "results" / "rate-search.json", written)

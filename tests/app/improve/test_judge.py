@@ -7,9 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
+from pof.app.improve.deliver import _best, _Entry
 from pof.app.improve.halving import most_candidates, rungs
-from pof.app.improve.judge import Confirmation, confirm, figures, halves, logits_on
+from pof.app.improve.judge import Confirmation, Figures, confirm, figures, halves, logits_on
+from pof.app.improve.result import row_of
 from tests.cases import mlp
 
 
@@ -48,6 +51,18 @@ def test_the_p_value_is_that_of_a_fair_coin(fixed: int, broken: int) -> None:
 )
 def test_what_is_handed_back(fixed: int, broken: int, nll: tuple[float, float, float], better: bool) -> None:
     assert Confirmation(100, fixed, broken, 1.0, nll, (0.0, 0.0, 0.0)).better is better
+
+
+def entry(error: float, nll: float) -> _Entry:
+    found = Figures(error, nll, nll, 1.0)
+    return _Entry(row_of("network", None, 0.0, found), nn.Identity(), found, True)
+
+
+def test_the_choice_is_by_likelihood_alone_and_ahead_of_the_incoming_network() -> None:
+    """A condition on the error of few samples kept back networks that were better on all others."""
+    incoming, more_errors, fewer = Figures(0.10, 0.5, 0.5, 1.0), entry(0.12, 0.3), entry(0.08, 0.4)
+    assert _best([fewer, more_errors], incoming) is more_errors
+    assert _best([entry(0.01, 0.6)], incoming) is None
 
 
 def test_the_interval_of_a_constant_difference_has_no_width() -> None:
