@@ -103,7 +103,7 @@ def of_seed(folder: Path, own: Mapping[str, ResultRow]) -> dict[str, Any]:
     figures |= {name: vars(row) for name, row in own.items()}
     kept = {name: {measure: values[measure] for measure in MEASURES} for name, values in figures.items()}
     return {
-        **{key: result[key] for key in ("chosen", "passes", "p_error")},
+        **{key: result[key] for key in ("chosen", "passes", "p_error", "confirmation")},
         "test": kept,
         "tried": [
             {key: row[key] for key in ("name", "passes", "error", "scaled_nll", "note")} for row in result["table"]
