@@ -46,7 +46,13 @@ def test_the_p_value_is_that_of_a_fair_coin(fixed: int, broken: int) -> None:
         (2, 1, (-0.1, 0.1, 0.2), False),  # fewer errors, and a worse likelihood
         (1, 1, (-0.2, -0.1, 0.05), True),  # as many, and a better likelihood
         (1, 1, (-0.1, 0.0, 0.1), False),  # the incoming network itself
-        (1, 2, (-0.2, -0.1, -0.05), False),
+        (62, 59, (-0.2, -0.1, 0.1), True),
+        (59, 62, (-0.2, -0.1, -0.05), True),  # more errors within chance, and a likelihood that is surely better
+        (59, 62, (-0.2, -0.1, 0.05), False),
+        (17, 31, (-0.2, -0.1, -0.05), False),  # more errors beyond chance
+        (12, 17, (-0.2, -0.1, -0.05), True),  # 5 more of 29, and
+        (12, 18, (-0.2, -0.1, -0.05), False),  # 6 more of 30: sqrt(29) is more than 5, sqrt(30) less than 6
+        (0, 1, (-0.2, -0.1, -0.05), False),
     ],
 )
 def test_what_is_handed_back(fixed: int, broken: int, nll: tuple[float, float, float], better: bool) -> None:

@@ -89,8 +89,14 @@ class Confirmation:
 
     @property
     def better(self) -> bool:
-        """No more errors, and a better likelihood."""
-        return self.fixed >= self.broken and self.nll[1] < 0
+        """No more errors and a better likelihood; or one better beyond its interval, and errors within chance.
+
+        Within chance: fewer than one standard deviation of their difference more, which is sqrt(fixed + broken).
+        """
+        more = self.broken - self.fixed
+        if more <= 0:
+            return self.nll[1] < 0
+        return self.nll[2] < 0 and more**2 < self.fixed + self.broken
 
 
 def halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:

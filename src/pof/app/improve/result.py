@@ -111,7 +111,8 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
         f" {confirmation.broken} (p {confirmation.p_error:.2g}{chance})"
     )
     if improved:
-        return f"{found.name}: {counts}"
+        low, mean, high = confirmation.nll
+        return f"{found.name}: {counts}; their NLL changes by {mean:.2g} [{low:.2g}, {high:.2g}]"
     return (
         f"nothing was confirmed: the best network was {found.name}, but {counts}; the incoming network is handed back"
     )
