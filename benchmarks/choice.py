@@ -14,6 +14,7 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +41,10 @@ from pof.data import eval_loader
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_A_RESULT = ("result.json", "test.json", "single.json", "model.safetensors", "report.html", "config.yaml")
+
+
+class Pooled(Exception):
+    """What a search might hand back is known, and the rest of it not wanted: no test image is read."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,16 @@ def pool(plan: Plan, trial: Trial, out: Path, budget: float, most: int) -> tuple
 
     def keep(race: Any, runs: Any) -> Any:
         kept["race"], kept["pool"] = race, pool_of(race, runs)
-        return kept["pool"]
+        raise Pooled
 
     with tempfile.TemporaryDirectory() as folder, patch.object(deliver, "_pool", keep):
         shutil.copytree(folder_of(out, trial, budget), folder, dirs_exist_ok=True)
         for name in OF_A_RESULT:
             (Path(folder) / name).unlink(missing_ok=True)
         options = ImproveOptions(folder, resume=True, budget=budget, seed=trial.seed)
-        improve_network(replace(stage.model, weights=str(out / RUNS / stage.name)), data, options, lambda row: None)
+        model = replace(stage.model, weights=str(out / RUNS / stage.name))
+        with suppress(Pooled):
+            improve_network(model, data, options, lambda row: None)
     loaded = load(data, stage.model)
     splits = split(loaded, data)
     assert splits.validation is not None
@@ -134,8 +141,9 @@ def main() -> None:
     parser.add_argument("--validation", type=int, required=True, help="images that choose and confirm")
     parser.add_argument("--most", type=int, default=6000, help="images that are looked at")
     parser.add_argument("--draws", type=int, default=40)
+    parser.add_argument("--set", action="append", default=[], help="as in pof experiment")
     options = parser.parse_args()
-    plan, out = make_plan(read_recipe(options.recipe)), Path(options.out)
+    plan, out = make_plan(read_recipe(options.recipe, options.set)), Path(options.out)
     seeds: dict[str, Any] = {}
     for trial in plan.trials:
         if (folder_of(out, trial, options.budget) / "single.json").exists():
