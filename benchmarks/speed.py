@@ -95,6 +95,17 @@ def step_of(method: nn.Module, *given: Tensor) -> Callable[[], Any]:
     return step
 
 
+def and_forward(step: Callable[[], Any], model: nn.Module, other: Tensor) -> Callable[[], Any]:
+    """A step, and what PoF needs at least beside it: a forward of another mini-batch without gradient."""
+
+    def both() -> None:
+        with torch.no_grad():
+            model(other)
+        step()
+
+    return both
+
+
 def sam_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Any]:
     optimizer = pof.SAM(model.parameters(), torch.optim.SGD, model=model, **SGD)
 
@@ -123,6 +134,7 @@ def steps_of(
     """A step of each method, each on a network of its own."""
     return {
         "plain": step_of(pof.Finetune(network()), images, labels),
+        "plain and a forward": and_forward(step_of(pof.Finetune(model := network()), images, labels), model, other),
         "pof": step_of(pof.PoF(network()), images, labels, other, others),
         "pof previous": step_of(pof.PoF(network(), features="previous"), images, labels),
         "head ascent": step_of(pof.HeadAscent(network(), level=0.9), images, labels),
