@@ -55,19 +55,13 @@ class Rule:
     back: Callable[[Confirmation], bool]
 
 
-def within_chance(found: Confirmation) -> bool:
-    """Whether errors are fewer than one standard deviation of their difference more."""
-    more = found.broken - found.fixed
-    return more <= 0 or more**2 < found.fixed + found.broken
-
-
 RULES = {
     "the search's": Rule(lambda new, old: True, lambda found: found.better),
     "no more errors and a better NLL": Rule(
         lambda new, old: True, lambda found: found.nll[1] < 0 and found.fixed >= found.broken
     ),
     "errors within chance and a better NLL": Rule(
-        lambda new, old: True, lambda found: found.nll[1] < 0 and within_chance(found)
+        lambda new, old: True, lambda found: found.nll[1] < 0 and found.within_chance
     ),
     "a better NLL": Rule(lambda new, old: True, lambda found: found.nll[1] < 0),
     "no more errors in choosing; fewer errors, or as many with an NLL better beyond its interval": Rule(

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from pof.app.comparison import in_words
 from pof.app.improve.deliver import _best, _Entry
 from pof.app.improve.halving import most_candidates, rungs
 from pof.app.improve.judge import Confirmation, Figures, confirm, figures, halves, logits_on
-from pof.app.improve.result import row_of
+from pof.app.improve.result import message_of, row_of
 from tests.cases import mlp
 
 
@@ -57,6 +58,18 @@ def test_the_p_value_is_that_of_a_fair_coin(fixed: int, broken: int) -> None:
 )
 def test_what_is_handed_back(fixed: int, broken: int, nll: tuple[float, float, float], better: bool) -> None:
     assert Confirmation(100, fixed, broken, 1.0, nll, (0.0, 0.0, 0.0)).better is better
+
+
+@pytest.mark.parametrize("improved", [True, False])
+def test_the_message_says_all_that_decided(improved: bool) -> None:
+    """Errors and likelihood, also where the latter is why nothing is handed back."""
+    row = row_of("sgd", None, 1.0, Figures(0.1, 0.5, 0.5, 1.0))
+    nll = (-0.0618, -0.0370, -0.0113) if improved else (-0.0618, 0.0370, 0.0913)
+    text = message_of([row, row], row, Confirmation(1000, 62, 59, 0.86, nll, (0.0, 0.0, 0.0)), improved)
+    assert "of 1000 samples that chose nothing it corrects 62 and breaks 59 (p 0.86, which may be chance)" in text
+    assert f"NLL after temperature by {in_words(nll, 4)}" in text
+    assert text.startswith("sgd: ") is improved
+    assert text.endswith("the incoming network is handed back") is not improved
 
 
 def entry(error: float, nll: float) -> _Entry:

@@ -88,15 +88,17 @@ class Confirmation:
     brier: Interval
 
     @property
-    def better(self) -> bool:
-        """No more errors and a better likelihood; or one better beyond its interval, and errors within chance.
-
-        Within chance: fewer than one standard deviation of their difference more, which is sqrt(fixed + broken).
-        """
+    def within_chance(self) -> bool:
+        """Fewer errors more than one standard deviation of their difference, which is sqrt(fixed + broken)."""
         more = self.broken - self.fixed
-        if more <= 0:
+        return more <= 0 or more**2 < self.fixed + self.broken
+
+    @property
+    def better(self) -> bool:
+        """No more errors and a better likelihood; or one better beyond its interval, and errors within chance."""
+        if self.fixed >= self.broken:
             return self.nll[1] < 0
-        return self.nll[2] < 0 and more**2 < self.fixed + self.broken
+        return self.nll[2] < 0 and self.within_chance
 
 
 def halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:

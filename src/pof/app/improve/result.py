@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.calibration import expected_calibration_error
-from pof.app.comparison import SIGNIFICANT
+from pof.app.comparison import SIGNIFICANT, in_words
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import FITTED, Confirmation, Figures, TrainingFit
 from pof.app.improve.search import Run
@@ -108,11 +108,11 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
     chance = ", which may be chance" if confirmation.p_error >= SIGNIFICANT else ""
     counts = (
         f"of {confirmation.n} samples that chose nothing it corrects {confirmation.fixed} and breaks"
-        f" {confirmation.broken} (p {confirmation.p_error:.2g}{chance})"
+        f" {confirmation.broken} (p {confirmation.p_error:.2g}{chance}), and changes their NLL after temperature by"
+        f" {in_words(confirmation.nll, 4)}"
     )
     if improved:
-        low, mean, high = confirmation.nll
-        return f"{found.name}: {counts}; their NLL changes by {mean:.2g} [{low:.2g}, {high:.2g}]"
+        return f"{found.name}: {counts}"
     return (
         f"nothing was confirmed: the best network was {found.name}, but {counts}; the incoming network is handed back"
     )
