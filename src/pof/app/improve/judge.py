@@ -89,7 +89,7 @@ class Confirmation:
 
     @property
     def within_chance(self) -> bool:
-        """Fewer errors more than one standard deviation of their difference, which is sqrt(fixed + broken)."""
+        """Whether it makes more errors by less than one standard deviation of the difference, sqrt(fixed + broken)."""
         more = self.broken - self.fixed
         return more <= 0 or more**2 < self.fixed + self.broken
 
