@@ -11,7 +11,7 @@ from torch import nn
 
 from pof.app.comparison import in_words
 from pof.app.improve.deliver import _best, _Entry
-from pof.app.improve.halving import most_candidates, rungs
+from pof.app.improve.halving import CHOOSING_UNFITTED, Rung, most_candidates, rungs
 from pof.app.improve.judge import Confirmation, Figures, confirm, figures, halves, logits_on
 from pof.app.improve.result import message_of, row_of
 from tests.cases import mlp
@@ -122,20 +122,28 @@ def test_a_network_that_cannot_be_judged_is_in_its_own_mode_while_the_error_is_t
     assert caught.tb and network.training  # the frames of the error are alive
 
 
-def test_every_rung_costs_the_same_and_the_whole_is_the_budget() -> None:
+def test_short_runs_choose_and_the_best_gets_the_rest_in_one_run() -> None:
+    assert [(rung.runs, rung.passes, rung.anew) for rung in rungs(4, 10.0)] == [(4, 1.0, False), (1, 6.0, True)]
     plan = rungs(12, 60.0)
-    assert [rung.runs for rung in plan] == [12, 6, 3, 2]
-    steps = pairwise([0.0, *(rung.passes for rung in plan)])
-    spent = [rung.runs * (after - before) for rung, (before, after) in zip(plan, steps, strict=True)]
-    assert spent == pytest.approx([15.0] * 4)
-    assert rungs(2, 10.0)[-1].passes == pytest.approx(5.0)
-    assert [(rung.runs, rung.passes) for rung in rungs(2, 10.0, finalists=1)] == [(2, 2.5), (1, 7.5)]
-    for steps, least in ((400, 1.0), (10, 8.0)):  # 40 steps of SAM cost as much as 80
-        most = most_candidates(60.0, steps)
-        assert rungs(most, 60.0)[0].passes >= least > rungs(most + 1, 60.0)[0].passes
-    assert most_candidates(1.0, 2) == 2
+    assert [(rung.runs, rung.anew) for rung in plan] == [(12, False), (6, False), (1, True)]
+    steps = pairwise([0.0, *(rung.passes for rung in plan[:-1])])
+    spent = [rung.runs * (after - before) for rung, (before, after) in zip(plan, steps, strict=False)]
+    assert spent == pytest.approx([12.0] * 2) and plan[-1].passes == pytest.approx(36.0)
     with pytest.raises(ValueError, match="finite budget > 0"):
         rungs(3, float("nan"))
+
+
+def test_none_is_dropped_where_the_best_would_gain_little_by_it() -> None:
+    assert rungs(1, 10.0) == [Rung(1, 10.0)]
+    assert rungs(2, 10.0) == [Rung(2, 5.0)]
+    assert rungs(2, 10.0, CHOOSING_UNFITTED) == [Rung(2, 1.25), Rung(1, 7.5, anew=True)]
+
+
+@pytest.mark.parametrize(("steps", "least"), [(400, 1.0), (10, 8.4)])  # 42 steps of SAM cost as much as 84
+def test_as_many_candidates_as_can_be_told_apart(steps: int, least: float) -> None:
+    most = most_candidates(60.0, steps)
+    assert rungs(most, 60.0)[0].passes >= least > rungs(most + 1, 60.0)[0].passes
+    assert most_candidates(1.0, 2) == 2
 
 
 @pytest.mark.filterwarnings("ignore:Sequential returns probabilities")

@@ -1,8 +1,8 @@
 """``improve``: find out what makes a trained network better, and hand back that or the network as it came.
 
 1. The incoming network is measured, and the largest stable learning rates are searched for.
-2. Candidates race by successive halving within the budget (``search.py``); a network that does not fit its training
-   data gets plain training alone, and the better of its rates goes on alone.
+2. Candidates race within the budget (``search.py``): short runs, then a long one of the best.  A network that does
+   not fit its training data gets plain training alone.
 3. Without more training, the best networks are put together: interpolated with the incoming one, and a greedy soup.
 4. The one that is best on half of the validation data is confirmed on the other half, or the incoming one is kept.
 """
@@ -26,7 +26,7 @@ from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
 from pof.app.improve.candidates import MOST, UNFITTED, Candidate, check_options, families, make_candidates
 from pof.app.improve.folder import digest, question, take
-from pof.app.improve.halving import FINALISTS, Rung, most_candidates, rungs
+from pof.app.improve.halving import CHOOSING, CHOOSING_UNFITTED, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
 from pof.app.improve.rate import RateSearch, check_shared, first_rate, steps_of
 from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
@@ -114,7 +114,7 @@ def improve(
         alone = not named and not fit.fits
         kinds = UNFITTED if alone else kinds
         tried, spent = _candidates(race, kinds, base, lr, budget, named=named)
-        plan = rungs(len(tried), _left(budget, spent), 1 if alone else FINALISTS)
+        plan = rungs(len(tried), _left(budget, spent), CHOOSING_UNFITTED if alone else CHOOSING)
         incoming = figures(logits[chooses], targets[chooses])
         plain = all(candidate.options.method == "finetune" for candidate in tried)
         notes = notes_on(fit, incoming, len(confirms), (spent, budget, _left(budget, spent)), plain=plain)

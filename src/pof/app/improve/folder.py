@@ -21,6 +21,8 @@ OF_A_SEARCH = {
     *("report.html", "networks.html", "flatness.json"),
 }
 """What a search and the commands about it write into its folder."""
+FORMAT = 2
+"""Of the journal: another one where its rungs mean something else (1: every rung went on from the one before)."""
 
 
 def take(folder: Path, asked: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Callable[[], None]:
@@ -63,7 +65,7 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
             f"{folder} holds a search already: give another folder, or go on with resume, or remove that search with"
             " overwrite"
         )
-    before = json.loads(question.read_text(encoding="utf-8"))
+    before = {"format": 1, **json.loads(question.read_text(encoding="utf-8"))}
     changed = next((name for name in asked if name in before and asked[name] != before[name]), None)
     if changed is not None:
         raise RunError(
@@ -87,5 +89,5 @@ def question(budget: float, candidates: Any, seed: int, lr: float | None, base: 
     """What a search that goes on must find unchanged, in plain values."""
     if isinstance(candidates, Mapping):
         candidates = {name: dict(options or {}) for name, options in candidates.items()}
-    own = {"budget": budget, "candidates": candidates, "seed": seed, "lr": lr}
+    own = {"format": FORMAT, "budget": budget, "candidates": candidates, "seed": seed, "lr": lr}
     return plain(own | {f"training.{name}": getattr(base, name) for name in COMMON})

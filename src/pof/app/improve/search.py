@@ -1,7 +1,8 @@
-"""The race: every candidate from the same start for a short run, the better half goes on where it was, bitwise.
+"""The race: every candidate from the same start for a short run, then a long run of the best from there.
 
-A run's training state is in a folder of its own; the journal holds what was judged of it at each rung.  A race that is
-killed and started again repeats nothing that the journal knows, and ends bitwise the same.
+A run that goes on after a rung does so where it was, bitwise.  Its training state is in a folder of its own; the
+journal holds what was judged of it at each rung.  A race that is killed and started again repeats nothing that the
+journal knows, and ends bitwise the same.
 """
 
 from __future__ import annotations
@@ -191,17 +192,26 @@ class Race:
         put_back(network, contents(self._networks(method)[run.best], copies=False))
         return network
 
-    def _ends(self, candidate: Candidate) -> tuple[int, ...]:
-        """The steps at which the rungs of a candidate end."""
+    def _ends(self, candidate: Candidate, number: int) -> tuple[int, ...]:
+        """The steps at which the rungs of a training end: of the short one, or of the long one that a rung begins."""
         ends: list[int] = []
-        for rung in self._plan:
+        for rung in self._plan[number:] if self._plan[number].anew else [one for one in self._plan if not one.anew]:
             steps = round(rung.passes / candidate.passes_per_epoch * self.steps_per_epoch)
             ends.append(max(steps, ends[-1] + 1 if ends else 1))
         return tuple(ends)
 
     def _passes(self, candidate: Candidate, number: int) -> float:
         """What a candidate has spent at the end of a rung, which is whole steps, and one at least."""
-        return self._ends(candidate)[number] * candidate.passes_per_epoch / self.steps_per_epoch
+        steps = self._ends(candidate, number)[self._place(number)]
+        return self._before(candidate, number) + steps * candidate.passes_per_epoch / self.steps_per_epoch
+
+    def _before(self, candidate: Candidate, number: int) -> float:
+        """What a candidate had spent when the training began that it is in at a rung."""
+        return self._passes(candidate, number - 1) if self._plan[number].anew and number else 0.0
+
+    def _place(self, number: int) -> int:
+        """Of a rung among those of its training: a long one is the only one."""
+        return 0 if self._plan[number].anew else number
 
     def _run_rung(self, runs: Sequence[Run], number: int, judged: Judging) -> None:
         waiting = [(run.candidate, number) for run in runs if (run.candidate.name, number) not in self._known]
@@ -231,13 +241,13 @@ class Race:
         run.figures = {kind: Figures(**row[kind]) for kind in KINDS} if row["last"] is not None else None
         self.log({"event": "rung", "known": known, **row, "rung": number + 1})
 
-    def _heard(self, candidate: Candidate) -> Callable[[Mapping[str, Any]], None]:
+    def _heard(self, candidate: Candidate, number: int) -> Callable[[Mapping[str, Any]], None]:
         """Tell of each step of a run by what the run has spent."""
-        each = candidate.passes_per_epoch / self.steps_per_epoch
+        before, each = self._before(candidate, number), candidate.passes_per_epoch / self.steps_per_epoch
 
         def hear(row: Mapping[str, Any]) -> None:
             if row["event"] == "step":
-                self.log({"event": "step", "run": candidate.name, "passes": row["step"] * each})
+                self.log({"event": "step", "run": candidate.name, "passes": before + row["step"] * each})
 
         return hear
 
@@ -267,12 +277,12 @@ class Race:
         seed = derive_seed(self.seed, "run")
         with warnings.catch_warnings(), isolated(seed, self._device), Interrupts() as interrupts:
             warnings.simplefilter("ignore", UserWarning)  # told in the table
-            method, loop = self._loop(candidate, self._ends(candidate)[number])
+            method, loop = self._loop(candidate, number)
             return method, loop.run(True, interrupts)
 
-    def _loop(self, candidate: Candidate, stop_at: int) -> tuple[Method, Loop]:
-        """A candidate's method around a copy of the incoming network, and its loop up to a step."""
-        ends = self._ends(candidate)
+    def _loop(self, candidate: Candidate, number: int) -> tuple[Method, Loop]:
+        """A candidate's method around a copy of the incoming network, and its loop up to the end of a rung."""
+        ends = self._ends(candidate, number)
         options = replace(candidate.options, epochs=-(-ends[-1] // self.steps_per_epoch))
         if average_of(options) == "none":
             decay = 1.0 - 1.0 / max(2.0, EMA_HORIZON * ends[0])
@@ -280,7 +290,7 @@ class Race:
         network = copied(self.incoming)
         context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
         method = build_method(context).to(self._device)
-        folder = self.folder / "runs" / folder_of(candidate.name)
+        folder = self.folder / "runs" / (folder_of(candidate.name) + "-long" * self._plan[number].anew)
         if isinstance(method, Averaged):
             method.estimates = False  # done where networks are judged
             if getattr(method.method, "rho", None) == 0 and not has_state(folder):
@@ -290,9 +300,9 @@ class Race:
         precision = find_precision(options.precision, self._device)
         stepper = Stepper(method, make_optimizer(method, options), precision, options.clip_norm)
         lengths = (options.epochs, self.steps_per_epoch, options.accumulation, None)
-        times = Timetable(*lengths, schedule_in(ends, options), total_steps=ends[-1], stop_at=stop_at)
+        times = Timetable(*lengths, schedule_in(ends, options), total_steps=ends[-1], stop_at=ends[self._place(number)])
         stream = micro_batches(self.train_loader, method.needs_reference, self._device)
-        return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate))
+        return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate, number))
 
 
 def folder_of(name: str) -> str:
