@@ -20,7 +20,7 @@ from pof.app.improve import rate, search
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.halving import Rung
 from pof.app.improve.judge import fit_of
-from pof.app.improve.search import KINDS, Race, folder_of
+from pof.app.improve.search import JUDGED, Race, folder_of
 from pof.app.options import TrainOptions
 from tests.app.improve.test_improve import FAST, Killed, data, loaders, network
 
@@ -128,7 +128,7 @@ def test_runs_that_were_dropped_together_are_in_their_order(tmp_path: Path) -> N
                 "rung": number,
                 "passes": 1.0,
                 "dropped": "",
-                **dict.fromkeys(KINDS, figures),
+                **dict.fromkeys(JUDGED, figures),
             }
 
     x, y = data(30, 1)

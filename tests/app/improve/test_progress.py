@@ -10,13 +10,14 @@ import pytest
 import pof
 from pof.app.cli._display import PlainConsole
 from pof.app.cli._progress import SearchProgress
+from pof.app.improve.search import JUDGED
 from tests.app.improve.test_improve import FAST, loaders, network
 
 
 def rung(run: str, nll: float, passes: float, **other: Any) -> dict[str, Any]:
     figures = {"scaled_nll": nll}
     row = {"event": "rung", "rung": 1, "known": False, "run": run, "passes": passes, "dropped": ""}
-    return row | {"last": figures, "ema": {"scaled_nll": nll + 0.1}} | other
+    return row | {"last": figures, "ema": {"scaled_nll": nll + 0.1}, "halfway": {"scaled_nll": nll + 0.2}} | other
 
 
 class Clock:
@@ -49,7 +50,7 @@ def test_without_a_terminal_there_are_plain_lines_every_ten_seconds() -> None:
     lines = text.splitlines()
     assert lines == [
         "2.0 of 20.0 passes, 1:30 left; racing",
-        "rung 1: a: scaled NLL last 0.2500  ema 0.3500",
+        "rung 1: a: scaled NLL last 0.2500  ema 0.3500  halfway 0.4500",
         "5.0 of 20.0 passes, 1:00 left; best 0.2500 (a, last)",
         "5.0 of 20.0 passes, 1:33 left; best 0.2500 (a, last)",
     ]
@@ -62,7 +63,7 @@ def test_what_an_earlier_process_did_does_not_count_for_the_speed() -> None:
 
 
 def test_a_dropped_run_says_why_and_the_best_is_the_smallest() -> None:
-    dropped = rung("c", 0.0, 1.0, dropped="diverged: x", last=None, ema=None)
+    dropped = rung("c", 0.0, 1.0, dropped="diverged: x", **dict.fromkeys(JUDGED))
     text = shown([(0, PLAN), (1, rung("a", 0.5, 1.0)), (2, rung("b", 0.3, 1.0)), (3, dropped), (14, step(2.0))])
     assert "rung 1: c: diverged: x" in text and "best 0.3000 (b, last)" in text
 

@@ -13,7 +13,8 @@ from torch import Tensor
 import pof
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.halving import Rung
-from pof.app.improve.search import Race, Run
+from pof.app.improve.result import rows_of
+from pof.app.improve.search import JUDGED, Race, Run
 from pof.app.options import TrainOptions
 from pof.app.run_files import RunError
 from tests.app.improve.test_improve import FAST, Killed, loaders, network
@@ -59,7 +60,7 @@ def test_where_the_long_run_comes_apart_the_short_ones_are_still_there(tmp_path:
     class Apart(Race):
         def _judge(self, candidate: Candidate, number: int) -> dict[str, Any]:
             row = super()._judge(candidate, number)
-            return row | {"dropped": "diverged: its loss", "last": None, "ema": None} if number else row
+            return row | {"dropped": "diverged: its loss", **dict.fromkeys(JUDGED)} if number else row
 
     train, held_out = loaders()
     targets = torch.cat([y for _, y in held_out])
@@ -99,3 +100,30 @@ def test_a_search_whose_rungs_meant_something_else_does_not_go_on(tmp_path: Path
     question.write_text(json.dumps(asked))
     with pytest.raises(RunError, match="format was 1 and is now 2"):
         pof.improve(network(), *loaders(), resume=True, **given)
+
+
+def test_a_run_is_ahead_by_the_network_halfway_too(tmp_path: Path) -> None:
+    """SAM and head ascent raise the loss first, and are ahead there before they are at their end."""
+
+    class Halfway(Race):
+        def _judge(self, candidate: Candidate, number: int) -> dict[str, Any]:
+            last, halfway = {"a": (2.0, 2.0), "b": (3.0, 1.0), "c": (2.5, 2.5)}[candidate.name]
+            figures = [{"error": 0.1, "nll": nll, "scaled_nll": nll, "temperature": 1.0} for nll in (last, halfway)]
+            row = {"run": candidate.name, "rung": number, "passes": 1.0, "dropped": ""}
+            return row | dict(zip(JUDGED, [figures[0], figures[0], figures[1]], strict=True))
+
+    x, y = torch.randn(6, 6), torch.tensor([0, 1, 2, 0, 1, 2])
+    one = Halfway(network(), None, [(x, y)], [(x, y)], y, y, 3, 1, tmp_path, 0, lambda row: None)
+    runs = one.go([Candidate(name, TrainOptions("finetune")) for name in "abc"], [Rung(3, 1.0), Rung(1, 2.0, True)])
+    assert [run.candidate.name for run in runs] == ["b", "a", "c"] and runs[0].best == "last"
+
+
+def test_the_network_halfway_is_the_one_of_the_table(tmp_path: Path) -> None:
+    raced, (run,), _ = race(tmp_path, [Rung(1, 2.0)], 0.1)
+    assert run.figures is not None
+    trained = raced._networks(raced._trained(run.candidate, 0)[0])["last"]
+    between = raced.estimate(pof.interpolate(network(), trained, 0.5))
+    assert raced.judged(between) == run.figures["halfway"] != run.figures["last"]
+    rows = {row.name: row for row in rows_of([run])}
+    assert list(rows) == ["sgd, lr 0.1, last", "sgd, lr 0.1, ema", "0.5 of the way to sgd, lr 0.1, last"]
+    assert [row.passes for row in rows.values()] == [run.passes, run.passes, 0.0]

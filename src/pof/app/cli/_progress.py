@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pof.app.cli._display import DESCRIPTION, console
+from pof.app.improve.search import JUDGED
 
 EVERY = 10.0
 """Seconds between plain lines."""
@@ -57,7 +58,7 @@ class SearchProgress:
         before, self._spent[row["run"]] = self._spent.get(row["run"], 0.0), row["passes"]
         if row["known"]:
             self._known += row["passes"] - before
-        figures = {name: row[name] for name in ("last", "ema") if row[name] is not None}
+        figures = {name: row[name] for name in JUDGED if row[name] is not None}
         for name, found in figures.items():
             entry = (found["scaled_nll"], f"{row['run']}, {name}")
             self._best = entry if self._best is None else min(self._best, entry)

@@ -29,7 +29,18 @@ from pof.app.improve.folder import digest, question, take
 from pof.app.improve.halving import CHOOSING, CHOOSING_UNFITTED, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
 from pof.app.improve.rate import RateSearch, check_shared, first_rate, steps_of
-from pof.app.improve.result import ImproveResult, Row, as_json, message_of, metrics_of, noted, notes_on, row_of, rows_of
+from pof.app.improve.result import (
+    ImproveResult,
+    Row,
+    as_json,
+    message_of,
+    metrics_of,
+    noted,
+    notes_on,
+    on_the_way,
+    row_of,
+    rows_of,
+)
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
 from pof.app.run_folder import write_json
@@ -209,7 +220,7 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
     for run, network in list(zip(usable, parts, strict=False))[:2]:
         for share in SHARES:
             between = race.estimate(interpolate(race.incoming, network, share))
-            judge(f"{share:g} of the way to {run.candidate.name}, {run.best}", between, run)
+            judge(on_the_way(share, run.candidate, run.best), between, run)
     if len(parts) > 1:
         greedy = greedy_soup([race.incoming, *parts], lambda network: race.judged(race.estimate(network)).scaled_nll)
         if len(greedy.indices) > 1:

@@ -14,7 +14,7 @@ from pof._support.calibration import expected_calibration_error
 from pof.app.comparison import SIGNIFICANT, in_words
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import FITTED, Confirmation, Figures, TrainingFit
-from pof.app.improve.search import Run
+from pof.app.improve.search import HALFWAY, KINDS, Run
 from pof.training.evaluation import Metrics
 
 ENOUGH = 100
@@ -78,15 +78,22 @@ def row_of(name: str, candidate: Candidate | None, passes: float, found: Figures
     return Row(name, method, rate, passes, found.error, found.nll, found.scaled_nll, found.temperature, note)
 
 
+def on_the_way(share: float, candidate: Candidate, kind: str) -> str:
+    """The name of a network between the incoming one and one of a run."""
+    return f"{share:g} of the way to {candidate.name}, {kind}"
+
+
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Two rows for each run that gave networks, one for each that did not."""
+    """A row for each network of a run that gave some, one for each run that did not."""
     rows = []
     for run in runs:
         if run.figures is None:
             rows.append(row_of(run.candidate.name, run.candidate, run.passes, None, run.dropped))
         else:
             for kind, found in run.figures.items():
-                rows.append(row_of(f"{run.candidate.name}, {kind}", run.candidate, run.passes, found, run.dropped))
+                whole = kind in KINDS
+                name = f"{run.candidate.name}, {kind}" if whole else on_the_way(HALFWAY, run.candidate, "last")
+                rows.append(row_of(name, run.candidate, run.passes if whole else 0.0, found, run.dropped))
     return rows
 
 

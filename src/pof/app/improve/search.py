@@ -35,7 +35,7 @@ from pof.app.method_options import AverageOptions
 from pof.app.methods import Context, average_of, build_method
 from pof.app.options import TrainOptions, schedule_of
 from pof.app.run_files import RunError
-from pof.combine import estimate_statistics
+from pof.combine import estimate_statistics, interpolate
 from pof.methods import Averaged, Method
 from pof.training.checkpoint import CheckpointError, has_state
 from pof.training.interrupt import Interrupts
@@ -47,6 +47,10 @@ from pof.training.stream import micro_batches, set_epoch
 
 KINDS = ("last", "ema")
 """The networks that a run gives: its iterate, and an average of its iterates, exponential unless it has another."""
+JUDGED = (*KINDS, "halfway")
+"""And the one halfway between the incoming network and the iterate, by which a run may be ahead as well: methods that
+first raise the loss (SAM, head ascent) are ahead there long before they are at their end."""
+HALFWAY = 0.5
 EMA_HORIZON = 0.1
 """Share of the first rung that the moving average beside a run looks back on, where the run has none of its own."""
 WARMUP = 0.1
@@ -63,7 +67,7 @@ class Run:
     passes: float = 0.0
     rung: int = 0
     figures: dict[str, Figures] | None = None
-    """By kind, on the samples that choose, at its last rung."""
+    """Of each of ``JUDGED``, on the samples that choose, at its last rung."""
     dropped: str = ""
     """Why it did not go on."""
 
@@ -74,8 +78,8 @@ class Run:
 
     @property
     def standing(self) -> tuple[float, float]:
-        """Its place among the runs, that of its better network."""
-        return rank(self.figures[self.best]) if self.figures else (math.inf, math.inf)
+        """Its place among the runs, that of the best that was judged of it."""
+        return min(map(rank, self.figures.values())) if self.figures else (math.inf, math.inf)
 
 
 def rank(found: Figures) -> tuple[float, float]:
@@ -188,8 +192,11 @@ class Race:
     def network(self, run: Run) -> nn.Module:
         """The better network of a run where it stands, with the modes, hooks and frozen parts of the incoming one."""
         method, _ = self._trained(run.candidate, run.rung)
+        return self._like_incoming(self._networks(method)[run.best])
+
+    def _like_incoming(self, trained: nn.Module) -> nn.Module:
         network = copied(self.incoming)
-        put_back(network, contents(self._networks(method)[run.best], copies=False))
+        put_back(network, contents(trained, copies=False))
         return network
 
     def _ends(self, candidate: Candidate, number: int) -> tuple[int, ...]:
@@ -238,7 +245,7 @@ class Race:
     def _note(self, run: Run, number: int, *, known: bool) -> None:
         row = self._known[run.candidate.name, number]
         run.passes, run.dropped, run.rung = row["passes"], row["dropped"], number
-        run.figures = {kind: Figures(**row[kind]) for kind in KINDS} if row["last"] is not None else None
+        run.figures = {kind: Figures(**row[kind]) for kind in JUDGED} if row["last"] is not None else None
         self.log({"event": "rung", "known": known, **row, "rung": number + 1})
 
     def _heard(self, candidate: Candidate, number: int) -> Callable[[Mapping[str, Any]], None]:
@@ -253,7 +260,7 @@ class Race:
 
     def _judge(self, candidate: Candidate, number: int) -> dict[str, Any]:
         passes = self._passes(candidate, number)
-        row = {"run": candidate.name, "rung": number, "passes": passes, "dropped": "", **dict.fromkeys(KINDS)}
+        row = {"run": candidate.name, "rung": number, "passes": passes, "dropped": "", **dict.fromkeys(JUDGED)}
         try:
             method, result = self._trained(candidate, number)
         except CheckpointError:
@@ -264,10 +271,12 @@ class Race:
             raise KeyboardInterrupt
         if result.stopped == "diverged":
             return row | {"dropped": f"diverged: {result.message}"}
-        for kind, network in self._networks(method).items():
+        networks = self._networks(method)
+        networks["halfway"] = self.estimate(interpolate(self.incoming, self._like_incoming(networks["last"]), HALFWAY))
+        for kind, network in networks.items():
             found = self.judged(network)
             if not found.finite:
-                return row | {"dropped": "its outputs are not finite", **dict.fromkeys(KINDS)}
+                return row | {"dropped": "its outputs are not finite", **dict.fromkeys(JUDGED)}
             row[kind] = asdict(found)
         return row
 
