@@ -1,1 +1,1 @@
-"""Finding out what makes a trained network better: candidates, successive halving, an honest judgement."""
+"""Finding out what makes a trained network better: candidates, short runs and a long one, an honest judgement."""
