@@ -25,8 +25,8 @@ from pof._support.modules import copied
 from pof.app.experiment.plan import RUNS, Stage, make_plan
 from pof.app.experiment.recipe import read_recipe
 from pof.app.improve.candidates import FAMILIES
-from pof.app.improve.halving import most_candidates
 from pof.app.improve.rate import STEPS, RateSearch, steps_of
+from pof.app.improve.rungs import most_candidates
 from pof.app.job import make_optimizer
 from pof.app.options import TrainOptions
 from pof.app.run_folder import write_json

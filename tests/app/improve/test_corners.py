@@ -18,8 +18,8 @@ import pof
 from pof._support.random import isolated
 from pof.app.improve import rate, search
 from pof.app.improve.candidates import Candidate
-from pof.app.improve.halving import Rung
 from pof.app.improve.judge import fit_of
+from pof.app.improve.rungs import Rung
 from pof.app.improve.search import JUDGED, Race, folder_of
 from pof.app.options import TrainOptions
 from tests.app.improve.test_improve import FAST, Killed, data, loaders, network

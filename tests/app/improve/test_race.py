@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pof
 from pof.app.improve.candidates import Candidate
-from pof.app.improve.halving import Rung
+from pof.app.improve.judge import Figures
 from pof.app.improve.result import rows_of
+from pof.app.improve.rungs import Rung
 from pof.app.improve.search import JUDGED, Race, Run
 from pof.app.options import TrainOptions
 from pof.app.run_files import RunError
@@ -116,6 +119,25 @@ def test_a_run_is_ahead_by_the_network_halfway_too(tmp_path: Path) -> None:
     one = Halfway(network(), None, [(x, y)], [(x, y)], y, y, 3, 1, tmp_path, 0, lambda row: None)
     runs = one.go([Candidate(name, TrainOptions("finetune")) for name in "abc"], [Rung(3, 1.0), Rung(1, 2.0, True)])
     assert [run.candidate.name for run in runs] == ["b", "a", "c"] and runs[0].best == "last"
+
+
+@pytest.mark.parametrize("bad", JUDGED)
+def test_a_network_halfway_that_is_not_finite_drops_no_run(bad: str, tmp_path: Path) -> None:
+    class Judged(Race):
+        calls = 0
+
+        def judged(self, network: nn.Module) -> Figures:
+            found = super().judged(network)
+            self.calls += 1
+            return replace(found, nll=math.nan, scaled_nll=math.nan) if JUDGED[self.calls - 1] == bad else found
+
+    train, held_out = loaders()
+    targets = torch.cat([y for _, y in held_out])
+    given = (network(), None, train, held_out, torch.arange(20), targets, 3, len(train), tmp_path, 0, lambda row: None)
+    one = Judged(*given)
+    (run,) = one.go([Candidate("sgd", TrainOptions("finetune", lr=0.1))], [Rung(1, 1.0)])
+    assert run.dropped == ("" if bad == "halfway" else "its outputs are not finite")
+    assert set(run.figures or ()) == ({"last", "ema"} if bad == "halfway" else set())
 
 
 def test_the_network_halfway_is_the_one_of_the_table(tmp_path: Path) -> None:

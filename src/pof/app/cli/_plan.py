@@ -14,7 +14,7 @@ from pof.app.cli._display import console, duration
 from pof.app.experiment.estimate import time_pass
 from pof.app.experiment.plan import Stage
 from pof.app.improve.candidates import UNFITTED, families
-from pof.app.improve.halving import most_candidates
+from pof.app.improve.rungs import most_candidates
 from pof.app.inherit import check_split
 from pof.app.methods import average_of
 from pof.app.options import (

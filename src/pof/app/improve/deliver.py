@@ -26,7 +26,6 @@ from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
 from pof.app.improve.candidates import MOST, UNFITTED, Candidate, check_options, families, make_candidates
 from pof.app.improve.folder import digest, question, take
-from pof.app.improve.halving import CHOOSING, CHOOSING_UNFITTED, Rung, most_candidates, rungs
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
 from pof.app.improve.rate import RateSearch, check_shared, first_rate, steps_of
 from pof.app.improve.result import (
@@ -41,10 +40,11 @@ from pof.app.improve.result import (
     row_of,
     rows_of,
 )
+from pof.app.improve.rungs import CHOOSING, CHOOSING_UNFITTED, Rung, most_candidates, rungs
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
 from pof.app.run_folder import write_json
-from pof.combine import greedy_soup, interpolate
+from pof.combine import greedy_soup
 from pof.head.split import split
 from pof.training.fit import find_device
 from pof.weights import save_model
@@ -219,8 +219,7 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
         judge(f"{run.candidate.name}, {run.best}", network, run, True)
     for run, network in list(zip(usable, parts, strict=False))[:2]:
         for share in SHARES:
-            between = race.estimate(interpolate(race.incoming, network, share))
-            judge(on_the_way(share, run.candidate, run.best), between, run)
+            judge(on_the_way(share, run.candidate, run.best), race.between(network, share), run)
     if len(parts) > 1:
         greedy = greedy_soup([race.incoming, *parts], lambda network: race.judged(race.estimate(network)).scaled_nll)
         if len(greedy.indices) > 1:

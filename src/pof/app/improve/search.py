@@ -28,8 +28,8 @@ from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.engine.base import Engine, Numerics, Workers, packed
 from pof.app.improve.candidates import Candidate
-from pof.app.improve.halving import Rung
 from pof.app.improve.judge import Figures, figures, logits_on
+from pof.app.improve.rungs import Rung
 from pof.app.job import make_optimizer
 from pof.app.method_options import AverageOptions
 from pof.app.methods import Context, average_of, build_method
@@ -67,7 +67,7 @@ class Run:
     passes: float = 0.0
     rung: int = 0
     figures: dict[str, Figures] | None = None
-    """Of each of ``JUDGED``, on the samples that choose, at its last rung."""
+    """Of those of ``JUDGED`` that have finite outputs, on the samples that choose, at its last rung."""
     dropped: str = ""
     """Why it did not go on."""
 
@@ -171,6 +171,10 @@ class Race:
             estimate_statistics(network, self.train_loader)
         return network
 
+    def between(self, network: nn.Module, share: float) -> nn.Module:
+        """A network on the way from the incoming one to one that was trained from there."""
+        return self.estimate(interpolate(self.incoming, network, share))
+
     def judged(self, network: nn.Module) -> Figures:
         """A network's figures on the samples that choose."""
         logits, _ = logits_on(network, self.val_loader, self.targets, self.head)
@@ -195,6 +199,7 @@ class Race:
         return self._like_incoming(self._networks(method)[run.best])
 
     def _like_incoming(self, trained: nn.Module) -> nn.Module:
+        """A trained network with all else as the incoming one has it."""
         network = copied(self.incoming)
         put_back(network, contents(trained, copies=False))
         return network
@@ -245,7 +250,7 @@ class Race:
     def _note(self, run: Run, number: int, *, known: bool) -> None:
         row = self._known[run.candidate.name, number]
         run.passes, run.dropped, run.rung = row["passes"], row["dropped"], number
-        run.figures = {kind: Figures(**row[kind]) for kind in JUDGED} if row["last"] is not None else None
+        run.figures = {kind: Figures(**row[kind]) for kind in JUDGED if row[kind] is not None} or None
         self.log({"event": "rung", "known": known, **row, "rung": number + 1})
 
     def _heard(self, candidate: Candidate, number: int) -> Callable[[Mapping[str, Any]], None]:
@@ -272,12 +277,13 @@ class Race:
         if result.stopped == "diverged":
             return row | {"dropped": f"diverged: {result.message}"}
         networks = self._networks(method)
-        networks["halfway"] = self.estimate(interpolate(self.incoming, self._like_incoming(networks["last"]), HALFWAY))
+        networks["halfway"] = self.between(self._like_incoming(networks["last"]), HALFWAY)
         for kind, network in networks.items():
             found = self.judged(network)
-            if not found.finite:
+            if found.finite:
+                row[kind] = asdict(found)
+            elif kind in KINDS:
                 return row | {"dropped": "its outputs are not finite", **dict.fromkeys(JUDGED)}
-            row[kind] = asdict(found)
         return row
 
     def _trained(self, candidate: Candidate, number: int) -> tuple[Method, FitResult]:

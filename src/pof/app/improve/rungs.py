@@ -37,7 +37,7 @@ WORTH = 1.5
 def rungs(candidates: int, budget: float, choosing: float = CHOOSING) -> list[Rung]:
     """Share a budget among candidates: a part for short runs of all, the rest for a long one of the best."""
     if candidates < 1 or not 0 < budget < float("inf"):
-        raise ValueError(f"halving needs candidates >= 1 and a finite budget > 0; got {candidates} and {budget}")
+        raise ValueError(f"the race needs candidates >= 1 and a finite budget > 0; got {candidates} and {budget}")
     if candidates * (1.0 - choosing) < WORTH:
         return [Rung(candidates, budget / candidates)]
     sizes = [candidates]
