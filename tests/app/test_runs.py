@@ -409,6 +409,19 @@ def test_a_dry_run_prints_plan_and_cost_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("size", "steps"), [("12", 2), ("18", 2), ("20", 2), ("23", 1)])
+def test_a_dry_run_counts_the_steps_that_the_run_takes(
+    size: str, steps: int, base: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """72 samples: whole windows, a window begun, and a last mini-batch that is left out (3 of 23) or not (12 of 20)."""
+    post = ["post-train", "--weights", str(base / "run"), "--method", "finetune", "--epochs", "2", "--device", "cpu"]
+    post += ["--batch_size", size, "--accumulation", "3", "--out", str(tmp_path / "out")]
+    assert main([*post, "--dry_run"]) == 0
+    assert f"steps {2 * steps} (2 epochs of {steps})" in " ".join(capsys.readouterr().out.split())
+    assert main(post) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["steps"] == 2 * steps
+
+
 def test_images_that_are_not_square_are_normalised_as_those_of_the_training(tmp_path: Path, capsys: Any) -> None:
     """Such as spectrograms: arrays have no size to be brought to, but the network has a mean and a deviation."""
     for name, least in {"a": 0, "b": 90}.items():

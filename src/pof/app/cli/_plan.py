@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil, floor
 
 from pof._support.precision import find_precision
 from pof._support.text import number_of
@@ -28,6 +29,7 @@ from pof.app.options import (
 )
 from pof.app.run_folder import Run
 from pof.app.splits import load, split
+from pof.data.batch_sampler import drops_last
 from pof.training.fit import find_device
 
 
@@ -41,14 +43,14 @@ def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run
     schedule = schedule_of(training)
     training = replace(training, lr=rate, schedule=schedule, precision=precision)
     about, samples, seconds = _about(model, data, training)
-    steps = -(-samples // training.batch_size) // training.accumulation
+    steps = _steps(samples, training)
     units = float(passes(training))
     average = average_of(training)
     _show(
         {
             **about,
             "method": training.method + ("" if average in {"none", training.method} else f", delivered by {average}"),
-            "steps": f"about {steps * training.epochs} ({number_of(training.epochs, 'epoch')} of {steps})",
+            "steps": f"{steps * training.epochs} ({number_of(training.epochs, 'epoch')} of {steps})",
             "learning rate": f"{rate:g}, {schedule.kind}, {training.optimizer}, {precision}",
             "cost": f"{units:.4g} forward-backward passes over the training data",
             "time": f"about {duration(units * seconds)} on this machine, without validation",
@@ -60,8 +62,8 @@ def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run
 def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions, training: TrainOptions) -> None:
     """Print what a search would try, and about how long it takes."""
     about, samples, seconds = _about(model, data, training)
-    steps = max(1, -(-samples // training.batch_size))
-    names = options.candidates or list(families(None))[: most_candidates(options.budget, steps)]
+    possible = most_candidates(options.budget, _steps(samples, training))
+    names = options.candidates or list(families(None))[:possible]
     alone = "" if options.candidates else f" (only {', '.join(UNFITTED)} if the network does not fit its training data)"
     _show(
         {
@@ -95,6 +97,13 @@ def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tu
         samples,
         seconds,
     )
+
+
+def _steps(samples: int, training: TrainOptions) -> int:
+    """Optimizer steps of an epoch."""
+    batches = samples / training.batch_size
+    whole = floor(batches) if drops_last(samples, training.batch_size) else ceil(batches)
+    return ceil(whole / training.accumulation)
 
 
 def _show(rows: Mapping[str, str]) -> None:
