@@ -1,10 +1,11 @@
-"""Write the tables and the first figure of docs/results.md and of the README anew from the JSONs of experiments.
+"""Write the tables of docs/results.md, docs/improve.md and the README, and the first figure, anew from the JSONs.
 
 python scripts/results_page.py
 
 A place for a table is ``<!-- NAME -->`` ... ``<!-- end -->``, NAME being that of a file in benchmarks/results; with
 ``<!-- NAME: method; method -->`` only these methods are in it, with ``<!-- NAME, METHOD minus: method; method -->`` it
-compares one with others, from the CSV of the same name.
+compares one with others, from the CSV of the same name.  A file of ``benchmarks/improve.py`` has its own table, with
+each method at the whole budget; ``<!-- searches: NAME; NAME -->`` has a row for each of several such files.
 """
 
 from __future__ import annotations
@@ -18,12 +19,24 @@ from typing import Any
 from pof.app.experiment.statistics import corrected, paired
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "improve.md", ROOT / "README.md")
 FIGURE = ROOT / "docs" / "figures" / "gains.svg"
 PLACE = re.compile(
     r"<!-- (?P<name>[\w-]+)(?:, (?P<one>[^:>]+) minus)?(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL
 )
 NONE = "–"
+# Of benchmarks/improve.py: what stands for the names in its files.
+SEARCH = {
+    "improve": "`pof improve`, as handed back",
+    "improve, single training": "its best single training, confirmed or not",
+}
+SEARCHED = {
+    "improve-digits": "small CNN that fits 150 digits",
+    "improve-fashion-mnist": "ResNet-20 that fits 6,000 images of Fashion-MNIST",
+    "improve-cifar10": "ResNet-20 that fits 5,000 images of CIFAR-10",
+    "improve-not-fitted-digits": "small CNN after 2 epochs on 400 digits, not fitted",
+    "improve-not-fitted": "small CNN after 6 epochs on 54,000 images of Fashion-MNIST, not fitted",
+}
 # Of the figure: file and setting, and the row that stands for each kind of method, by the first name that is there.
 REGIMES = {
     "digits, 150 images, fitted": ("digits", "digits"),
@@ -84,8 +97,7 @@ def table(found: dict[str, Any], methods: list[str]) -> str:
         ]
         for entry in entries
     ]
-    lines = [[*(["setting"] if settings else []), *head], ["---"] * len(rows[0]), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return lines_of([*(["setting"] if settings else []), *head], rows)
 
 
 def against(name: str, one: str, others: list[str]) -> str:
@@ -97,8 +109,47 @@ def against(name: str, one: str, others: list[str]) -> str:
     own = errors[one]
     tests = corrected([paired([errors[other][seed] for seed in own], list(own.values())) for other in others])
     rows = [[other, *difference(vars(test))] for other, test in zip(others, tests, strict=True)]
-    lines = [["other", f"{one} minus it", "p"], ["---"] * 3, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return lines_of(["other", f"{one} minus it", "p"], rows)
+
+
+def search_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Seeds, and what was compared in them, of a file of benchmarks/improve.py."""
+    (found,) = read(name)["found"].values()
+    return found["seeds"], found["compared"]["error"]
+
+
+def search(name: str, methods: list[str]) -> str:
+    """What a search handed back beside methods that got the whole budget, paired by seed."""
+    _, errors = search_of(name)
+    gains, over = errors["against incoming"], errors["improve against"]
+    rows = [["incoming", spread(errors["mean"]["incoming"]), NONE, NONE, NONE, NONE]]
+    for method in methods or gains:
+        against = difference(over.get(method))
+        rows.append([SEARCH.get(method, method), spread(errors["mean"][method]), *difference(gains[method]), *against])
+    return lines_of(["method", "test error", "minus incoming", "p", "`pof improve` minus it", "p"], rows)
+
+
+def searches(names: list[str]) -> str:
+    """One row per file of benchmarks/improve.py."""
+    rows = []
+    for name in names:
+        seeds, errors = search_of(name)
+        handed = difference(errors["against incoming"]["improve"])
+        rows.append([SEARCHED[name], str(len(seeds)), spread(errors["mean"]["incoming"]), *handed])
+    return lines_of(["networks", "seeds", "incoming", "`pof improve` minus incoming", "p"], rows)
+
+
+def origin_of_search(*names: str) -> str:
+    seeds = [seed for name in names for seed in search_of(name)[0].values()]
+    commits = sorted({seed["environment"]["commit"].removesuffix("-dirty") for seed in seeds})
+    files = ", ".join(f"`{name}.json`" for name in names)
+    count = f"{len(seeds)} seeds; " if len(names) == 1 else ""
+    return f"{count}{files}, commit {', '.join(commits)}."
+
+
+def lines_of(head: list[str], rows: list[list[str]]) -> str:
+    """A table of Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
 def origin(name: str, found: dict[str, Any]) -> str:
@@ -112,13 +163,22 @@ def rendered(page: str) -> str:
     """The page with every table as its JSON has it."""
 
     def fill(place: re.Match[str]) -> str:
-        found, methods = read(place["name"]), [name for name in (place["methods"] or "").split("; ") if name]
-        missing = set(methods) - {entry["method"] for entry in found["entries"]}
-        if missing:
-            raise ValueError(f"{place['name']}.json has no method {sorted(missing)[0]!r}")
+        name, methods = place["name"], [method for method in (place["methods"] or "").split("; ") if method]
         opening = place[0].partition("\n")[0]
-        made = against(place["name"], place["one"], methods) if place["one"] else table(found, methods)
-        return f"{opening}\n{made}\n\n{origin(place['name'], found)}\n<!-- end -->"
+        if name == "searches":
+            return f"{opening}\n{searches(methods)}\n\n{origin_of_search(*methods)}\n<!-- end -->"
+        found = read(name)
+        is_search = "found" in found
+        known = search_of(name)[1]["mean"] if is_search else {entry["method"] for entry in found["entries"]}
+        missing = set(methods) - set(known)
+        if missing:
+            raise ValueError(f"{name}.json has no method {sorted(missing)[0]!r}")
+        if is_search:
+            made, source = search(name, methods), origin_of_search(name)
+        else:
+            made = against(name, place["one"], methods) if place["one"] else table(found, methods)
+            source = origin(name, found)
+        return f"{opening}\n{made}\n\n{source}\n<!-- end -->"
 
     return PLACE.sub(fill, page)
 
