@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, of docs/improve.md and of the README, and the first figure, are those of the committed JSONs."""
+"""The tables of results.md, improve.md and the README, and the first figure, are those of the committed JSONs."""
 
 from __future__ import annotations
 
