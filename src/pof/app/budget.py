@@ -19,11 +19,24 @@ def passes(options: MethodOptions) -> Fraction:
 
     An average adds a forward per epoch for its batch-norm statistics; networks without batch norms do not spend it.
     """
-    total = options.epochs + entry_of(options.method).extra(options)
     average = average_of(options)
     start = options.average.start * options.epochs if average == "swa" else 0.0
     averaged = 0 if average == "none" else sum(epoch >= start for epoch in range(options.epochs))
-    return total + FORWARD * averaged
+    return _training(options) + FORWARD * averaged
+
+
+def _training(options: MethodOptions) -> Fraction:
+    return options.epochs + entry_of(options.method).extra(options)
+
+
+def once(options: MethodOptions) -> Fraction:
+    """Count the passes that a method spends before its first epoch, such as those for the statistics of AdaRand."""
+    return _training(replace(options, epochs=0))
+
+
+def per_epoch(options: MethodOptions) -> Fraction:
+    """Count the passes of one epoch of training, without what is spent once, and without those of an average."""
+    return _training(replace(options, epochs=1)) - once(options)
 
 
 def epochs_within(budget: float, options: MethodOptions) -> int:

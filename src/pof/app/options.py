@@ -179,7 +179,8 @@ class ImproveOptions:
         budget: Passes over the training data (forward and backward) that may be spent in all.
         candidates: Names of what to try. By default it is as many of the usual ones as the budget pays.
         batch_size: Samples per mini-batch. By default it is that of the network's own run if it has a folder, else 128.
-        lr: Centre of the rates that are tried. Without it the largest stable ones are searched for.
+        lr: Such as the peak rate of its training: half and a tenth of it are tried. Without it the largest stable rates
+            are searched for.
         optimizer: Optimizer: sgd or adamw. By default it is that of the network's own run if it has a folder, else sgd.
         weight_decay: Weight decay of the optimizer.
         precision: Number format of the forward pass: auto, fp32, bf16 or fp16.

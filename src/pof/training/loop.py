@@ -118,7 +118,7 @@ class Loop:
             self._validate(0, time.perf_counter())
             self._save(None)
         try:
-            while self.epoch < self.times.epochs:
+            while self.epoch < self.times.epochs or self.steps == self.times.stop_at:
                 if self.steps == self.times.stop_at:
                     return self._end("paused", f"paused at step {self.steps}")
                 if not self._train_epoch(within, interrupts):
@@ -135,11 +135,10 @@ class Loop:
         return self._end(None, self._finished())
 
     def _train_epoch(self, within: dict[str, Any] | None, interrupts: Interrupts) -> bool:
-        start = time.perf_counter()
+        start, first, last = time.perf_counter(), 0, 0
         train(self.method, self.frozen)
         self.stepper.optimizer_mode(training=True)
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
-        first = last = 0
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             self._check_length(done=False)
             rate = self.stepper.optimizer.param_groups[0]["lr"]
@@ -150,7 +149,9 @@ class Loop:
             first, last = first or window[0].size, result.samples
             self.last = window[-1]
             due = self.times.checkpoint_every is not None and self.steps % self.times.checkpoint_every == 0
-            stop = interrupts.requested() or self.steps == self.times.stop_at
+            # A pause where an epoch ends comes after all that its end brings, such as the averages of SWA.
+            inside = self.steps % self.times.steps_per_epoch != 0
+            stop = interrupts.requested() or (inside and self.steps == self.times.stop_at)
             if due or stop or len(self.pending) >= self.flush_every:
                 self._flush()
             if due or stop:

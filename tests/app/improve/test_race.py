@@ -101,7 +101,7 @@ def test_a_search_whose_rungs_meant_something_else_does_not_go_on(tmp_path: Path
     asked = json.loads(question.read_text())
     del asked["format"]  # as it was before there was one
     question.write_text(json.dumps(asked))
-    with pytest.raises(RunError, match="format was 1 and is now 2"):
+    with pytest.raises(RunError, match="format was 1 and is now 3"):
         pof.improve(network(), *loaders(), resume=True, **given)
 
 

@@ -138,8 +138,9 @@ def test_networks_that_fit_their_data_come_apart_late() -> None:
     assert not many._is_stable(replace(training, lr=1.0)) and 0 < many.spent < 28 / 40
 
 
-@pytest.mark.parametrize(("options", "steps"), [(SGD, 10), (SAM, 8)])
+@pytest.mark.parametrize(("options", "steps"), [(SGD, 32), (SAM, 8)])
 def test_a_trial_takes_its_steps(options: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than there are mini-batches: it goes through them again."""
     model, batches = sharp(1.0)
     given, taken, step = RateSearch(model, None, batches, lambda: None, 3, 10, 32), [], Stepper.step
     monkeypatch.setattr(Stepper, "step", lambda self, window: (taken.append(1), step(self, window))[1])

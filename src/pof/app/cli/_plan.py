@@ -68,7 +68,9 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
     _show(
         {
             **about,
-            "candidates": ", ".join(names) + alone,
+            "candidates": ", ".join(names)
+            + alone
+            + ("" if options.candidates else "; fewer, if finding the rates takes much"),
             "cost": f"{options.budget:g} forward-backward passes over the training data, all candidates together",
             "time": f"about {duration(options.budget * seconds)} on this machine in one process, without validation",
             "folder": options.out,

@@ -1,16 +1,15 @@
-"""What ``pof improve`` tries: methods with their options, each at rates around the largest stable one."""
+"""What ``pof improve`` tries: methods with their options, each at rates below the largest stable one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pof._support.checks import finite
-from pof.app.budget import passes
+from pof.app.budget import once, per_epoch
 from pof.app.experiment.recipe import checked
 from pof.app.improve.rate import candidate_options
-from pof.app.method_options import AverageOptions
 from pof.app.methods import METHODS
 from pof.app.options import TrainOptions, schedule_of
 from pof.training.schedules import Schedule
@@ -43,8 +42,12 @@ class Candidate:
     @property
     def passes_per_epoch(self) -> float:
         """Forward-backward passes over the training set that an epoch costs."""
-        plain = replace(self.options, epochs=1, average=AverageOptions())
-        return float(passes(plain))
+        return float(per_epoch(self.options))
+
+    @property
+    def passes_once(self) -> float:
+        """What is spent before the first epoch, each time that the training begins."""
+        return float(once(self.options))
 
 
 def families(chosen: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
 from pof.app.improve.candidates import MOST, UNFITTED, Candidate, check_options, families, make_candidates
-from pof.app.improve.folder import digest, question, take
+from pof.app.improve.folder import RATES, SEEN, digest, question, rates_in, seen, take
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
 from pof.app.improve.rate import RateSearch, check_shared, first_rate, steps_of
 from pof.app.improve.result import (
@@ -90,7 +90,7 @@ def improve(
         jobs: processes that the runs of a rung are shared among, bitwise as in one; see docs/improve.md.
         engine: what runs them instead, such as the cluster of docs/cluster.md.
         head: qualified name of the head; None: found by :func:`pof.find_head`.
-        lr: the centre of the rates, such as the peak rate of its training; None searches for the largest stable one.
+        lr: such as the peak rate of its training, of which half and a tenth are tried; None: the largest stable one.
         training: optimizer, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
         log: called with a row for the plan, for each step (of one process), and for each run at each rung.
@@ -112,19 +112,20 @@ def improve(
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (logits, targets), length = _finite_logits(network, val_loader, head), _length(train_loader)
-        own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets})}
+        (logits, targets, first), length = _finite_logits(network, val_loader, head), _length(train_loader)
+        own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets}), SEEN: first}
         asked = question(budget, candidates, seed, lr, base)
-        asked |= {**own, "length of train_loader": length, **(settings or {})}
+        asked |= {**own, "length of train_loader": length, "head": head, **(settings or {})}
         stack.callback(take(folder, asked, resume=resume, overwrite=overwrite))
         chooses, confirms = halves(targets, seed)
         steps = -(-length // base.accumulation)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
         race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
         fit, named = fit_of(network, train_loader, head), candidates is not None
-        alone = not named and not fit.fits
+        fits = fit.fits if (known := rates_in(folder)) is None else known["fits"]
+        alone = not named and not fits
         kinds = UNFITTED if alone else kinds
-        tried, spent = _candidates(race, kinds, base, lr, budget, named=named)
+        tried, spent = _candidates(race, kinds, base, lr, budget, fits=fits, named=named)
         plan = rungs(len(tried), _left(budget, spent), CHOOSING_UNFITTED if alone else CHOOSING)
         incoming = figures(logits[chooses], targets[chooses])
         plain = all(candidate.options.method == "finetune" for candidate in tried)
@@ -164,14 +165,22 @@ def _candidates(
     lr: float | None,
     budget: float,
     *,
+    fits: bool,
     named: bool,
 ) -> tuple[list[Candidate], float]:
-    """What is tried, as many as the budget pays unless they are named, and the passes that finding the rates took."""
+    """What is tried, as many as the budget pays unless they are named, and the passes that finding the rates took.
+
+    A search that goes on takes them from its folder: another machine may find other rates, and so other candidates.
+    """
     if not named:
         kinds = dict(islice(kinds.items(), most_candidates(budget, race.steps_per_epoch)))
-    rates, spent = _rates(race, kinds, base, lr, budget)
-    most = MOST if named else most_candidates(_left(budget, spent), race.steps_per_epoch)
-    return make_candidates(kinds, base, rates, most), spent
+    known = rates_in(race.folder)
+    if known is None:
+        rates, spent = _rates(race, kinds, base, lr, budget)
+        known = {"fits": fits, "rates": rates, "spent": spent}
+        write_json(race.folder / RATES, known)
+    most = MOST if named else most_candidates(_left(budget, known["spent"]), race.steps_per_epoch)
+    return make_candidates(kinds, base, known["rates"], most), known["spent"]
 
 
 def _left(budget: float, spent: float) -> float:
@@ -283,13 +292,17 @@ def _deliver(
 
 def _finite_logits(
     network: nn.Module, val_loader: Iterable[Any], head: str | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits, targets = logits_on(network, val_loader, None, head)
+) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, Any]]]:
+    """The incoming network's logits, the targets, and a few values of the first mini-batch."""
+    first: list[dict[str, Any]] = []
+    logits, targets = logits_on(
+        network, val_loader, None, head, lambda batch: first.extend([] if first else seen(batch))
+    )
     if not bool(logits.isfinite().all()):
         raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
     if len(targets) < 2:
         raise ValueError("val_loader gives one sample: give two at least, one to choose by and one to confirm")
-    return logits, targets
+    return logits, targets, first
 
 
 def _check(model: nn.Module, head: str | None, budget: float, seed: int, jobs: int, lr: float | None) -> None:

@@ -15,14 +15,16 @@ from pof.app.improve.rate import COMMON
 from pof.app.options import TrainOptions, plain
 from pof.app.run_files import RunError
 from pof.app.run_folder import check_removable, clear, write_json
+from pof.training.same_data import are_same, sampled
 
 OF_A_SEARCH = {
     *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
-    *("report.html", "networks.html", "flatness.json"),
+    *("report.html", "networks.html", "flatness.json", RATES := "rates.json"),
 }
 """What a search and the commands about it write into its folder."""
-FORMAT = 2
-"""Of the journal: another one where its rungs mean something else (1: every rung went on from the one before)."""
+FORMAT = 3
+"""Of the journal: another one where its rungs or passes mean something else, or the question asks for more."""
+SEEN = "first mini-batch of val_loader"
 
 
 def take(folder: Path, asked: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Callable[[], None]:
@@ -66,12 +68,33 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
             " overwrite"
         )
     before = {"format": 1, **json.loads(question.read_text(encoding="utf-8"))}
-    changed = next((name for name in asked if name in before and asked[name] != before[name]), None)
-    if changed is not None:
+    for name in ("format", *sorted((before.keys() | asked.keys()) - {SEEN})):
+        if name not in before or name not in asked or before[name] != asked[name]:
+            was, now = (repr(values[name]) if name in values else "not given" for values in (before, asked))
+            raise RunError(
+                f"cannot go on in {folder}: {name} was {was} and is now {now}; go on with the same arguments, or give"
+                " another folder"
+            )
+    if not are_same(*[_tensors(values[SEEN]) for values in (before, asked)]):
         raise RunError(
-            f"cannot go on in {folder}: {changed} was {before.get(changed)!r} and is now {asked[changed]!r};"
-            " go on with the same arguments, or give another folder"
+            f"cannot go on in {folder}: val_loader gives other samples than before; give the same, or another folder"
         )
+
+
+def seen(batch: Any) -> list[dict[str, Any]]:
+    """A few values of a mini-batch, as plain values; under ``SEEN`` they may differ as other decoders make them."""
+    return [{"shape": each["shape"], "values": each["values"].tolist()} for each in sampled(batch)]
+
+
+def _tensors(values: Any) -> list[dict[str, Any]]:
+    return [{"shape": each["shape"], "values": torch.tensor(each["values"])} for each in values]
+
+
+def rates_in(folder: Path) -> dict[str, Any] | None:
+    """The rates that a search found before it was interrupted, what they cost, and whether its network fits."""
+    file = folder / RATES
+    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return found
 
 
 def digest(tensors: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from pof.app.comparison import Interval, mcnemar, paired_intervals
 from pof.combine import scaled_nll
 from pof.flatness import fit_temperature
 from pof.head.reading import Reading
+from pof.perturbation.linear import line_search
 from pof.perturbation.loss import CrossEntropy
 from pof.training.evaluation import counted
 from pof.training.stream import same_draws
@@ -110,29 +111,42 @@ def halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def logits_on(
-    network: nn.Module, batches: Iterable[Any], expected: Tensor | None = None, head: str | None = None
+    network: nn.Module,
+    batches: Iterable[Any],
+    expected: Tensor | None = None,
+    head: str | None = None,
+    hear: Callable[[Any], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and targets (N,) on the CPU, of samples that count and as :func:`pof.evaluate` reads them.
 
-    They are in the order of the loader, which must be the same each time.
+    They are in the order of the loader, which must be the same each time; ``hear`` is called with each mini-batch.
     """
-    logits, targets = _read(network, batches, head, counted)
+    logits, targets = _read(network, batches, head, counted, hear)
     if expected is not None and not torch.equal(expected, targets):
         raise ValueError("val_loader gives its samples in another order each time: give it without shuffling")
     return logits, targets
 
 
-def _read(network: nn.Module, batches: Iterable[Any], head: str | None, take: Take) -> tuple[Tensor, Tensor]:
+def _read(
+    network: nn.Module,
+    batches: Iterable[Any],
+    head: str | None,
+    take: Take,
+    hear: Callable[[Any], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """What is taken of the logits and targets of each batch, on the CPU."""
     device = device_of(network)
     found, reading = [], Reading(network, head)
     with evaluating(network), same_draws(batches, device) as drawn:
         for batch in drawn:
+            if hear is not None:
+                hear(batch)
             inputs, targets = unpack(to_device(batch, device))
             logits, targets = take(at_least_float32(reading(call(network, inputs), inputs)), targets)
             found.append((logits.cpu(), targets.cpu()))
     if not sum(len(targets) for _, targets in found):
-        raise ValueError("improve needs validation data: val_loader gave no batch with a label (or not a second time)")
+        name, what = ("train_loader", "training") if take is _counted_or_soft else ("val_loader", "validation")
+        raise ValueError(f"improve needs {what} data: {name} gave no batch with a label (or not a second time)")
     soft = any(targets.is_floating_point() for _, targets in found)
     return torch.cat([z for z, _ in found]), torch.cat([_rows(y, z.shape[1]) if soft else y for z, y in found])
 
@@ -151,10 +165,25 @@ def figures(logits: Tensor, targets: Tensor) -> Figures:
     """Judge logits (N, C)."""
     if not bool(torch.isfinite(logits).all()):
         return Figures(1.0, float("inf"), float("inf"), None)
-    temperature = fit_temperature(logits, targets)
+    temperature = _temperature(logits, targets)
     wrong = (logits.argmax(dim=1) != targets).double().mean()
     nll = float(F.cross_entropy(logits.double(), targets))
     return Figures(float(wrong), nll, scaled_nll(logits, targets, temperature), temperature)
+
+
+def _temperature(logits: Tensor, targets: Tensor) -> float | None:
+    """A network's own temperature.
+
+    Where it makes no error in N samples none is best but 0, at which the first error elsewhere would cost infinitely
+    much: it is fitted as if one of N + 1 samples could be of any class (Laplace's rule).  None where the logits are no
+    better than guessing.
+    """
+    found = fit_temperature(logits, targets)
+    if found is not None or bool((logits.argmax(dim=1) != targets).any()):
+        return found
+    z = logits.double()
+    inverse = float(line_search(torch.zeros_like(z), -z, targets, 1.0 / (len(targets) + 1)).radius)
+    return 1.0 / inverse if inverse > 0 else None
 
 
 def confirm(

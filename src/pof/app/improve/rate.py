@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -15,10 +15,9 @@ from pof._support.batches import for_training, unpack
 from pof._support.modules import copied, device_of
 from pof._support.precision import find_precision
 from pof._support.random import isolated
-from pof.app.budget import passes
+from pof.app.budget import once, per_epoch
 from pof.app.experiment.recipe import parse_section
 from pof.app.job import make_optimizer
-from pof.app.method_options import AverageOptions
 from pof.app.methods import GROUPS, Context, build_method, entry_of
 from pof.app.options import TrainOptions
 from pof.training.step import Stepper, in_words
@@ -71,7 +70,7 @@ class RateSearch:
             rate = first_rate(plain, str(options["method"]))
             training = candidate_options({**options, "lr": rate}, base, f"candidates.{name}")
             own = entry_of(training.method).rate != SHARE
-            if not own and passes(replace(training, epochs=1, average=AverageOptions())) > 1:
+            if not own and per_epoch(training) > 1:
                 rate = self.largest_stable(training, rate)
             found[name] = rate
         return found
@@ -92,8 +91,8 @@ class RateSearch:
         return max(rate, lowest)
 
     def _is_stable(self, options: TrainOptions) -> bool:
-        options = replace(options, epochs=1, average=AverageOptions())
-        cost = float(passes(options))
+        options = replace(options, epochs=1)
+        cost = float(per_epoch(options))
         # The perturbation of SAM raises the loss at once: what comes apart there does so in a few steps.
         steps = self.steps if cost == 1 else STEPS
         network = copied(self.network)
@@ -107,7 +106,8 @@ class RateSearch:
             except ValueError:  # the network does not take the method, as its run will say
                 return True
             method.train()
-            for micro in islice(self._micros(), steps):
+            self.spent += float(once(options))
+            for micro in islice(self._micros(cycle(self._batches)), steps):
                 self.spent += cost / self.steps_per_epoch
                 loss = float(stepper.step([micro]).means["loss"])
                 if not loss <= self._lost:
@@ -121,7 +121,7 @@ class RateSearch:
         plain = build_method(Context(network, self.head, TrainOptions("finetune"), self.classes, ()))
         plain.train()
         outputs = []
-        for number, micro in enumerate(self._micros(), 1):
+        for number, micro in enumerate(self._micros(self._batches), 1):
             try:
                 outputs.append(plain(micro.inputs, micro.targets))
             except ValueError as error:
@@ -129,9 +129,9 @@ class RateSearch:
         guessing = math.log(max(2, outputs[0].logits.shape[1]))
         return float(torch.stack([out.loss for out in outputs]).mean()), guessing
 
-    def _micros(self) -> Iterator[Micro]:
-        """The mini-batches, on the device one by one: it need not have room for all of them."""
-        for batch in self._batches:
+    def _micros(self, batches: Iterable[Any]) -> Iterator[Micro]:
+        """Mini-batches, on the device one by one: it need not have room for all of them."""
+        for batch in batches:
             inputs, targets = for_training(batch, device_of(self.network))
             yield Micro(inputs, targets, None)
 

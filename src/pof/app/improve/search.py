@@ -7,10 +7,8 @@ journal knows, and ends bitwise the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,25 +22,21 @@ from torch import Tensor, nn
 
 from pof._support.files import append, replacing
 from pof._support.modules import contents, copied, device_of, put_back
-from pof._support.precision import find_precision
 from pof._support.random import derive_seed, isolated, loader_generators
 from pof.app.engine.base import Engine, Numerics, Workers, packed
+from pof.app.improve.attempt import Readable, Refused, built, folder_of, schedule_in
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import Figures, figures, logits_on
 from pof.app.improve.rungs import Rung
-from pof.app.job import make_optimizer
 from pof.app.method_options import AverageOptions
-from pof.app.methods import Context, average_of, build_method
-from pof.app.options import TrainOptions, schedule_of
+from pof.app.methods import Context, average_of
 from pof.app.run_files import RunError
 from pof.combine import estimate_statistics, interpolate
 from pof.methods import Averaged, Method
-from pof.training.checkpoint import CheckpointError, has_state
+from pof.training.checkpoint import has_state
 from pof.training.interrupt import Interrupts
 from pof.training.loop import FitResult, Loop
-from pof.training.schedules import Schedule
 from pof.training.settings import Timetable
-from pof.training.step import Stepper
 from pof.training.stream import micro_batches, set_epoch
 
 KINDS = ("last", "ema")
@@ -53,9 +47,6 @@ first raise the loss (SAM, head ascent) are ahead there long before they are at 
 HALFWAY = 0.5
 EMA_HORIZON = 0.1
 """Share of the first rung that the moving average beside a run looks back on, where the run has none of its own."""
-WARMUP = 0.1
-"""Share of a rung in which the rate rises, of runs that do not say."""
-
 Judging = Callable[[Sequence[tuple[Candidate, int]]], Iterator[dict[str, Any]]]
 
 
@@ -85,31 +76,6 @@ class Run:
 def rank(found: Figures) -> tuple[float, float]:
     """The order of networks: by the NLL after their own temperature, then by error."""
     return found.scaled_nll, found.error
-
-
-@dataclass(frozen=True)
-class Cycles(Schedule):
-    """Half a cosine per rung (Loshchilov and Hutter, ICLR 2017): runs are compared with their rates at 0."""
-
-    ends: tuple[int, ...] = ()
-
-    def factor(self, step: int, total: int) -> float:
-        """Factor on the learning rate at a step; ``warmup`` is the share of each cycle that rises."""
-        start = max((end for end in self.ends if end <= step), default=0)
-        length = next((end for end in self.ends if end > step), total) - start
-        warm = int(self.warmup * length)
-        if step - start < warm:
-            return (step - start + 1) / (warm + 1)
-        return 0.5 * (1.0 + math.cos(math.pi * (step - start - warm) / max(1, length - warm)))
-
-
-def schedule_in(ends: tuple[int, ...], options: TrainOptions) -> Schedule:
-    """The schedule of a run whose rungs end at these steps: a constant rate, where it asks for that, or cycles."""
-    asked = schedule_of(options)
-    share = asked.warmup or WARMUP
-    if asked.kind == "constant":
-        return Schedule("constant", warmup_steps=int(share * ends[0]))
-    return Cycles(warmup=share, ends=ends)
 
 
 @dataclass
@@ -208,14 +174,19 @@ class Race:
         """The steps at which the rungs of a training end: of the short one, or of the long one that a rung begins."""
         ends: list[int] = []
         for rung in self._plan[number:] if self._plan[number].anew else [one for one in self._plan if not one.anew]:
-            steps = round(rung.passes / candidate.passes_per_epoch * self.steps_per_epoch)
+            left = max(0.0, rung.passes - candidate.passes_once)
+            steps = round(left / candidate.passes_per_epoch * self.steps_per_epoch)
             ends.append(max(steps, ends[-1] + 1 if ends else 1))
         return tuple(ends)
 
     def _passes(self, candidate: Candidate, number: int) -> float:
         """What a candidate has spent at the end of a rung, which is whole steps, and one at least."""
-        steps = self._ends(candidate, number)[self._place(number)]
-        return self._before(candidate, number) + steps * candidate.passes_per_epoch / self.steps_per_epoch
+        return self._after(candidate, number, self._ends(candidate, number)[self._place(number)])
+
+    def _after(self, candidate: Candidate, number: int, steps: int) -> float:
+        """What a candidate has spent after so many steps of the training that it is in at a rung."""
+        each = candidate.passes_per_epoch / self.steps_per_epoch
+        return self._before(candidate, number) + candidate.passes_once + steps * each
 
     def _before(self, candidate: Candidate, number: int) -> float:
         """What a candidate had spent when the training began that it is in at a rung."""
@@ -255,23 +226,22 @@ class Race:
 
     def _heard(self, candidate: Candidate, number: int) -> Callable[[Mapping[str, Any]], None]:
         """Tell of each step of a run by what the run has spent."""
-        before, each = self._before(candidate, number), candidate.passes_per_epoch / self.steps_per_epoch
 
         def hear(row: Mapping[str, Any]) -> None:
             if row["event"] == "step":
-                self.log({"event": "step", "run": candidate.name, "passes": before + row["step"] * each})
+                passes = self._after(candidate, number, row["step"])
+                self.log({"event": "step", "run": candidate.name, "passes": passes})
 
         return hear
 
     def _judge(self, candidate: Candidate, number: int) -> dict[str, Any]:
-        passes = self._passes(candidate, number)
-        row = {"run": candidate.name, "rung": number, "passes": passes, "dropped": "", **dict.fromkeys(JUDGED)}
+        before = self._passes(candidate, number - 1) if number else 0.0
+        row = {"run": candidate.name, "rung": number, "passes": before, "dropped": "", **dict.fromkeys(JUDGED)}
         try:
             method, result = self._trained(candidate, number)
-        except CheckpointError:
-            raise
-        except ValueError as error:  # a method that this network does not take
-            return row | {"dropped": " ".join(str(error).split())}
+        except Refused as refusal:
+            return row | {"dropped": " ".join(str(refusal).split())}
+        row["passes"] = self._after(candidate, number, result.steps)
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         if result.stopped == "diverged":
@@ -302,30 +272,18 @@ class Race:
         if average_of(options) == "none":
             decay = 1.0 - 1.0 / max(2.0, EMA_HORIZON * ends[0])
             options = replace(options, average=AverageOptions("ema", decay=decay))
-        network = copied(self.incoming)
-        context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
-        method = build_method(context).to(self._device)
+        network, loader = copied(self.incoming), Readable(self.train_loader)
+        context = Context(network, self.head, options, self.classes, loader, loader)
+        method, stepper = built(context, options, self._device)
         folder = self.folder / "runs" / (folder_of(candidate.name) + "-long" * self._plan[number].anew)
         if isinstance(method, Averaged):
             method.estimates = False  # done where networks are judged
             if getattr(method.method, "rho", None) == 0 and not has_state(folder):
-                raise ValueError(
-                    "its radius from the data is 0, as the network does not fit them: it is plain training"
-                )
-        precision = find_precision(options.precision, self._device)
-        stepper = Stepper(method, make_optimizer(method, options), precision, options.clip_norm)
+                raise Refused("its radius from the data is 0, as the network does not fit them: it is plain training")
         lengths = (options.epochs, self.steps_per_epoch, options.accumulation, None)
         times = Timetable(*lengths, schedule_in(ends, options), total_steps=ends[-1], stop_at=ends[self._place(number)])
         stream = micro_batches(self.train_loader, method.needs_reference, self._device)
         return method, Loop(method, stepper, stream, times, None, folder, self._heard(candidate, number))
-
-
-def folder_of(name: str) -> str:
-    """The folder of a run: another one for each name of a candidate, whatever is in it."""
-    plain = re.sub(r"[^\w.+-]", "_", name.replace(",", ""))[:100]
-    if re.fullmatch(r"[a-z0-9 .+-]{1,80}, lr [0-9.e+-]+", name):
-        return plain
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _judge_of(fixed: dict[str, Any], plan: Sequence[Rung]) -> Callable[[tuple[Candidate, int]], dict[str, Any]]:

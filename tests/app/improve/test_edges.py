@@ -1,0 +1,162 @@
+"""``improve`` where a search could be wrong in silence: data that fail, other questions, no errors, what is spent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import pof
+from pof.app.improve import rate
+from pof.app.improve.candidates import Candidate, families
+from pof.app.improve.judge import figures
+from pof.app.improve.rungs import Rung
+from pof.app.improve.search import Race, Run, rank
+from pof.app.options import TrainOptions
+from pof.app.run_files import RunError
+from tests.app.improve.test_improve import FAST, Killed, data, loaders, network
+
+SGD: Any = {"budget": 3.0, "candidates": ["sgd"], "lr": 0.1, "device": "cpu"}
+
+
+class Broken:
+    """A loader that fails once, in the middle of a pass."""
+
+    def __init__(self, good_passes: int) -> None:
+        x, y = data(96, 1)
+        self.batches, self.good = list(zip(x.split(16), y.split(16), strict=True)), good_passes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.batches[:2]
+        if self.good == 0:
+            self.good = -1
+            raise ValueError("truncated file")
+        self.good -= 1
+        yield from self.batches[2:]
+
+
+@pytest.mark.parametrize("method", ["finetune", "sam"])
+def test_data_that_cannot_be_read_end_the_search_and_drop_no_candidate(method: str, tmp_path: Path) -> None:
+    own: Any = {
+        **SGD,
+        "candidates": {"own": {"method": method, "sam": {"rho": "auto", "level_kind": "rise"}}},
+        "out": tmp_path,
+    }
+    with pytest.raises((ValueError, RuntimeError), match="truncated file"):
+        # The first pass measures how well the network fits, and the next one trains or calibrates.
+        pof.improve(network(40), Broken(1), loaders()[1], **own)
+    resumed = pof.improve(network(40), Broken(99), loaders()[1], **own, resume=True)
+    assert all(row.error is not None for row in resumed.table)
+    whole = pof.improve(network(40), Broken(99), loaders()[1], **{**own, "out": None})
+    assert whole.table == resumed.table
+
+
+def of_errors(wrong: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (100, 3) of a network that is as sure where it is wrong."""
+    torch.manual_seed(0)
+    targets = torch.arange(100) % 3
+    told = targets.clone()
+    told[:wrong] = (told[:wrong] + 1) % 3
+    return scale * (F.one_hot(told, 3) + 0.3 * torch.rand(100, 3)).double(), targets
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_a_network_without_errors_is_ahead_of_one_with_some_however_its_logits_are_scaled(scale: float) -> None:
+    none, one = (figures(*of_errors(wrong, scale)) for wrong in (0, 1))
+    assert rank(none) < rank(one)
+    # At the scale of the logits it has a temperature as one with an error has: not 0, nor that of no scaling.
+    assert none.temperature is not None and one.temperature is not None
+    assert 0.2 < none.temperature / one.temperature < 1.0
+    assert none.temperature == pytest.approx(scale * (figures(*of_errors(0, 1.0)).temperature or 0.0), rel=1e-6)
+    assert figures(*of_errors(100, scale)).temperature is None
+
+
+@pytest.mark.parametrize("changes", [{"settings": None}, {"settings": {"x": 1, "y": 2}}, {"head": "3"}])
+def test_a_search_does_not_go_on_with_more_or_less_than_it_was_asked(changes: dict[str, Any], tmp_path: Path) -> None:
+    pof.improve(network(), *loaders(30), **SGD, settings={"x": 1}, out=tmp_path)
+    (name,) = changes
+    told = {"settings": "x was 1 and is now not given", "head": "head was None and is now '3'"}[name]
+    told = "y was not given and is now 2" if changes == {"settings": {"x": 1, "y": 2}} else told
+    with pytest.raises(RunError, match=told):
+        pof.improve(network(), *loaders(30), **SGD, **{"settings": {"x": 1}, **changes}, out=tmp_path, resume=True)
+
+
+def test_a_search_does_not_go_on_with_other_validation_inputs(tmp_path: Path) -> None:
+    train, validation = loaders(30)
+    pof.improve(network(), train, validation, **SGD, out=tmp_path)
+    others = [(3 * x + 1, y) for x, y in validation]
+    with pytest.raises(RunError, match="val_loader gives other samples"):
+        pof.improve(network(), train, others, **SGD, out=tmp_path, resume=True)
+    decoded = [(x + 1e-4, y) for x, y in validation]
+    pof.improve(network(), train, decoded, **SGD, out=tmp_path, resume=True)
+
+
+def test_a_search_that_goes_on_keeps_the_rates_that_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(row: Any) -> None:
+        if row["event"] == "rung":
+            raise Killed
+
+    given: Any = {**FAST, "candidates": ["sgd", "head-ascent"]} | {"lr": None}
+    whole = pof.improve(network(), *loaders(), **given)
+    with pytest.raises(Killed):
+        pof.improve(network(), *loaders(), **given, out=tmp_path, log=die)
+    # Another machine would find others.
+    monkeypatch.setattr(rate.RateSearch, "largest_stable", lambda *_: 1e-3)
+    resumed = pof.improve(network(), *loaders(), **given, out=tmp_path, resume=True)
+    assert resumed.table == whole.table and resumed.passes == whole.passes
+    assert json.loads((tmp_path / "rates.json").read_text())["spent"] > 0
+
+
+def test_what_a_method_spends_once_is_counted_once() -> None:
+    of = {name: Candidate(name, replace(TrainOptions(name), lr=0.1)) for name in ("adarand", "ema", "sam", "finetune")}
+    spent = {name: (one.passes_once, one.passes_per_epoch) for name, one in of.items()}
+    assert spent == {
+        "adarand": (pytest.approx(1 / 3), 1.0),
+        "ema": (0.0, 1.0),
+        "sam": (0.0, 2.0),
+        "finetune": (0.0, 1.0),
+    }
+
+
+def raced(folder: Path, plan: list[Rung], **candidates: dict[str, Any]) -> tuple[Race, list[Run]]:
+    train, held_out = loaders()
+    targets = torch.cat([y for _, y in held_out])
+    race = Race(
+        network(40), None, train, held_out, torch.arange(20), targets, 3, len(train), folder, 0, lambda row: None
+    )
+    tried = [
+        Candidate(name, rate.candidate_options({**options, "lr": 0.01}, TrainOptions("finetune"), name))
+        for name, options in families(candidates).items()
+    ]
+    return race, race.go(tried, plan)
+
+
+def test_a_run_spends_what_its_method_costs_and_a_refused_one_nothing(tmp_path: Path) -> None:
+    plan = [Rung(3, 4.0)]
+    _, runs = raced(tmp_path, plan, adarand={}, ema={}, refused={"method": "co-tuning"})
+    spent = {run.candidate.name: run.passes for run in runs}
+    assert spent == {"adarand": pytest.approx(4.0), "ema": pytest.approx(4.0), "refused": 0.0}
+    assert "source" in {run.candidate.name: run.dropped for run in runs}["refused"]
+
+
+def test_an_average_of_epochs_has_the_last_one_too(tmp_path: Path) -> None:
+    """Also where the run pauses at the end of an epoch, and goes on from there."""
+    swa: Any = {"swa": {"average": {"start": 0.0}}}
+    race, (run,) = raced(tmp_path / "a", [Rung(1, 4.0)], **swa)
+    method, _ = race._trained(run.candidate, 0)
+    assert method._count == 4
+    race, (again,) = raced(tmp_path / "b", [Rung(1, 2.0), Rung(1, 4.0)], **swa)
+    method, _ = race._trained(again.candidate, 1)
+    assert method._count == 4
+    # The iterate is still the iterate, though the run has come to its end.
+    pairs = zip(method.model.parameters(), method.candidate().parameters(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in pairs)
