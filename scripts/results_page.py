@@ -140,11 +140,14 @@ def searches(names: list[str]) -> str:
 
 
 def origin_of_search(*names: str) -> str:
-    seeds = [seed for name in names for seed in search_of(name)[0].values()]
-    commits = sorted({seed["environment"]["commit"].removesuffix("-dirty") for seed in seeds})
-    files = ", ".join(f"`{name}.json`" for name in names)
+    """The files, and the commit of their seeds; one whose own file of results was the only change is not told apart."""
+    found = []
+    for name in names:
+        seeds, _ = search_of(name)
+        commits = sorted({seed["environment"]["commit"].removesuffix("-dirty") for seed in seeds.values()})
+        found.append(f"`{name}.json`, commit {' and '.join(commits)}")
     count = f"{len(seeds)} seeds; " if len(names) == 1 else ""
-    return f"{count}{files}, commit {', '.join(commits)}."
+    return f"{count}{'; '.join(found)}."
 
 
 def lines_of(head: list[str], rows: list[list[str]]) -> str:

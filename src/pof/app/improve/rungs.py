@@ -1,8 +1,7 @@
 """How a budget is shared: short runs that choose, then one long run from the start of the candidate that is ahead.
 
 The short ones are successive halving (Jamieson and Talwalkar, AISTATS 2016): every rung costs the same, and of more
-than a handful half go on.  The long one starts again, in one cycle of the rate: cycles after one another undo each
-other, as each begins at the full rate.
+than a handful half go on.  The long one starts again, so that its rate falls once, over all of its passes.
 """
 
 from __future__ import annotations
