@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import pof
@@ -96,8 +97,22 @@ def test_a_search_does_not_go_on_with_other_validation_inputs(tmp_path: Path) ->
     others = [(3 * x + 1, y) for x, y in validation]
     with pytest.raises(RunError, match="val_loader gives other samples"):
         pof.improve(network(), train, others, **SGD, out=tmp_path, resume=True)
-    decoded = [(x + 1e-4, y) for x, y in validation]
+    decoded = [(x + 1e-4, y) for x, y in validation]  # as another decoder would
     pof.improve(network(), train, decoded, **SGD, out=tmp_path, resume=True)
+
+
+def test_validation_inputs_may_lack_values(tmp_path: Path) -> None:
+    """NaN stands for a value that is missing, and the network knows it."""
+    train, ((x, y),) = loaders(30)
+    x[0, 0], x[1, 1] = torch.nan, torch.inf
+    model = nn.Sequential(Filled(), *network())
+    pof.improve(model, train, [(x, y)], **SGD, out=tmp_path)
+    assert pof.improve(model, train, [(x, y)], **SGD, out=tmp_path, resume=True).table
+
+
+class Filled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.nan_to_num(0.0, 0.0)
 
 
 def test_a_search_that_goes_on_keeps_the_rates_that_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,9 +295,12 @@ def _finite_logits(
 ) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, Any]]]:
     """The incoming network's logits, the targets, and a few values of the first mini-batch."""
     first: list[dict[str, Any]] = []
-    logits, targets = logits_on(
-        network, val_loader, None, head, lambda batch: first.extend([] if first else seen(batch))
-    )
+
+    def hear(batch: Any) -> None:
+        if not first:
+            first.extend(seen(batch))
+
+    logits, targets = logits_on(network, val_loader, None, head, hear)
     if not bool(logits.isfinite().all()):
         raise ValueError("the incoming network's logits on the validation data are not finite: check both for NaN")
     if len(targets) < 2:

@@ -17,14 +17,16 @@ from pof.app.run_files import RunError
 from pof.app.run_folder import check_removable, clear, write_json
 from pof.training.same_data import are_same, sampled
 
+RATES = "rates.json"
 OF_A_SEARCH = {
     *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
-    *("report.html", "networks.html", "flatness.json", RATES := "rates.json"),
+    *("report.html", "networks.html", "flatness.json", RATES),
 }
 """What a search and the commands about it write into its folder."""
 FORMAT = 3
 """Of the journal: another one where its rungs or passes mean something else, or the question asks for more."""
 SEEN = "first mini-batch of val_loader"
+"""The name in the question of a few values of it."""
 
 
 def take(folder: Path, asked: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Callable[[], None]:
@@ -83,7 +85,7 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
 
 def seen(batch: Any) -> list[dict[str, Any]]:
     """A few values of a mini-batch, as plain values; under ``SEEN`` they may differ as other decoders make them."""
-    return [{"shape": each["shape"], "values": each["values"].tolist()} for each in sampled(batch)]
+    return [{"shape": each["shape"], "values": each["values"].nan_to_num().tolist()} for each in sampled(batch)]
 
 
 def _tensors(values: Any) -> list[dict[str, Any]]:
