@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Of a loader, a sampler, a data set or a transform: what may own a generator.
 _PARTS = (
-    *("sampler", "batch_sampler", "collate_fn"),
+    *("loader", "sampler", "batch_sampler", "collate_fn"),
     *("dataset", "datasets", "transform", "target_transform", "transforms"),
 )
 _MOST_PARTS = 1000

@@ -119,11 +119,9 @@ class Loop:
             self._save(None)
         try:
             while self.epoch < self.times.epochs or self.steps == self.times.stop_at:
-                if self.steps == self.times.stop_at:
+                if self.steps == self.times.stop_at and within is None:
                     return self._end("paused", f"paused at step {self.steps}")
-                if not self._train_epoch(within, interrupts):
-                    if not interrupts.requested():
-                        continue  # to the pause
+                if not self._train_epoch(within, interrupts) and interrupts.requested():
                     saved = "resume to go on from there" if self.folder else "nothing was saved (no checkpoint_dir)"
                     message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
                     return self._end("interrupted", message)
@@ -135,11 +133,14 @@ class Loop:
         return self._end(None, self._finished())
 
     def _train_epoch(self, within: dict[str, Any] | None, interrupts: Interrupts) -> bool:
-        start, first, last = time.perf_counter(), 0, 0
+        start, first, last, held = time.perf_counter(), 0, 0, within
         train(self.method, self.frozen)
         self.stepper.optimizer_mode(training=True)
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
+            if self.steps == self.times.stop_at:  # and the epoch goes on: else its end comes before the pause
+                self._save(held)
+                return False
             self._check_length(done=False)
             rate = self.stepper.optimizer.param_groups[0]["lr"]
             result = self._step(window)
@@ -149,9 +150,8 @@ class Loop:
             first, last = first or window[0].size, result.samples
             self.last = window[-1]
             due = self.times.checkpoint_every is not None and self.steps % self.times.checkpoint_every == 0
-            # A pause where an epoch ends comes after all that its end brings, such as the averages of SWA.
-            inside = self.steps % self.times.steps_per_epoch != 0
-            stop = interrupts.requested() or (inside and self.steps == self.times.stop_at)
+            held = self.stream.state_dict() if self.steps == self.times.stop_at else None
+            stop = interrupts.requested()
             if due or stop or len(self.pending) >= self.flush_every:
                 self._flush()
             if due or stop:
@@ -197,7 +197,7 @@ class Loop:
             known = in_words(error, self.steps + 1, min(m.size for m in window), self.unreached or [])
             if known is None:
                 raise
-            raise ValueError(known) from error
+            raise (type(error) if isinstance(error, ValueError) else ValueError)(known) from error
 
     def _flush(self) -> None:
         """Read the losses of the last steps: log them, and stop at the first that is not finite."""

@@ -69,17 +69,19 @@ class Readable:
     """A loader whose errors end the search, whatever a method makes of it."""
 
     def __init__(self, loader: Any) -> None:
-        self._loader = loader
+        self.loader = loader  # a name by which its generators are found
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_loader"], name)
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self._loader
+            yield from self.loader
         except ValueError as error:
             raise RuntimeError(f"the training data cannot be read: {error}") from error
 

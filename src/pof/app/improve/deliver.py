@@ -193,7 +193,7 @@ def _rates(
 ) -> tuple[dict[str, float], float]:
     """The first rate of each family, and the passes that it took to find them."""
     if lr is not None:
-        return {name: first_rate(lr, str(options["method"])) for name, options in kinds.items()}, 0.0
+        return {name: first_rate(float(lr), str(options["method"])) for name, options in kinds.items()}, 0.0
     length = _length(race.train_loader)
     given = (race.incoming, race.head, race.train_loader, race.rewind, race.classes, length)
     search = RateSearch(*given, steps_of(budget, length))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pof._support.files import lock
@@ -59,7 +60,7 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
         check_removable(folder, None, OF_A_SEARCH)
         clear(folder, OF_A_SEARCH)
     others = any(not entry.name.startswith(".") and entry != question for entry in folder.iterdir())
-    if not others:  # or a search that died before its first judgement
+    if not others:  # or a search that died before it found its rates
         write_json(question, asked)
         return
     if not question.exists():
@@ -70,7 +71,7 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
             " overwrite"
         )
     before = {"format": 1, **json.loads(question.read_text(encoding="utf-8"))}
-    for name in ("format", *sorted((before.keys() | asked.keys()) - {SEEN})):
+    for name in ("format", *sorted((before.keys() | asked.keys()) - {SEEN}, key=str)):
         if name not in before or name not in asked or before[name] != asked[name]:
             was, now = (repr(values[name]) if name in values else "not given" for values in (before, asked))
             raise RunError(
@@ -85,11 +86,14 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
 
 def seen(batch: Any) -> list[dict[str, Any]]:
     """A few values of a mini-batch, as plain values; under ``SEEN`` they may differ as other decoders make them."""
-    return [{"shape": each["shape"], "values": each["values"].nan_to_num().tolist()} for each in sampled(batch)]
+    return [
+        {"shape": each["shape"], "values": each["values"].nan_to_num(0.0, 0.0, 0.0).tolist()} for each in sampled(batch)
+    ]
 
 
 def _tensors(values: Any) -> list[dict[str, Any]]:
-    return [{"shape": each["shape"], "values": torch.tensor(each["values"])} for each in values]
+    found = [np.asarray(each["values"]) for each in values]  # float64 or int64, as they were
+    return [{"shape": each["shape"], "values": torch.from_numpy(own)} for each, own in zip(values, found, strict=True)]
 
 
 def rates_in(folder: Path) -> dict[str, Any] | None:

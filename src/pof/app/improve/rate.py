@@ -13,14 +13,13 @@ from torch import nn
 
 from pof._support.batches import for_training, unpack
 from pof._support.modules import copied, device_of
-from pof._support.precision import find_precision
 from pof._support.random import isolated
 from pof.app.budget import once, per_epoch
 from pof.app.experiment.recipe import parse_section
-from pof.app.job import make_optimizer
+from pof.app.improve.attempt import Readable, Refused, built
 from pof.app.methods import GROUPS, Context, build_method, entry_of
 from pof.app.options import TrainOptions
-from pof.training.step import Stepper, in_words
+from pof.training.step import in_words
 from pof.training.stream import Micro
 
 STEPS, MOST_STEPS, FACTOR = 8, 32, 4.0
@@ -94,24 +93,24 @@ class RateSearch:
         options = replace(options, epochs=1)
         cost = float(per_epoch(options))
         # The perturbation of SAM raises the loss at once: what comes apart there does so in a few steps.
-        steps = self.steps if cost == 1 else STEPS
+        steps = self.steps if cost == 1 else min(STEPS, self.steps)
         network = copied(self.network)
         device = device_of(network)
         self.rewind()
+        loader = Readable(self.train_loader)
         with isolated(options.seed, device):
-            context = Context(network, self.head, options, self.classes, self.train_loader, self.train_loader)
             try:
-                method = build_method(context).to(device)
-                stepper = Stepper(method, make_optimizer(method, options), find_precision(options.precision, device))
-            except ValueError:  # the network does not take the method, as its run will say
+                context = Context(network, self.head, options, self.classes, loader, loader)
+                method, stepper = built(context, replace(options, clip_norm=None), device)
+                method.train()
+                self.spent += float(once(options))
+                for micro in islice(self._micros(cycle(self._batches)), steps):
+                    self.spent += cost / self.steps_per_epoch
+                    loss = float(stepper.step([micro]).means["loss"])
+                    if not loss <= self._lost:
+                        return False
+            except Refused:  # the network does not take the method, as its run will say
                 return True
-            method.train()
-            self.spent += float(once(options))
-            for micro in islice(self._micros(cycle(self._batches)), steps):
-                self.spent += cost / self.steps_per_epoch
-                loss = float(stepper.step([micro]).means["loss"])
-                if not loss <= self._lost:
-                    return False
             after, _ = self._losses(network)
         return math.isfinite(after) and after <= self._bound
 
@@ -137,8 +136,8 @@ class RateSearch:
 
 
 def steps_of(budget: float, steps_per_epoch: int) -> int:
-    """How many steps a rate is tried for."""
-    return min(MOST_STEPS, max(STEPS, int(SHARE_OF_BUDGET * budget * steps_per_epoch)))
+    """How many steps a rate is tried for: eight, or a pass where that is less, or as many more as the budget pays."""
+    return min(MOST_STEPS, max(min(STEPS, steps_per_epoch), int(SHARE_OF_BUDGET * budget * steps_per_epoch)))
 
 
 def first_rate(centre: float, method: str) -> float:
