@@ -196,11 +196,12 @@ def test_a_rate_of_numpy_is_a_number(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "rates.json").read_text())["rates"]["sgd"] == pytest.approx(0.05)
 
 
-def test_finding_rates_on_few_mini_batches_costs_a_pass_each_at_most() -> None:
-    one = [data(96, 1)]
-    for budget in (3.0, 30.0):
-        result = pof.improve(network(), one, loaders()[1], budget=budget, candidates=["sgd"], device="cpu")
-        assert result.passes < budget + 10  # a pass for each of a few rates, where there were eight
+@pytest.mark.parametrize("budget", [3.0, 20.0])
+def test_a_trial_on_few_mini_batches_costs_a_pass(budget: float) -> None:
+    """Eight steps of one mini-batch would be eight passes, for each of several rates."""
+    search = rate.RateSearch(network(), None, [data(96, 1)], lambda: None, 3, 1, rate.steps_of(budget, 1))
+    search._is_stable(TrainOptions("finetune", lr=1e-3))
+    assert search.spent == 1.0
 
 
 def test_what_a_method_spends_once_is_counted_once() -> None:
