@@ -75,3 +75,39 @@ def test_an_average_in_a_loop_of_ones_own_has_the_statistics_of_the_iterate() ->
     estimated = method.candidate().norm.running_mean.clone()
     assert not torch.allclose(estimated, method.model.norm.running_mean)
     assert torch.equal(method.candidate().norm.running_mean, estimated)
+
+
+def test_an_average_that_has_moved_follows_the_iterates_statistics_also_after_a_checkpoint() -> None:
+    def made() -> pof.Averaged:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3))
+        return pof.Averaged(pof.Finetune(model), "ema")
+
+    method = made()
+    method.train()
+    for _ in range(3):
+        method(5 + 3 * torch.randn(16, 6), torch.arange(16) % 3)
+        method.after_step()
+    again = made()
+    again.load_state_dict(method.state_dict())
+    for name, value in method.candidate().state_dict().items():
+        assert torch.equal(value, again.candidate().state_dict()[name]), name
+
+
+@pytest.mark.parametrize("average", ["swa", "ema", "lawa"])
+def test_a_head_that_is_held_fixed_is_bitwise_the_same_in_the_average(average: Average) -> None:
+    method = pof.Averaged(pof.PoF(mlp(classes=90).float(), "fc"), average, window=7)
+    head = method.model.get_submodule("fc")
+    before = [parameter.clone() for parameter in head.parameters()]
+    for epoch in range(9):
+        method.after_step()
+        method.after_epoch(epoch, 9, lambda: [])
+    for now, then in zip(method.candidate().get_submodule("fc").parameters(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_the_average_carries_no_hooks_of_the_method() -> None:
+    model = mlp()
+    method = pof.Averaged(pof.Regularized(model, pof.DELTA(model, ["body"]), "fc"), "ema")
+    assert not any(module._forward_hooks for module in method.averaged.modules())
+    assert any(module._forward_hooks for module in model.modules())

@@ -12,6 +12,7 @@ from torch import nn
 
 import pof
 from pof.regularizers import BSS, DELTA, L2SP, widest_convolutions
+from tests.cases import batch, mlp
 from tests.regularizers import problem
 
 
@@ -164,3 +165,11 @@ def test_l2sp_takes_a_heads_name_without_the_prefix_of_a_wrapper() -> None:
     compiled = torch.compile(model, backend="eager")
     assert L2SP(compiled, "head").head == pof.split(compiled, "head").head_name == "_orig_mod.head"
     assert torch.equal(L2SP(compiled, "head")(), L2SP(model, "head")())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_delta_is_cast_with_the_method(dtype: torch.dtype) -> None:
+    model = mlp()
+    method = pof.Regularized(model, DELTA(model, ["body"]), "fc").to(dtype)
+    inputs, targets = batch()
+    assert float(method(inputs.to(dtype), targets).metrics["penalty"]) == 0.0

@@ -62,6 +62,11 @@ class AheadLoader:
             raise AttributeError(name)
         return getattr(self.loader, name)
 
+    @property
+    def consumed(self) -> int:
+        """Mini-batches of this epoch that were trained on."""
+        return self._stream.consumed
+
     def take(self) -> Any:
         """Take the reference of the next mini-batch that is trained on; None where none are needed."""
         self._stream.consumed += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +19,22 @@ from pof.methods.base import refuse_unknown_epochs
 from pof.training.stream import one_pass_on
 
 
+@contextmanager
+def another_loader(trainer: Any) -> Iterator[Any]:
+    """A training loader beside the one that is trained on, for the body: Accelerate would keep it, and its workers."""
+    known = trainer.accelerator._dataloaders
+    before = list(known)
+    loader = trainer.get_train_dataloader()
+    known[:] = before
+    try:
+        yield loader
+    finally:
+        # Left early, it would stay the one that Accelerate takes for the current one.
+        end = getattr(loader, "end", None)
+        if callable(end):
+            end()
+
+
 class Surroundings(TrainerCallback):
     """What precedes and follows the steps and epochs of a method; after a step, before the Trainer saves anything."""
 
@@ -24,6 +42,8 @@ class Surroundings(TrainerCallback):
         self.trainer = trainer
         self.epoch = 0
         self.steps_per_epoch: int | None = None
+        self.taken = 0
+        """Mini-batches of this epoch that were trained on."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.num_train_epochs == sys.maxsize:  # as the Trainer has it of a loader without a length
@@ -31,6 +51,7 @@ class Surroundings(TrainerCallback):
         loader = kwargs["train_dataloader"]
         self.steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
         self.epoch = state.global_step // self.steps_per_epoch if self.steps_per_epoch else 0
+        self.taken = self.taken if state.global_step else 0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.plain_optimizer()
@@ -44,7 +65,7 @@ class Surroundings(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.steps_per_epoch:
             self._after_epoch(state)
-        self.epoch += 1
+        self.epoch, self.taken = self.epoch + 1, 0
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.steps_per_epoch and self.within_epoch():  # it ends here
@@ -60,6 +81,9 @@ class Surroundings(TrainerCallback):
         trainer = self.trainer
 
         def batches() -> Iterator[tuple[Inputs, Tensor]]:
-            return one_pass_on(trainer.get_train_dataloader(), trainer.args.device)
+            # Of a stream, which need not end, as many as were trained on.
+            with another_loader(trainer) as loader:
+                passed = one_pass_on(loader, trainer.args.device)
+                yield from passed if self.steps_per_epoch else islice(passed, self.taken)
 
         trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)

@@ -11,8 +11,8 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
-from typing import Any
+from itertools import count, islice
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from pof._support.batches import Inputs, samples_of, unpack
 from pof._support.modules import frozen_norms, train
 from pof._support.random import preserved
 from pof.integrations._ahead import AheadLoader
+from pof.integrations._losses import inner
 from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
 from pof.methods.base import refuse_unknown_epochs
@@ -116,6 +117,7 @@ class PostTraining(LightningModule):
             )
         self._loader, self._held, self._pass, self._begun = None, [], 1, None
         self._taken, self._weight, self._unfinished, self._positions = 0, None, None, ()
+        inner(self.method).attach()  # an average goes on where it was
         train(self.method, frozen_norms(self.method.model))
         strategy: Any = self.trainer.strategy
         before = type(strategy).process_dataloader
@@ -129,9 +131,10 @@ class PostTraining(LightningModule):
         strategy.process_dataloader = process_dataloader
 
     def on_fit_end(self) -> None:
-        """Leave the trainer's strategy as it was."""
+        """Leave the trainer's strategy, and the model, as they were."""
         super().on_fit_end()
         vars(self.trainer.strategy).pop("process_dataloader", None)
+        self.method.release()
 
     def _look_ahead(self, loader: Any) -> Any:
         if self.trainer.lightning_module is not self:
@@ -319,9 +322,7 @@ class PostTraining(LightningModule):
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _plain_optimizer(self) -> Optimizer:
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        found: Optimizer = optimizer
-        return found
+        return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
 
     def _epochs(self) -> int:
         """Epochs of the whole run; where the trainer counts steps, as many as they need."""
@@ -336,5 +337,8 @@ class PostTraining(LightningModule):
         return max(1, math.ceil(self.trainer.max_steps / per_epoch))
 
     def _training_batches(self) -> Iterator[tuple[Inputs, Tensor]]:
+        """A pass over as many mini-batches as an epoch trains on; of a stream without an end, as it has until here."""
         loader: Any = self._loader
-        return map(unpack, map(self._transferred, one_pass(loader.loader)))
+        length = self.trainer.num_training_batches
+        batches = islice(one_pass(loader.loader), loader.consumed if math.isinf(length) else int(length))
+        return map(unpack, map(self._transferred, batches))

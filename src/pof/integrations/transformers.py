@@ -34,7 +34,7 @@ try:
     from transformers import Trainer
     from transformers.trainer_utils import get_last_checkpoint
 
-    from pof.integrations._surroundings import Surroundings
+    from pof.integrations._surroundings import Surroundings, another_loader
 except ImportError as error:
     raise ImportError("pof.integrations.transformers needs transformers: pip install 'pof[transformers]'") from error
 
@@ -132,7 +132,11 @@ class PostTrainer(Trainer):
         if self.model_init is None:
             self._make_around(plain)
         self._frozen = [] if plain is None else frozen_norms(plain)  # model_init makes it later, nothing frozen
-        return super().train(found or resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(found or resume_from_checkpoint, *args, **kwargs)
+        finally:
+            if hasattr(self, "method"):
+                self.method.release()
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make the model, and the method around it while it is new."""
@@ -154,6 +158,7 @@ class PostTrainer(Trainer):
         """Make the method, if it is not there yet, and the optimizer that it wants around the Trainer's."""
         plain: Any = self.model
         self._make_around(plain)
+        inner(self.method).attach()  # an average goes on where it was
         if self._resume_from is not None:
             self._load_method(Path(self._resume_from))
         if self.optimizer is None or self._wrapped is None:
@@ -177,6 +182,7 @@ class PostTrainer(Trainer):
             plain = ((batch, None) for batch in epoch_iterator)
             self._pairs = with_next(epoch_iterator, self._first) if self.method.needs_reference else plain
         pairs = list(islice(self._pairs, args[0]))
+        self._surroundings.taken += len(pairs)
         if begins and pairs and self.method.needs_reference and self._first is None:
             self._first = pairs[0][0]
         self._window = deque(pairs)
@@ -199,6 +205,9 @@ class PostTrainer(Trainer):
         """Run forward and backward on a mini-batch, and give its share in the mean loss of the step."""
         model.train()
         train(self.method, self._frozen)
+        switch = getattr(self.optimizer, "train", None)  # schedule-free: evaluation has switched it over
+        if callable(switch):
+            switch()
         pair = to_device(self._window.popleft(), self.args.device)
         with self._through(model):
             loss = self._of_pair(pair)
@@ -271,12 +280,13 @@ class PostTrainer(Trainer):
         self._items = self._items_now() if self._items is None else self._items
         if self.args.should_save:
             state = {"method": self._own_state(), "firsts": firsts, "items": self._items}
+            state["taken"] = self._surroundings.taken if self._surroundings.within_epoch() else 0
             torch.save(state, Path(output_dir) / STATE_FILE)
 
     def _items_now(self) -> Any:
         """What a resume can know the training data by."""
-        with preserved():
-            return items_of(self.get_train_dataloader())
+        with preserved(), another_loader(self) as loader:
+            return items_of(loader)
 
     def _own_state(self) -> dict[str, Any]:
         """What the method holds beside the model."""
@@ -298,7 +308,7 @@ class PostTrainer(Trainer):
                 f"{folder} was written with {other}: give the same, or ignore_data_skip=True to go on with these"
             )
         self.method.load_state_dict(state["method"], strict=False)
-        self._resume_from = None
+        self._resume_from, self._surroundings.taken = None, state.get("taken", 0)
         firsts = state.get("firsts") or [state["first"]]  # of an older version
         self._resumed_first = None if self.args.ignore_data_skip else firsts[distributed.rank() % len(firsts)]
 

@@ -52,7 +52,9 @@ class Averaged(Method):
         self.schedule_kind = "constant" if average == "swa" else method.schedule_kind
         self.decay, self.start, self.window = decay, start, window
         self.needs_reference, self.remedy, self.nesterov = method.needs_reference, method.remedy, method.nesterov
+        method.release()  # no hooks on the copy
         self.averaged = copied(method.model).requires_grad_(False)
+        method.attach()
         # Of parameters in half precision, in which they may come later: there an EMA would not move.
         self._wide: dict[str, Tensor] = {}
         self.estimates = True
@@ -189,7 +191,9 @@ class Averaged(Method):
     @torch.no_grad()
     def _set_mean_of_recent(self) -> None:
         for name, average in self._averages().items():
-            average.copy_(torch.stack([weights[name].to(average.dtype) for weights in self._recent]).mean(dim=0))
+            recent = torch.stack([weights[name].to(average.dtype) for weights in self._recent])
+            # A mean of equal values is rounded, and a frozen head is to stay as it is.
+            average.copy_(torch.where((recent == recent[0]).all(dim=0), recent[0], recent.mean(dim=0)))
         self._count = len(self._recent)
 
     def _follow(self) -> None:
@@ -204,11 +208,12 @@ class Averaged(Method):
 
     def get_extra_state(self) -> Tensor:
         """The networks that LAWA holds, the averages of what is in half precision, and how many were averaged."""
-        return packed({"recent": self._recent, "wide": self._wide, "count": self._count})
+        own = {"recent": self._recent, "wide": self._wide, "count": self._count, "moved": self._moved}
+        return packed(own)
 
     def set_extra_state(self, state: Any) -> None:
         """Take back what :meth:`get_extra_state` gave."""
         state = unpacked(state)
         device = device_of(self.method)
         self._recent, self._wide = to_device(state["recent"], device), to_device(state["wide"], device)
-        self._count = state["count"]
+        self._count, self._moved = state["count"], state.get("moved", False)

@@ -24,6 +24,7 @@ from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, rows_of, samples_of, to_device
 from pof._support.checks import MOST_SEED, finite, whole_number
 from pof._support.modules import device_of, every, frozen_statistics, packed, running_statistics, unpacked
+from pof._support.passes import in_second_pass
 from pof._support.precision import without_cast_cache
 from pof._support.random import draw_seed, isolated, seeded
 from pof.head.split import split
@@ -171,6 +172,11 @@ class PoF(Method):
     def _reference(self, inputs: Inputs | None, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Features, targets and logits (where known) of B over all ranks, or None where there is no perturbation."""
         if self.features == "previous":
+            if self.training and in_second_pass(self.model):
+                raise ValueError(
+                    "features='previous' takes one pass per step, and the optimizer makes two: in the second one the"
+                    " previous mini-batch would be this one; use features='fresh', or an optimizer of one pass"
+                )
             return (*self._previous, None) if self.training and self._previous else None
         if inputs is not None and targets is not None:
             if self.reference_size is not None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import Inputs, joined, to_device
 from pof._support.modules import device_of, packed, unpacked
+from pof._support.passes import in_second_pass
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
@@ -23,8 +24,8 @@ from pof.regularizers import Regularizer
 class Regularized(Method):
     """Training with the loss plus a penalty.
 
-    In a step of several mini-batches a penalty counts by samples.  With class weights :func:`pof.fit` does so too;
-    Lightning and the Trainer, which know one weight per mini-batch, let it count as the loss.
+    In a step of several mini-batches a penalty counts by samples.  With class weights :func:`pof.fit` and the Trainer
+    do so too; Lightning, which does not know the mini-batches of a step in advance, lets it count as the loss.
 
     Args:
         model: any classifier; it is used as it is, in place.
@@ -72,7 +73,8 @@ class Regularized(Method):
         if not self.training:
             return plain
         penalty = self.regularizer(features, targets, inputs)
-        self._seen.append((features.detach(), targets))
+        if not in_second_pass(self.network.model):
+            self._seen.append((features.detach(), targets))
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.  L2-SP has another one.
         loss = plain.loss + penalty if self.regularizer.strength or penalty.requires_grad else plain.loss
         metrics = {"loss_without_penalty": plain.loss.detach(), "penalty": penalty.detach()}

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from pof._support.modules import frozen_statistics
 from pof._support.norms import global_norm
+from pof._support.passes import second_pass
 from pof.optim._entries import Entry, build_base, defines, rescaled
 from pof.optim._equations import perturb_, radius_within
 
@@ -36,6 +37,8 @@ class PerturbingOptimizer(Optimizer, ABC):
     """What the loss is multiplied by before ``backward``, as a GradScaler does; a loss budget has to know it."""
     radius: Tensor | None
     """Of the last ascent, scalar, where a loss budget sets it; else None."""
+
+    follows_a_pass = True  # at the weights themselves; the perturbed one is then the second
 
     _saved: list[tuple[Tensor, Tensor]] | None
     _frozen: ExitStack
@@ -125,6 +128,8 @@ class PerturbingOptimizer(Optimizer, ABC):
                     radius = radius_within(entry.radius, entry.budget * self.loss_scale, norm)
                     self.radius = radius.abs()
                 perturb_(entry.parameter, rescaled(entry, 2), radius / norm)
+            if self.follows_a_pass:
+                self._frozen.enter_context(second_pass(entry.parameter for entry in moved))
             watched = self.model if model is None else model
             if watched is not None:
                 self._frozen.enter_context(frozen_statistics(watched))
@@ -305,21 +310,30 @@ class PerturbingOptimizer(Optimizer, ABC):
             RuntimeError: if the weights are perturbed.
         """
         self._refuse_while_perturbed("load_state_dict()")
+        own = [{name: group[name] for name in self._own} for group in self.param_groups]
         if defines(self.base_optimizer, "load_state_dict"):
             self.base_optimizer.load_state_dict(state_dict)
         else:
             super().load_state_dict(state_dict)
             self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share()
-        for group in self.param_groups:
-            for name, value in self._own.items():
-                group.setdefault(name, value)
+        for group, options in zip(self.param_groups, own, strict=True):
+            group.update({**options, **group})
         self._ascended = False
+
+    @property
+    def train(self) -> Any:
+        """That of a base optimizer which trains other weights than those to be evaluated; no other has it."""
+        return self.base_optimizer.train  # type: ignore[attr-defined]
+
+    @property
+    def eval(self) -> Any:
+        """As :attr:`train`."""
+        return self.base_optimizer.eval  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_while_perturbed("copying or pickling")
-        own = {"base_optimizer": self.base_optimizer, "model": self.model, "_own": self._own}
-        return {**super().__getstate__(), **own}
+        return super().__getstate__() | {name: vars(self)[name] for name in ("base_optimizer", "model", "_own")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -50,6 +50,8 @@ class MSAM(PerturbingOptimizer):
         ValueError: if the base optimizer has no momentum or cannot be used, or if an option is out of range.
     """
 
+    follows_a_pass = False
+
     def __init__(
         self, params: Any, base_optimizer_class: Callable[..., Optimizer], rho: float = 0.3, **base_options: Any
     ) -> None:

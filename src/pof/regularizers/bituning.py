@@ -17,6 +17,7 @@ from pof._support import distributed
 from pof._support.batches import Inputs, to_device
 from pof._support.checks import finite, whole_number
 from pof._support.modules import copied, device_of, packed, unpacked
+from pof._support.passes import in_second_pass
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated
 from pof.head.split import split
@@ -157,7 +158,8 @@ class BiTuning(Regularizer):
         with without_autocast(features.device):
             features, encoded = at_least_float32(features), at_least_float32(encoded)
             key = F.normalize(self.key_projection(encoded), dim=1)
-            self._pending.append((with_one(encoded), key, targets))
+            if not in_second_pass(self._network[0].model):
+                self._pending.append((with_one(encoded), key, targets))
             return self.strength * (self._cross_entropy(features, targets) + self._categorical(features, key, targets))
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ The paper weighs channels by a supervised attention; here the weights are 1 unle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -154,12 +154,19 @@ class DELTA(Regularizer):
         self._weighted = channel_weights is not None
         self._recorders = [_Recorder() for _ in self.layers]
         # In tuples: a submodule would be trained, saved, and switched to training mode.
+        self._source: tuple[nn.Module, ...] = ()
         self._watched: tuple[nn.Module, ...] = ()
         self._handles: list[RemovableHandle] = []
         if self.strength > 0:
             self._source = (copied(model).eval().requires_grad_(False),)
             self._watched = tuple(model.get_submodule(name) for name in self.layers)
             self.open()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """The source goes where the method goes, and is cast as it is."""
+        for source in self._source:
+            source._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)
 
     def held_parameters(self) -> set[nn.Parameter]:
         """Those of the layers that it watches."""

@@ -86,10 +86,9 @@ class Stepper:
 
     def optimizer_mode(self, *, training: bool) -> None:
         """Tell optimizers that train other weights than those to be evaluated (schedule-free)."""
-        for optimizer in (self.optimizer, getattr(self.optimizer, "base_optimizer", None)):
-            switch = getattr(optimizer, "train" if training else "eval", None)
-            if callable(switch):
-                switch()
+        switch = getattr(self.optimizer, "train" if training else "eval", None)
+        if callable(switch):
+            switch()
 
     def _passes(self, window: list[Micro]) -> StepResult:
         """Compute the gradients, as often as the optimizer wants."""
