@@ -103,6 +103,12 @@ def check_split(model: ModelOptions, data: DataOptions) -> None:
             )
 
 
+def split_seed_of(model: ModelOptions, data: DataOptions) -> int | None:
+    """The split of the run whose network a model is, where that was of these data; None for any other."""
+    run = _run_of(model.weights)
+    return run[2].split_seed if run is not None and same_data(data, run[2]) else None
+
+
 def loss_of(weights: str | None) -> str:
     """The loss that the network was trained with, as its run folder says; cross-entropy where that says none."""
     return str(trained_with(weights).get("loss", "cross-entropy"))

@@ -39,11 +39,12 @@ class FeatureStatistics:
     sample_gradient_norm: float
     """Mean over samples of the norm of each sample's own gradient in the head's parameters."""
     entropy: float
-    """H(g) in nats, MeanNN, up to a constant of the dimension (see :func:`meannn_entropy`)."""
+    """H(g) in nats, MeanNN, up to a constant of the dimension (see :func:`meannn_entropy`); NaN for one sample."""
     mutual_information: float
     """I(g; y) = H(g) - H(g | y) in nats; the constant cancels.  It compares networks with features of one dimension D
     and is no amount of information: MeanNN multiplies a mean log distance by D, so its bias grows with D and exceeds
-    what there can be, log C (112 in the place of at most 2.3 nats for ten digits and 64 features)."""
+    what there can be, log C (112 in the place of at most 2.3 nats for ten digits and 64 features).  NaN where no class
+    has two samples."""
     margins: Tensor
     """(N,) signed distance to the nearest decision boundary, negative where wrong; see :func:`head_margins`."""
     samples: int
@@ -101,7 +102,7 @@ def feature_statistics(
         The statistics.
 
     Raises:
-        ValueError: if the head is not linear, the loader is empty, or there are fewer than two samples of a class.
+        ValueError: if the head is not linear or the loader is empty.
     """
     parts, stored = _features(model, loader, batches, head, seed, progress)
     weight, bias = parts.weight.detach(), None if parts.bias is None else parts.bias.detach()
@@ -112,13 +113,15 @@ def feature_statistics(
     encoded = encode_targets(stored.targets, stored.logits, label_smoothing, class_weights=class_weights)
     residual = torch.linalg.vector_norm(logit_gradient(stored.logits, encoded), dim=1) * len(features)
     square = features.square().sum(dim=1) + (0.0 if bias is None else 1.0)
-    entropy = meannn_entropy(features, progress=progress)
+    pairs = len(features) > 1 and int(labels.bincount().max()) > 1
+    entropy = meannn_entropy(features, progress=progress) if len(features) > 1 else math.nan
+    given = conditional_entropy(features, labels, progress=progress) if pairs else math.nan
     return FeatureStatistics(
         norm=float(torch.linalg.vector_norm(features, dim=1).double().mean()),
         gradient_norm=float(total.norm),
         sample_gradient_norm=float((residual * square.sqrt()).double().mean()),
         entropy=entropy,
-        mutual_information=entropy - conditional_entropy(features, labels, progress=progress),
+        mutual_information=entropy - given,
         margins=head_margins(features, labels, weight, bias).cpu(),
         samples=len(features),
     )

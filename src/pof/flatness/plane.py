@@ -57,6 +57,7 @@ def loss_plane(
     *,
     reach: float = 1.0,
     points: int = 21,
+    head: str | None = None,
     batches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -88,7 +89,7 @@ def loss_plane(
     offsets = torch.linspace(-reach, reach, points, dtype=torch.float64)
     offsets[points // 2] = 0.0
     values = torch.zeros(points, points, dtype=torch.float64)
-    with measuring(model, seed) as device:
+    with measuring(model, seed, head) as device:
         data = list(counting(loss, read(loader, batches, device, "data", progress)))
         generator = seeded(seed)
         first, second = filter_direction(model, generator), filter_direction(model, generator)

@@ -121,7 +121,8 @@ def radius_distribution(
         The radii of both sets.
 
     Raises:
-        ValueError: if the head is not linear, a loader is empty, or ``direction`` is unknown.
+        ValueError: if the head is not linear, a loader is empty, the mini-batches of both are not of one size, or
+            ``direction`` is unknown.
     """
     if direction not in ("own", "train"):
         raise ValueError(f"direction must be 'own' or 'train'; got {direction!r}")
@@ -146,6 +147,11 @@ def radius_distribution(
     with measuring(model, seed) as device:
         train = measure(loader, "training batches", [])
         test = None if test_loader is None else measure(test_loader, "test batches", kept)
+    if test is not None and test.batch_size != train.batch_size:
+        raise ValueError(
+            f"the mini-batches of loader have {train.batch_size} samples and those of test_loader {test.batch_size}, on"
+            " which the radius depends: give both loaders one batch_size"
+        )
     return RadiusDistribution(train, test, direction)
 
 

@@ -64,6 +64,7 @@ def calibration(
     *,
     validation_loader: Iterable[Any] | None = None,
     bins: int = 15,
+    head: str | None = None,
     batches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -84,7 +85,7 @@ def calibration(
     Raises:
         ValueError: if a loader is empty or the targets are not class indices.
     """
-    with measuring(model, seed) as device:
+    with measuring(model, seed, head) as device:
         logits, labels = _outputs(model, read(loader, batches, device, "calibration", progress))
         temperature = None
         if validation_loader is not None:

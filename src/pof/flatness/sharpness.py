@@ -64,6 +64,7 @@ def sam_sharpness(
     loader: Iterable[Any],
     *,
     rho: float = 0.05,
+    head: str | None = None,
     batches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -81,7 +82,7 @@ def sam_sharpness(
     Raises:
         ValueError: for a negative rho, an empty loader, a loss that is no mean, or weights in half precision.
     """
-    return _sharpness(model, loss, loader, None, rho, _steepest, batches, seed, progress)
+    return _sharpness(model, loss, loader, None, rho, _steepest, head, batches, seed, progress)
 
 
 def m_sharpness(
@@ -91,6 +92,7 @@ def m_sharpness(
     m: int,
     *,
     rho: float = 0.05,
+    head: str | None = None,
     batches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -111,7 +113,7 @@ def m_sharpness(
         ValueError: for m < 1, a negative rho, an empty loader, a loss that is no mean, or weights in half precision.
     """
     whole_number("m", m, 1)
-    return _sharpness(model, loss, loader, m, rho, _steepest, batches, seed, progress)
+    return _sharpness(model, loss, loader, m, rho, _steepest, head, batches, seed, progress)
 
 
 def adaptive_sharpness(
@@ -121,6 +123,7 @@ def adaptive_sharpness(
     *,
     rho: float = 0.5,
     eta: float = 0.01,
+    head: str | None = None,
     batches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -146,7 +149,7 @@ def adaptive_sharpness(
         unit = _steepest(weights, {name: scale[name] * g for name, g in gradients.items()})
         return {name: scale[name] * u for name, u in unit.items()}
 
-    return _sharpness(model, loss, loader, None, rho, ascent, batches, seed, progress)
+    return _sharpness(model, loss, loader, None, rho, ascent, head, batches, seed, progress)
 
 
 def _sharpness(
@@ -156,6 +159,7 @@ def _sharpness(
     m: int | None,
     rho: float,
     ascent: Callable[[Weights, Weights], Weights],
+    head: str | None,
     batches: int | None,
     seed: int,
     progress: Progress | None,
@@ -163,7 +167,7 @@ def _sharpness(
     finite("rho", rho, 0)
     check_mean(loss)
     check_wide(model)
-    with measuring(model, seed) as device:
+    with measuring(model, seed, head) as device:
         data = read(loader, batches, device, "data", progress)
         chunks = [list(counting(loss, data))] if m is None else [[chunk] for chunk in counting(loss, rechunk(data, m))]
         weights = {name: p.detach() for name, p in model.named_parameters()}

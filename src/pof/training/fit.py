@@ -29,8 +29,9 @@ from pof._support.precision import AUTOCAST, AskedPrecision, Precision, find_pre
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
-from pof.training.loop import DivergenceWarning, FitResult, Log, Loop
+from pof.training.loop import Log, Loop
 from pof.training.progress import telling
+from pof.training.result import DivergenceWarning, FitResult
 from pof.training.schedules import Schedule
 from pof.training.settings import Timetable, fingerprint, shared
 from pof.training.step import Stepper

@@ -7,18 +7,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pof._support import distributed
 from pof._support.agreement import agree
-from pof._support.batches import Inputs, call, cloned, outputs_in
+from pof._support.batches import Inputs, call, check_inputs, cloned, outputs_in
 from pof._support.files import lock
 from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
@@ -27,6 +26,7 @@ from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
 from pof.training.evaluation import measured
 from pof.training.interrupt import Interrupts
+from pof.training.result import DivergenceWarning, FitResult
 from pof.training.same_data import sampled
 from pof.training.selection import Selection, worded
 from pof.training.settings import Timetable, fingerprint, order_of
@@ -37,31 +37,12 @@ from pof.training.tasks import AskedMetric
 Log = Callable[[Mapping[str, Any]], None]
 
 
-class DivergenceWarning(UserWarning):
-    """A run diverged, was stopped, and handed back the best network before."""
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a run did.  The method's model holds the weights of ``best_epoch``."""
-
-    model: nn.Module
-    best_epoch: int
-    """0 is the incoming network: no epoch was better on validation."""
-    epochs: int
-    """Epochs completed."""
-    steps: int
-    """Optimizer steps taken."""
-    stopped: str | None
-    """Why the run ended early: None, ``"diverged"``, ``"interrupted"`` or ``"paused"``."""
-    message: str
-    """What happened, in a sentence."""
-    history: list[dict[str, Any]]
-    """One row per epoch, epoch 0 first: losses, validation figures, the method's metrics."""
-
-
 class _Diverged(Exception):
     """Its message says when, and the remedy."""
+
+
+class _BadData(_Diverged):
+    """It is the data that are not finite."""
 
 
 class Loop:
@@ -90,7 +71,8 @@ class Loop:
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
-        self.last: Micro | None = None
+        self.window: list[Micro] = []
+        """The mini-batches of the last step."""
         self.validated: list[dict[str, Any]] | None = None
         self.unreached: list[str] | None = None
         # Reading a loss is a host synchronisation: on an accelerator it is done for many steps at once.
@@ -126,6 +108,11 @@ class Loop:
                     message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
                     return self._end("interrupted", message)
                 within = None
+        except _BadData as found:
+            self.stepper.optimizer_mode(training=False)
+            self.selection.roll_back(self.method, self.stepper.optimizer)
+            self.selection.deliver(self.method.model)
+            raise ValueError(str(found)) from None
         except _Diverged as diverged:
             warnings.warn(str(diverged), DivergenceWarning, stacklevel=5)
             self.selection.roll_back(self.method, self.stepper.optimizer)
@@ -148,7 +135,7 @@ class Loop:
             self.steps += 1
             self.pending.append((self.steps, rate, result))
             first, last = first or window[0].size, result.samples
-            self.last = window[-1]
+            self.window = window
             due = self.times.checkpoint_every is not None and self.steps % self.times.checkpoint_every == 0
             held = self.stream.state_dict() if self.steps == self.times.stop_at else None
             stop = interrupts.requested()
@@ -206,6 +193,7 @@ class Loop:
         found = read_results([result for _, _, result in self.pending])
         for (step, rate, _), (means, weight) in zip(self.pending, found, strict=True):
             if not math.isfinite(means["loss"]):
+                self._check_data(step)
                 raise _Diverged(
                     f"the loss became {means['loss']} at step {step} (epoch {self.epoch + 1}, learning rate {rate:g});"
                     f" the network of epoch {self.selection.epoch} was put back. Remedy: {self.method.remedy}"
@@ -216,17 +204,25 @@ class Loop:
             self.log({"event": "step", "step": step, "epoch": self.epoch + 1, "lr": rate, **means})
         self.pending.clear()
 
+    def _check_data(self, step: int) -> None:
+        """Tell inputs that are not finite from a divergence, where the step's own are at hand."""
+        for micro in self.window if step == self.steps else ():
+            try:
+                check_inputs(micro.inputs)
+            except ValueError as error:
+                raise _BadData(f"step {step} (epoch {self.epoch + 1}): {error}; the network was put back") from error
+
     def _check_finite(self) -> None:
         """Notice a network that the epoch's last step destroyed: no later loss would tell."""
         candidate = self.method.candidate()
         finite = all(bool(parameter.isfinite().all()) for parameter in candidate.parameters())
-        if finite and self.last is not None and self.last.size:
+        if finite and self.window and self.window[-1].size:
             with torch.no_grad(), evaluating(candidate), autocast(self.stepper.device, self.stepper.autocast):
                 # DDP would send buffers in a forward, which a process without samples does not run.
                 alone = candidate.module if isinstance(candidate, DistributedDataParallel) else candidate
-                found = outputs_in(call(alone, cloned(self.last.inputs))).values()
+                found = outputs_in(call(alone, cloned(self.window[-1].inputs))).values()
                 finite = all(bool(tensor.isfinite().all()) for tensor in found)
-        self.last = None
+        self.window = []
         if not all(distributed.gather_objects(finite)):
             raise _Diverged(
                 f"the network gives no finite outputs after step {self.steps}, the last of epoch {self.epoch + 1}; the"

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from pof._support import precision
-from pof.app.cli import parse
+from pof.app.cli import main, parse
 from pof.app.cli._experiment import ExperimentOptions
 from pof.app.engine.options import EngineOptions
 from pof.app.experiment.plan import GROUPS, Plan, make_plan, shard
@@ -380,3 +380,37 @@ def test_options_that_came_later_are_in_the_name_where_they_are_used() -> None:
     stages = plan_of(methods={"sgd": {"method": "finetune"}, "swa": {"method": "swa"}}, train={"lr": 1e-2}).stages
     assert {s.training.schedule.kind for s in stages.values() if s.training.method == "swa"} == {"constant"}
     assert {s.training.schedule.kind for s in stages.values() if s.training.method == "finetune"} == {"cosine"}
+
+
+def test_a_recipe_that_starts_from_a_run_splits_the_data_as_that_run_did(tmp_path: Path) -> None:
+    options = ["--data", "digits", "--train_size", "60", "--split_seed", "5", "--model", "small-cnn"]
+    assert (
+        main(
+            [
+                "train",
+                *options,
+                "--epochs",
+                "1",
+                "--batch_size",
+                "20",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "base"),
+            ]
+        )
+        == 0
+    )
+    parts: dict[str, Any] = {"pretrain": None, "settings": None}
+    plan = plan_of(**parts, model={"model": "small-cnn", "weights": str(tmp_path / "base")})
+    assert {stage.data.split_seed for stage in plan.stages.values()} == {5}
+    assert len(plan.trials) == 3
+    # Its weights in another place say nothing of their data: the documented split by seed.
+    (tmp_path / "elsewhere.safetensors").write_bytes((tmp_path / "base" / "model.safetensors").read_bytes())
+    plan = plan_of(**parts, model={"model": "small-cnn", "weights": str(tmp_path / "elsewhere.safetensors")})
+    assert {stage.data.split_seed for stage in plan.stages.values()} == {0, 1, 2}
+    # And what the run does not allow is refused before anything runs.
+    for section in ({"split_seed": 1}, {"validation": 0.3}):
+        data = {"data": "digits", "train_size": 100, **section}
+        with pytest.raises(ValueError, match="has seen samples that would be held out now"):
+            plan_of(**parts, data=data, model={"model": "small-cnn", "weights": str(tmp_path / "base")})

@@ -300,3 +300,24 @@ def test_the_four_formats(plan: Plan, tmp_path: Path) -> None:
     assert page.count("<svg") == page.count('role="img"') == 2
     assert "<&>" not in page
     assert "pof &amp; co: -0.5 to the incoming network, -0.4 to the control" in page
+
+
+def test_a_run_that_diverged_has_no_last_epoch_to_be_judged_by() -> None:
+    def given(stopped: str | None) -> list[ResultRow]:
+        made = [row("10 %", method, seed) for seed in SEEDS for method in ERRORS]
+        # The row of the epoch before: at a rate that destroys the first step, the incoming network's.
+        return [
+            replace(r, stopped=stopped, val_nll_last=r.val_nll_before) if r.method == "pof & co" else r for r in made
+        ]
+
+    plan = make_plan(parse_recipe(RECIPE))
+    assert [e.method for e in summarise(plan, given(None), "val_nll_last").entries] == ["sgd", "pof & co"]
+    summary = summarise(plan, given("diverged"), "val_nll_last")
+    assert [entry.method for entry in summary.entries] == ["sgd"]
+    assert len(summary.destroyed) == len(SEEDS)
+    text = " ".join(reading(summary))
+    assert "their last epoch diverged" in text and "of the delivered network" not in text
+    # What was put back to the best epoch is judged as it was delivered.
+    delivered = summarise(plan, given("diverged"), "val_nll")
+    assert len(delivered.entries) == 2
+    assert "of the delivered network" in " ".join(reading(delivered))

@@ -99,7 +99,13 @@ def print_flatness(
     from pof.app.cli._display import console, showing_progress
     from pof.app.report.collection import collect
     from pof.app.report.quantities import as_json
-    from pof.app.report.subjects import check_same_data, read_run, short_names, subject_of_run
+    from pof.app.report.subjects import (
+        check_same_data,
+        notes_on_parts,
+        read_run,
+        short_names,
+        subject_of_run,
+    )
     from pof.app.run_folder import check_replaceable, write_json
 
     paths = _paths(options.runs)
@@ -118,6 +124,8 @@ def print_flatness(
     with showing_progress() as start:
         networks = collect(subjects, bounds, start=start)
     console.print(_table(networks))
+    for note in notes_on_parts(subjects):
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, as_json(networks, bounds))

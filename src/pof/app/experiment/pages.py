@@ -148,7 +148,9 @@ def reading(summary: Summary) -> list[str]:
     """Say what the table holds."""
     label = LABELS[summary.measure]
     points = "; differences in percentage points" if summary.measure in SHARES else ""
-    left_out = f" Left out, as figures of theirs are not finite: {'; '.join(summary.destroyed)}."
+    last = summary.measure.endswith("_last")
+    why = "figures of theirs are not finite" + (", or their last epoch diverged" if last else "")
+    left_out = f" Left out, as {why}: {'; '.join(summary.destroyed)}."
     diverged = [
         f"Diverged, and put back to the best epoch before: {'; '.join(summary.diverged)}. What was trained after such a"
         " pre-training started from that epoch."
@@ -156,8 +158,8 @@ def reading(summary: Summary) -> list[str]:
     sentences = [
         f"{summary.runs} of {summary.planned} runs are finished.{left_out if summary.destroyed else ''}",
         *(diverged if summary.diverged else []),
-        f"{_sentence(label)} of the delivered network, mean ± sample standard deviation over n seeds{points}. A"
-        " negative difference is better.",
+        f"{_sentence(label)}{'' if last else ' of the delivered network'}, mean ± sample standard deviation over n"
+        f" seeds{points}. A negative difference is better.",
         "Units: forward-backward passes over the training set (a forward without gradient counts 1/3), without"
         " pre-training and validation.",
         "Differences are paired by seed, with Student's 95 % interval of the mean and a paired t-test.",

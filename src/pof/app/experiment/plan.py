@@ -16,6 +16,7 @@ import torch
 
 from pof._support.precision import find_precision
 from pof.app.experiment.recipe import Recipe, RecipeError, Setting
+from pof.app.inherit import check_split, split_seed_of
 from pof.app.methods import GROUPS, entry_of, with_own_group_only
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, plain, schedule_of
 from pof.app.run_folder import content_of
@@ -123,7 +124,11 @@ def _groups(trials: tuple[Trial, ...]) -> list[int]:
 
 
 def _trial(setting: Setting, seed: int, origin: str | None, threads: int, stages: dict[str, Stage]) -> Trial:
-    data = replace(setting.data, split_seed=seed) if setting.split_by_seed else setting.data
+    data = setting.data
+    if setting.split_by_seed:
+        own = split_seed_of(setting.model, data)
+        data = replace(data, split_seed=seed if own is None else own)
+    check_split(setting.model, data)
     incoming = None
     if setting.pretrain is not None:
         incoming = _stage(setting.model, data, replace(setting.pretrain, seed=seed), None, origin, threads)

@@ -59,7 +59,7 @@ class Summary:
     comparisons: int
     """Size of the family of tests."""
     destroyed: tuple[str, ...]
-    """Runs that are left out, as their network's figures are not finite."""
+    """Runs that are left out: figures of theirs are not finite, or are to be of a last epoch that diverged."""
     diverged: tuple[str, ...]
     """Trainings that diverged and were put back to their best epoch, pre-trainings first."""
     entries: tuple[Entry, ...]
@@ -108,7 +108,12 @@ def _diverged(rows: Sequence[ResultRow]) -> tuple[str, ...]:
 
 
 def _is_sound(row: ResultRow, measure: Measure) -> bool:
-    """Tell whether a run's figures are finite: else its network is destroyed, and its error one of guessing."""
+    """Tell whether a run's figures are finite: else its network is destroyed, and its error one of guessing.
+
+    The last epoch of a run that diverged has no figures; the one before may be that of the incoming network.
+    """
+    if measure.endswith("_last") and row.stopped == "diverged":
+        return False
     return all(math.isfinite(getattr(row, name)) for name in ("error", "nll", "ece", measure))
 
 

@@ -35,7 +35,8 @@ from pof.combine import estimate_statistics, interpolate
 from pof.methods import Averaged, Method
 from pof.training.checkpoint import has_state
 from pof.training.interrupt import Interrupts
-from pof.training.loop import FitResult, Loop
+from pof.training.loop import Loop
+from pof.training.result import FitResult
 from pof.training.settings import Timetable
 from pof.training.stream import micro_batches, set_epoch
 

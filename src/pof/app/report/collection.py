@@ -15,6 +15,7 @@ from pof.app.report.samples import Bounds, Samples, samples_of
 from pof.app.report.subjects import Subject
 from pof.app.run_files import RunError
 from pof.app.splits import load
+from pof.app.splits import split as split_data
 from pof.data import Data
 from pof.head.split import split
 from pof.training.evaluation import Metrics, evaluate
@@ -82,7 +83,8 @@ def collect(
 ) -> list[RunFigures]:
     """Measure networks, one after the other; ``plane`` measures the plane of the loss too, if pictures are wanted."""
     loaded = _load(subjects)
-    samples = [samples_of(data, s.data, bounds) for data, s in zip(loaded, subjects, strict=True)]
+    parts = _on_one_part(subjects, loaded)
+    samples = [samples_of(data, part, bounds) for data, part in zip(loaded, parts, strict=True)]
     networks = [s.network(data).to(bounds.device) for data, s in zip(loaded, subjects, strict=True)]
     rows = zip(subjects, networks, samples, strict=True)
     found = [measure(subject, network, part, start(subject.name)) for subject, network, part in rows]
@@ -105,7 +107,7 @@ def measure(subject: Subject, network: nn.Module, samples: Samples, progress: fl
     head, most = subject.model.head, samples.batches
     linear = split(network, head).linear
     calibrated = flatness.calibration(
-        network, samples.calibration, validation_loader=samples.validation, progress=progress
+        network, samples.calibration, validation_loader=samples.validation, head=head, progress=progress
     )
     test = subject.test or evaluate(network, samples.calibration, head=head)
     _check_same(subject, test, calibrated)
@@ -124,7 +126,7 @@ def measure(subject: Subject, network: nn.Module, samples: Samples, progress: fl
             network, F.cross_entropy, samples.train, EIGENVALUES, head=head, progress=progress
         ),
         trace=flatness.hessian_trace(network, F.cross_entropy, samples.train, head=head, progress=progress),
-        sharpness=flatness.sam_sharpness(network, F.cross_entropy, samples.train, progress=progress),
+        sharpness=flatness.sam_sharpness(network, F.cross_entropy, samples.train, head=head, progress=progress),
         radii=radii,
         gamma=None if radii is None else _gamma(network, samples, head, radii),
         features=flatness.feature_statistics(network, samples.test, head=head, progress=progress) if linear else None,
@@ -151,6 +153,7 @@ def measure_pictures(
             samples.train,
             reach=PLANE_REACH,
             points=PLANE_POINTS,
+            head=head,
             batches=samples.plane_batches,
             progress=progress,
         )
@@ -170,6 +173,13 @@ def common_reach(figures: Sequence[RunFigures]) -> float | None:
     radii = [r for f in figures if f.radii is not None for r in (f.radii.train, f.radii.test) if r is not None]
     medians = [r.median for r in radii if r.median > 0]
     return 2.0 * max(medians) if medians else None
+
+
+def _on_one_part(subjects: Sequence[Subject], loaded: Sequence[Data]) -> list[DataOptions]:
+    """The data of each, with the smallest training part among them, so that all are measured on the same samples."""
+    sizes = [len(split_data(data, s.data).train) for data, s in zip(loaded, subjects, strict=True)]
+    least = subjects[sizes.index(min(sizes))].data
+    return [replace(s.data, train_size=least.train_size, fraction=least.fraction) for s in subjects]
 
 
 def _load(subjects: Sequence[Subject]) -> list[Data]:

@@ -147,14 +147,15 @@ def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
                 " more as they were, so there is nothing to compare it with"
             )
             continue
-        starts[name] = _key(weights)
+        starts[name] = _key(weights, record.model)
         if starts[name] not in runs:
             found.setdefault(starts[name], _incoming_subject(record, name, weights))
     if len(found) == 1 and BEFORE not in names:
         found = {key: replace(subject, name=BEFORE) for key, subject in found.items()}
     known = found | runs
     started = [replace(s, before=known[starts[s.name]].name) if s.name in starts else s for s in runs.values()]
-    return [*found.values(), *started], notes
+    subjects = [*found.values(), *started]
+    return subjects, notes + notes_on_parts(subjects)
 
 
 def check_same_data(subjects: Sequence[Subject]) -> None:
@@ -167,6 +168,17 @@ def check_same_data(subjects: Sequence[Subject]) -> None:
                     f"{first.name} and {other.name} are of different data, so their figures cannot be compared: {key}"
                     f" is {known} and {value}"
                 )
+
+
+def notes_on_parts(subjects: Sequence[Subject]) -> list[str]:
+    """Say where networks were trained on parts of a training set, and on which they are measured."""
+    sizes = {(s.data.train_size, s.data.fraction) for s in subjects}
+    if len(sizes) == 1:
+        return []
+    return [
+        "the networks were trained on parts of different size: what is measured on training samples is measured on the"
+        " smallest of these parts, for all of them"
+    ]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -203,8 +215,11 @@ def _incoming_subject(record: Record, name: str, weights: Path | str) -> Subject
     )
 
 
-def _key(weights: Path | str) -> str:
-    return weights if isinstance(weights, str) else str(weights.resolve())
+def _key(weights: Path | str, model: ModelOptions | None = None) -> str:
+    """What tells weights apart: their file, or of published ones the network."""
+    if isinstance(weights, Path):
+        return str(weights.resolve())
+    return repr((weights, model and (model.model, dict(model.model_args), model.head)))
 
 
 def _data_key(options: DataOptions) -> dict[str, Any]:
