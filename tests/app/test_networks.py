@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 
-from pof.app.cards import load_network
+from pof.app.cards import card_of, check_fits, load_network
 from pof.app.cli import main, parse
 from pof.app.options import DataOptions, ModelOptions
 from pof.app.run_files import read_config, read_result
@@ -16,6 +18,7 @@ from pof.app.runs import load_run
 from pof.app.splits import load
 from pof.data.images import Prepare
 from pof.models import Preprocessing, build_model, preprocessing_of
+from pof.weights import load_weights, save_model
 from tests.data.test_images import photograph
 from tests.models import folders
 
@@ -171,3 +174,124 @@ def test_what_a_network_cannot_is_one_sentence(animals: str, capsys: Any, tmp_pa
         assert code == 2
         assert said in error and error.count("\n") == 1, error
     assert not (tmp_path / "run").exists()
+
+
+TIMM = "timm:test_resnet"
+
+
+def test_what_another_library_exports_is_read_with_its_own_preprocessing(
+    tmp_path: Path, animals: str, capsys: Any
+) -> None:
+    """TimmWrapper's folder has no image processor: its ``pretrained_cfg`` says how images were prepared."""
+    own = ["--image_size", "32", "--mean", "0.9,0.1,0.5", "--std", "0.1,0.2,0.1", "--interpolation", "box"]
+    assert main(["train", "--model", TIMM, "--data", animals, *own, *TRAIN, "--out", str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), "--format", "hf", "--out", str(tmp_path / "hf")]) == 0
+    found = preprocessing_of(f"hf:{tmp_path / 'hf'}")
+    wanted = load_run(tmp_path / "run").card.preprocessing
+    assert found is not None and wanted is not None
+    assert (found.size, found.mean, found.std, found.interpolation) == (32, wanted.mean, wanted.std, "box")
+    capsys.readouterr()
+    asked = ["--data", animals, "--device", "cpu", "--workers", "0"]
+    again = ["--model", f"hf:{tmp_path / 'hf'}", "--weights", "pretrained"]
+    figures = []
+    for network in ([str(tmp_path / "run")], again):
+        assert main(["evaluate", *network, *asked, "--json", "-"]) == 0
+        figures.append(json.loads(capsys.readouterr().out)["metrics"]["nll"])
+    assert figures[0] == pytest.approx(figures[1], abs=1e-5)
+
+
+def test_a_folder_without_a_processor_has_that_of_its_base_or_says_so(tmp_path: Path) -> None:
+    folders.vit(tmp_path / "base")
+    folders.vit(tmp_path / "own")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (tmp_path / "own" / name).unlink(missing_ok=True)
+    base, own = f"hf:{tmp_path / 'base'}", str(tmp_path / "own")
+    assert preprocessing_of(base, weights=own) == preprocessing_of(base)
+    with pytest.warns(UserWarning, match=r"without preprocessor_config.json, so images get the 32 px"):
+        found = preprocessing_of(f"hf:{own}")
+    assert found is not None and found.size == 32
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "post-train", "improve"])
+def test_a_head_that_is_new_is_not_taken_for_a_trained_one(
+    tmp_path: Path, animals: str, capsys: Any, command: str
+) -> None:
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    folders.vit(tmp_path / "five", classes=("a", "b", "c", "d", "e"))
+    ViTModel(ViTConfig(image_size=32, patch_size=8, **folders.SIZES)).save_pretrained(tmp_path / "none")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "none")
+    out = tmp_path / "out.safetensors"
+    more = {"evaluate": [], "export": ["--format", "safetensors", "--out", str(out)]}.get(command)
+    more = [*TRAIN, "--out", str(out)] if command == "post-train" else more
+    more = ["--out", str(out), "--budget", "1"] if more is None else more
+    for name, has in (("five", "a head of 5 classes"), ("none", "no head")):
+        for weights in ("pretrained", str(tmp_path / name)):
+            asked = ["--model", f"hf:{tmp_path / name}", "--weights", weights, "--data", animals]
+            assert main([command, *asked, *more]) == 2
+            assert f"has {has}, and animals needs 3 outputs" in " ".join(capsys.readouterr().err.split())
+            assert not out.exists()
+
+
+def test_a_new_head_is_fine_tuned_and_has_no_figures_before(tmp_path: Path, animals: str, capsys: Any) -> None:
+    folders.vit(tmp_path / "five", classes=("a", "b", "c", "d", "e"))
+    asked = ["--model", f"hf:{tmp_path / 'five'}", "--weights", "pretrained", "--data", animals, *TRAIN]
+    assert main(["fine-tune", *asked, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    assert read_result(tmp_path / "run")["test_before"] is None
+    assert main(["train", *asked, "--method", "finetune", "--out", str(tmp_path / "plain")]) == 0
+    assert read_result(tmp_path / "plain")["test_before"] is None
+    capsys.readouterr()
+    assert main(["train", *asked, "--method", "pof", "--out", str(tmp_path / "pof")]) == 2
+    assert "pof, which does not train it, needs a trained one" in " ".join(capsys.readouterr().err.split())
+    # Nor is a head of other classes than it has been said to have the one that Co-Tuning is to transfer.
+    assert main(["fine-tune", *asked, "--method", "co-tuning", "--out", str(tmp_path / "co")]) == 2
+    assert "the number of classes of their head" in " ".join(capsys.readouterr().err.split())
+    right = ["--method", "co-tuning", "--source_classes", "5", "--out", str(tmp_path / "co")]
+    assert main(["fine-tune", *asked, *right]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_what_published_weights_set_is_in_the_card(
+    tmp_path: Path, animals: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """torchvision's constructors set more than weights where they get some: without it a run was another network."""
+    from torchvision.models._api import WeightsEnum
+
+    model = ModelOptions(f"torchvision:{name}", weights="pretrained")
+    plain = getattr(torchvision.models, name)(weights=None, init_weights=False).state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: plain)
+    loaded = load(DataOptions(animals, image_size=75), model)
+    network = load_network(model, loaded).eval()
+    card = card_of(model, loaded, "fc")
+    save_model(network, tmp_path / "net.safetensors", metadata=card.metadata())
+    again = card.build().eval()
+    load_weights(again, tmp_path / "net.safetensors")
+    assert again.transform_input is network.transform_input is True
+    images = torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(images), network(images))
+    # A stage of a recipe says the arguments that its user gave, if any.
+    check_fits(card, ModelOptions(model.model, str(tmp_path / "net.safetensors")), loaded)
+    with pytest.raises(ValueError, match="model_args"):
+        other = ModelOptions(model.model, str(tmp_path / "net.safetensors"), model_args={"transform_input": False})
+        check_fits(card, other, loaded)
+
+
+def test_soft_test_labels_are_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "soft_data.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\n"
+        "def soft():\n"
+        "    images, labels = torch.randn(12, 3, 8, 8), torch.eye(3).repeat(4, 1)\n"
+        "    return TensorDataset(images, labels), TensorDataset(images, labels)\n"
+        "def hard():\n"
+        "    images, labels = torch.randn(12, 3, 8, 8), torch.eye(3).repeat(4, 1)\n"
+        "    return TensorDataset(images, labels), TensorDataset(images, labels.argmax(1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, code in (("hard", 0), ("soft", 2)):
+        asked = ["--model", "small-cnn", "--data", f"soft_data:{name}", *TRAIN, "--out", name]
+        assert main(["train", *asked]) == code, capsys.readouterr().err
+    assert "has probabilities as test labels" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "soft").exists()

@@ -96,7 +96,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, dtype, kind):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
 def test_exif_orientation(tmp_path, orientation, ending):
     quarters = Image.new("RGB", (32, 16))
     for i, colour in enumerate(("red", "lime", "blue", "white")):
@@ -128,7 +128,7 @@ def test_a_damaged_exif_says_nothing_of_the_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(227, 227), (300, 180), (90, 140)])
-@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
 def test_without_a_smaller_decoding_all_is_as_torchvision_has_it(tmp_path, size, ending):
     file = tmp_path / f"x.{ending}"
     photograph(*size).save(file)

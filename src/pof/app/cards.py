@@ -23,7 +23,7 @@ from pof.data.registry import KNOWN
 from pof.head.search import find_head
 from pof.head.split import split as split_at_head
 from pof.models import PRETRAINED, build_model, replace_head
-from pof.models.build import input_arguments
+from pof.models.build import input_arguments, published_arguments, published_classes
 from pof.models.card import NetworkCard
 from pof.models.sources.huggingface import saved_by_transformers
 from pof.weights import WeightsError, load_weights, read_metadata, read_weights
@@ -80,13 +80,19 @@ def _card(model: ModelOptions, loaded: Data, before: NetworkCard | None) -> Netw
         model=model.model if before is None else before.model,
         classes=loaded.classes,
         input_shape=loaded.image_shape,
-        model_args=model.model_args if before is None else before.model_args,
+        model_args=_arguments(model) if before is None else before.model_args,
         head=model.head or (None if before is None else before.head),
         preprocessing=how,
         source_classes=model.source_classes if before is None else _source(before, model),
         mean=loaded.mean if apart else None,
         std=loaded.std if apart else None,
     )
+
+
+def _arguments(model: ModelOptions) -> Mapping[str, Any]:
+    """What the network is built with again, without its published weights."""
+    published = model.weights == PRETRAINED and not model.is_factory
+    return published_arguments(model.model, model.model_args) if published else model.model_args
 
 
 def _source(before: NetworkCard, model: ModelOptions) -> int | None:
@@ -122,9 +128,36 @@ def _fit_as_they_are(data: DataOptions, card: NetworkCard) -> bool:
     return card.preprocessing is not None and card.preprocessing.crop == 1 and image_shape(place) == card.input_shape
 
 
-def load_network(model: ModelOptions, loaded: Data, loss: str = "cross-entropy") -> nn.Module:
-    """Build the network for a data set and a loss, with its weights; refused if trained on other classes or inputs."""
+def load_network(
+    model: ModelOptions, loaded: Data, loss: str = "cross-entropy", *, purpose: str | None = None
+) -> nn.Module:
+    """Build the network for a data set and a loss, with its weights; refused if trained on other classes or inputs.
+
+    ``purpose`` names the command that needs a trained head.
+    """
+    if purpose is not None:
+        refuse_new_head(model, loaded, loss, purpose)
     return load_with_source_head(model, loaded, loss)[0]
+
+
+def refuse_new_head(model: ModelOptions, loaded: Data, loss: str, purpose: str) -> None:
+    """Refuse published weights without a head for these data, for what is named ``purpose``."""
+    if (why := new_head_of(model, loaded, loss)) is not None:
+        raise ValueError(
+            f"{why}, so it gets a new head, and {purpose} needs a trained one: train it first (pof fine-tune --model"
+            f" {model.model} --weights {model.weights})"
+        )
+
+
+def new_head_of(model: ModelOptions, loaded: Data, loss: str) -> str | None:
+    """Say why published weights come with a head of no use for a data set; None where they do not."""
+    if model.is_factory or model.source_classes is not None:
+        return None
+    found, outputs = published_classes(model.model, model.model_args, model.weights), outputs_of(loaded, loss)
+    if found in {None, outputs}:
+        return None
+    head = f"a head of {found} classes" if found else "no head"
+    return f"{model.model} with the weights {model.weights} has {head}, and {loaded.name} needs {outputs} outputs"
 
 
 def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple[nn.Module, nn.Module | None]:
@@ -152,7 +185,9 @@ def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple
         raise
     source_head = None
     if model.source_classes is not None:
-        source_head = split_at_head(network, model.head).head
+        published = None if model.is_factory else published_classes(model.model, model.model_args, model.weights)
+        if published in {None, model.source_classes}:
+            source_head = split_at_head(network, model.head).head
         replace_head(network, outputs, model.head)
     return convolutions_channels_last(network), source_head
 
@@ -211,8 +246,8 @@ def check_fits(card: NetworkCard, model: ModelOptions, loaded: Data) -> None:
     where = str(model.weights)
     if Path(where).is_dir() and not same_model(model.model, card.model):
         raise ValueError(f"--model {model.model}: the network in {where} is {card.model}: leave out --model")
-    if model.model_args and dict(model.model_args) != dict(card.model_args):
-        was, now = dict(card.model_args), dict(model.model_args)
+    was, now = dict(card.model_args), dict(model.model_args)
+    if now != {name: was[name] for name in now if name in was}:
         raise ValueError(f"--model_args {now}: the network in {where} was built with {was}: leave out --model_args")
     if model.source_classes is None:
         _check_classes(card, loaded, where)

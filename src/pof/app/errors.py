@@ -11,6 +11,10 @@ LONGEST = 500
 """Characters of a message; its middle is left out of a longer one."""
 HINT = " (POF_TRACEBACK=1 shows where)"
 UNFIT = re.compile(r"to have \d+ channels, but got|shapes cannot be multiplied|Given normalized_shape=")
+BY_NAME = re.compile(r"forward\(\) got an unexpected keyword argument '\w+'")
+NAMES = (
+    "; a dict of inputs goes to the network by its keys: name them as its forward does, or give (inputs, targets) pairs"
+)
 INPUTS = (
     "; the inputs do not fit the network: a factory gets in_channels, image_size or in_features where it names them"
 )
@@ -30,6 +34,8 @@ def one_line(error: BaseException) -> str:
         said = f"{type(error).__name__}: {said}".removesuffix(": ")
     if isinstance(error, RuntimeError) and UNFIT.search(said):
         said = shortened(said) + INPUTS
+    if isinstance(error, TypeError) and BY_NAME.search(said):
+        said = shortened(said) + NAMES
     if isinstance(error, MemoryError):
         said = f"not enough memory ({said})"
     known = isinstance(error, (ValueError, OSError, ImportError))

@@ -18,7 +18,7 @@ from pof._support.agreement import agree
 from pof._support.distributed import gather_objects
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
-from pof.app.cards import card_of, load_with_source_head
+from pof.app.cards import card_of, load_with_source_head, new_head_of, refuse_new_head
 from pof.app.inherit import check_split
 from pof.app.methods import Context, build_method, entry_of, named_function
 from pof.app.options import (
@@ -65,15 +65,17 @@ def train(
     training: TrainOptions,
     run: RunOptions,
     log: Log,
+    purpose: str | None = None,
 ) -> JobResult:
     """Train or post-train a network and write the run folder.
 
-    The test set is used once, at the end.  Under several processes the first one writes.
+    The test set is used once, at the end.  Under several processes the first one writes.  ``purpose`` names the command
+    that needs a trained head.
     """
     check_numbers(training)
     device = find_device(training.device)
     with float32_products(device, "high"), ExitStack() as stack:
-        return _train(model, data, training, run, log, device, stack)
+        return _train(model, data, training, run, log, purpose, device, stack)
 
 
 def _train(
@@ -82,6 +84,7 @@ def _train(
     training: TrainOptions,
     run: RunOptions,
     log: Log,
+    purpose: str | None,
     device: torch.device,
     stack: ExitStack,
 ) -> JobResult:
@@ -95,6 +98,8 @@ def _train(
     agree({**_of_all(config), "resume": run.resume})
     check_split(model, data)
     loaded = load(data, model)
+    if purpose is not None:
+        refuse_new_head(model, loaded, training.loss, purpose)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
@@ -103,7 +108,8 @@ def _train(
     config |= {NETWORK: plain(vars(card)), COMMIT: commit()}
     if training.freeze_head:
         freeze_head(network, model)
-    incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head else None
+    new_head = new_head_of(model, loaded, training.loss) is not None
+    incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head and not new_head else None
     folder = Run(run.out, config, resume=run.resume, overwrite=run.overwrite) if rank == 0 else None
     if folder is not None:
         stack.callback(folder.close)
@@ -122,6 +128,8 @@ def _train(
         if training.compile:
             network.compile(dynamic=False)  # an epoch has two sizes of mini-batches at most
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
+        if new_head and not any(p.requires_grad for p in network.get_submodule(method.head_name).parameters()):
+            refuse_new_head(model, loaded, training.loss, f"{training.method}, which does not train it,")
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     if folder is not None:
         folder.make_room()

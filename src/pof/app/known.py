@@ -39,7 +39,7 @@ def known_network(
     if card is None:
         model, data = inherited(model, data, given)
         loaded = load(data, model)
-        return load_network(model, loaded).eval(), card_of(model, loaded, model.head)
+        return load_network(model, loaded, purpose=purpose).eval(), card_of(model, loaded, model.head)
     if "model" in given and not same_model(model.model, card.model):
         raise ValueError(f"--model {model.model}: the network in {model.weights} is {card.model}: leave out --model")
     if replace(model, model=card.model).is_factory and "model" not in given:

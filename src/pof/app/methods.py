@@ -239,7 +239,7 @@ def _co_tuning(context: Context) -> "Method":
     if context.source_head is None:
         raise ValueError(
             "co-tuning needs the head that the network was pre-trained with, and a new one beside it: give"
-            " --source_classes with the weights of the pre-training"
+            " the weights of the pre-training, and in --source_classes the number of classes of their head"
         )
     own, classes = vars(context.options.co_tuning), context.num_classes
     network = split(context.model, context.head)

@@ -13,15 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pof._support.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from pof.data.augment import Augmentation
 from pof.data.checks import DataError
 from pof.data.description import ImageData
 from pof.data.files import not_found, root_folder, torchvision_datasets
 from pof.data.stratified import split_validation
 
-# Nearly every model of photographs was trained with these, and widely used public CIFAR checkpoints expect them;
-# CIFAR's own differ by less than 0.06.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 DIGITS = tuple("0123456789")
 DIGITS_TEST_SIZE = 797

@@ -131,6 +131,8 @@ def _turn(image: Any) -> Any:
         *(None, None, Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM),
         *(Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90),
     )
+    if image.format == "TIFF":
+        image.load()  # Pillow turns these itself there, and takes the tag away
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # a damaged EXIF says nothing of the pixels

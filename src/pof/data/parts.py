@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pof._support.preprocessing import Preprocessing
-from pof.data.builtin import IMAGENET_MEAN, IMAGENET_STD
+from pof._support.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pof.data.checks import DataError, check_statistics
 from pof.data.description import DataSplit, LazyData
 from pof.data.files import torchvision_datasets

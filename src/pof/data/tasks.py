@@ -25,6 +25,12 @@ def outputs_of(data: Data, loss: str) -> int:
     numbers, several = targets.is_floating_point(), targets.ndim == 2
     if loss == "cross-entropy" and numbers and not several:
         raise DataError(f"{data.name} has a number as target, no class: give --loss mse, bce or one of your own")
+    for part, labels in (("test", data.test_labels), ("validation", data.val_labels)):
+        if loss == "cross-entropy" and labels is not None and labels.is_floating_point() and labels.ndim == 2:
+            raise DataError(
+                f"{data.name} has probabilities as {part} labels, and errors are counted by classes: give class indices"
+                " there; soft labels are for training"
+            )
     if loss == "ordinal" and numbers:
         raise DataError(f"{data.name} has floating-point targets; ordinal needs class indices, integers from 0")
     if loss == "bce" and not numbers and data.num_classes != 2:

@@ -98,6 +98,21 @@ def preprocessing_of(
     return source.preprocessing(Request(own_name, weights=given, args=dict(args or {})))
 
 
+def published_classes(name: str, args: Mapping[str, Any], weights: str | os.PathLike[str] | None) -> int | None:
+    """Count the classes of a published head; 0 where there is none, None where these weights are of no source."""
+    source, own_name = find_source(name)
+    given = None if weights is None else os.fspath(weights)
+    if given is None or not source.reads(given):
+        return None
+    return source.classes(Request(own_name, weights=given, args=dict(args)))
+
+
+def published_arguments(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network with its published weights: those given, and what these weights set beside them."""
+    source, own_name = find_source(name)
+    return {**source.decided(Request(own_name, weights=PRETRAINED, args=dict(args))), **args}
+
+
 def input_arguments(shape: Sequence[int]) -> dict[str, Any]:
     """What :func:`build_model` is told of inputs of a shape: (K, H, W) of images, (D,) of vectors."""
     square = len(shape) == 3 and shape[1] == shape[2]

@@ -71,7 +71,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     check_split(model, data)
     loaded = load(data, model)
     loss = _loss(model, options)
-    network = load_network(model, loaded, loss).to(device)
+    network = load_network(model, loaded, loss, purpose="evaluate").to(device)
     loader, indices, part = _loader(loaded, data, options, device)
     asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}
     title = f"{model.model} on {data.data}, {options.split} set"

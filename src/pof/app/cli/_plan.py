@@ -33,7 +33,9 @@ from pof.data.batch_sampler import drops_last
 from pof.training.fit import find_device
 
 
-def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> None:
+def show_run(
+    model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions, purpose: str | None = None
+) -> None:
     """Print what would be trained, and about how long it takes; the checks are those of the run itself."""
     check_numbers(training)
     if not run.resume:
@@ -42,7 +44,7 @@ def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run
     precision = find_precision(training.precision, find_device(training.device))
     schedule = schedule_of(training)
     training = replace(training, lr=rate, schedule=schedule, precision=precision)
-    about, samples, seconds = _about(model, data, training)
+    about, samples, seconds = _about(model, data, training, purpose)
     steps = _steps(samples, training)
     units = float(passes(training))
     average = average_of(training)
@@ -61,7 +63,7 @@ def show_run(model: ModelOptions, data: DataOptions, training: TrainOptions, run
 
 def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions, training: TrainOptions) -> None:
     """Print what a search would try, and about how long it takes."""
-    about, samples, seconds = _about(model, data, training)
+    about, samples, seconds = _about(model, data, training, "improve")
     possible = most_candidates(options.budget, _steps(samples, training))
     names = options.candidates or list(families(None))[:possible]
     alone = "" if options.candidates else f" (only {', '.join(UNFITTED)} if the network does not fit its training data)"
@@ -78,12 +80,14 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
     )
 
 
-def _about(model: ModelOptions, data: DataOptions, training: TrainOptions) -> tuple[dict[str, str], int, float]:
+def _about(
+    model: ModelOptions, data: DataOptions, training: TrainOptions, purpose: str | None
+) -> tuple[dict[str, str], int, float]:
     """Network and data in words, the number of training samples, and seconds of a pass over them."""
     check_split(model, data)
     loaded = load(data, model)
     splits = split(loaded, data)
-    network = load_network(model, loaded, training.loss)
+    network = load_network(model, loaded, training.loss, purpose=purpose)
     samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)
     assert seconds is not None
     held = 0 if splits.validation is None else len(splits.validation)

@@ -13,12 +13,14 @@ from pof.app.loggers import tracking
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 
 
-def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
-    """Train a network, from scratch or from weights."""
+def train(
+    model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions, *, purpose: str | None = None
+) -> int:
+    """Train a network, from scratch or from weights; ``purpose`` names the command that needs a trained head."""
     if run.dry_run:
         from pof.app.cli._plan import show_run
 
-        show_run(model, data, training, run)
+        show_run(model, data, training, run, purpose)
         return 0
     options = plain({"model": vars(model), "data": vars(data), "training": vars(training)})
     with Display() as display, tracking(run.logger, Path(run.out).resolve().name, options) as track:
@@ -27,7 +29,7 @@ def train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: R
             display(row)
             track(row)
 
-        result = job.train(model, data, training, run, tell)
+        result = job.train(model, data, training, run, tell, purpose)
     if result.fit.stopped == "interrupted":
         console.print(result.fit.message)
         return 130
@@ -56,7 +58,7 @@ def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, r
             f" --loss {own} to go on with that",
             soft_wrap=True,
         )
-    return train(model, data, training, run)
+    return train(model, data, training, run, purpose="post-train")
 
 
 def fine_tune(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:

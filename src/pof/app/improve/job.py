@@ -50,7 +50,7 @@ def improve_network(
     check_split(model, data)
     loaded = load(data, model)
     splits = split(loaded, data)
-    network = load_network(model, loaded).to(device)
+    network = load_network(model, loaded, purpose="improve").to(device)
     card = card_of(model, loaded, model.head or find_head(network))
     training = replace(training, batch_size=min(training.batch_size, len(splits.train)))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)

@@ -57,6 +57,8 @@ class Source:
         names: those that can be listed.
         preprocessing: of images, as the network was trained with; None if that is not known.
         of_images: whether a network takes images alone, and no vectors.
+        classes: number of classes of the published head, 0 where there is none; None if that is not known.
+        decided: arguments that the published weights set beyond those given.
     """
 
     build: Callable[[Request], nn.Module]
@@ -65,6 +67,8 @@ class Source:
     names: Callable[[], Sequence[str]] = tuple
     preprocessing: Callable[[Request], Preprocessing | None] = lambda request: None
     of_images: Callable[[Request], bool] = lambda request: True
+    classes: Callable[[Request], int | None] = lambda request: None
+    decided: Callable[[Request], Mapping[str, Any]] = lambda request: {}
 
 
 def argument_of_size(request: Request, argument: str, own: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape as glob_escape
@@ -16,13 +17,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pof._support.preprocessing import Preprocessing
+from pof._support.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pof._support.text import reason
 from pof.models.sources import zero_shot
-from pof.models.sources.base import PRETRAINED, Request, Source, check_order, position_options
+from pof.models.sources.base import PRETRAINED, Request, Source, check_order, position_options, side_of
 from pof.models.sources.image_processor import read_processor
+from pof.models.sources.timm import preprocessing_in
 
 CONFIG = "config.json"
+OF_TIMM = "pretrained_cfg"
+"""In the configuration of a network of timm: its preprocessing and classes."""
 SAVED = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 """Names of the files that hold the weights of such a folder; another one beside them is somebody's own."""
 
@@ -172,12 +176,44 @@ def _quiet() -> Iterator[None]:
 
 
 def _of_images(request: Request) -> bool:
-    config = _config(request, _origin(request) or request.name)
-    return any(hasattr(config, setting) for setting in ("image_size", "num_channels", "vision_config"))
+    return _takes_images(_config(request, _origin(request) or request.name))
+
+
+def _takes_images(config: Any) -> bool:
+    return any(hasattr(config, setting) for setting in ("image_size", "num_channels", "vision_config", OF_TIMM))
 
 
 def _preprocessing(request: Request) -> Preprocessing | None:
-    return read_processor(_origin(request) or request.name) if _of_images(request) else None
+    """As published; of weights without a processor that of the network they were trained from."""
+    origin = _origin(request) or request.name
+    config = _config(request, origin)
+    if not _takes_images(config):
+        return None
+    if isinstance(getattr(config, OF_TIMM, None), dict):
+        return preprocessing_in(config.pretrained_cfg, f"hf:{origin}")
+    names = dict.fromkeys((origin, request.name))
+    found = next((how for how in map(read_processor, names) if how is not None), None)
+    size = side_of(getattr(config, "image_size", None))
+    if found is None and size is not None:
+        warnings.warn(
+            f"hf:{origin} comes without preprocessor_config.json, so images get the {size} px of its configuration and"
+            " ImageNet's mean and standard deviation: if it was trained otherwise, give --mean, --std, --interpolation"
+            " and --crop",
+            stacklevel=2,
+        )
+        return Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD)
+    return found
 
 
-HUGGING_FACE = Source(_build, lambda name: True, _reads, preprocessing=_preprocessing, of_images=_of_images)
+def _classes(request: Request) -> int | None:
+    config = _config(request, _origin(request) or request.name)
+    if zero_shot.is_zero_shot(config):  # its head is made of the names of the classes
+        return None
+    known = config.architectures
+    heads = known is None or any("Classification" in name for name in known)
+    return int(config.num_labels) if heads else 0
+
+
+HUGGING_FACE = Source(
+    _build, lambda name: True, _reads, preprocessing=_preprocessing, of_images=_of_images, classes=_classes
+)

@@ -74,15 +74,19 @@ def _build(request: Request) -> nn.Module:
 
 
 def _preprocessing(request: Request) -> Preprocessing:
+    return preprocessing_in(_config(request), f"timm's {request.name!r}", side_of(request.args.get("img_size")))
+
+
+def preprocessing_in(described: Mapping[str, Any], name: str, size: int | None = None) -> Preprocessing:
+    """The preprocessing that a ``pretrained_cfg`` of timm describes; ``size`` in pixels is that of other images."""
     from timm.data import config
 
     resolve: Any = config.resolve_data_config
-    size = side_of(request.args.get("img_size"))
-    found = resolve({"img_size": size}, pretrained_cfg=dict(_config(request)))
+    found = resolve({"img_size": size}, pretrained_cfg=dict(described))
     *_, height, width = found["input_size"]
     if height != width or found["crop_mode"] not in {"center", "squash"}:
         raise ValueError(
-            f"timm's {request.name!r} takes images of {height} x {width} px, crop mode {found['crop_mode']!r}; images"
+            f"{name} takes images of {height} x {width} px, crop mode {found['crop_mode']!r}; images"
             " are made square here: give --image_size, --mean, --std, --interpolation and --crop"
         )
     return Preprocessing(
@@ -90,4 +94,9 @@ def _preprocessing(request: Request) -> Preprocessing:
     )
 
 
-TIMM = Source(_build, _knows, PRETRAINED.__eq__, _names, _preprocessing)
+def _classes(request: Request) -> int | None:
+    found = _config(request).get("num_classes")
+    return None if found is None else int(found)
+
+
+TIMM = Source(_build, _knows, PRETRAINED.__eq__, _names, _preprocessing, classes=_classes)

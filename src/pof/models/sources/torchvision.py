@@ -28,7 +28,7 @@ def _build(request: Request) -> nn.Module:
             f"torchvision's {request.name!r} takes images of 3 channels, not of {request.in_channels}: timm has"
             " networks for any number"
         )
-    options: dict[str, Any] = dict(request.args)
+    options: dict[str, Any] = {**(_decided(request) if request.pretrained else {}), **request.args}
     if (argument := _size_argument(request.name)) is not None:
         published = _transforms(request.name).crop_size[0]
         if request.pretrained and request.image_size not in {None, published}:
@@ -86,4 +86,25 @@ def _preprocessing(request: Request) -> Preprocessing:
     return Preprocessing(size or crop, found.mean, found.std, found.interpolation.value, crop / resized)
 
 
-TORCHVISION = Source(_build, lambda name: name in _names(), PRETRAINED.__eq__, _names, _preprocessing)
+def _classes(request: Request) -> int:
+    import torchvision
+
+    return len(torchvision.models.get_model_weights(request.name).DEFAULT.meta["categories"])
+
+
+def _decided(request: Request) -> dict[str, Any]:
+    """What the constructors of these two set with weights alone: without it the same weights are another network."""
+    if request.name not in {"googlenet", "inception_v3"}:
+        return {}
+    return {"transform_input": True, "aux_logits": request.name == "inception_v3", "init_weights": False}
+
+
+TORCHVISION = Source(
+    _build,
+    lambda name: name in _names(),
+    PRETRAINED.__eq__,
+    _names,
+    _preprocessing,
+    classes=_classes,
+    decided=_decided,
+)
