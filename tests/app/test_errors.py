@@ -119,3 +119,8 @@ def test_a_number_in_a_table_is_no_formula() -> None:
     """A class that is called -1 stays that."""
     texts = ("-1", "+2.5", "=1", "-1+1", "@x", "-", "cat")
     assert [cell(text) for text in texts] == ["-1", "+2.5", "'=1", "'-1+1", "'@x", "'-", "cat"]
+
+
+def test_a_dict_of_inputs_by_other_names_than_the_networks() -> None:
+    said = one_line(caught(lambda: nn.Linear(2, 2)(image=torch.zeros(1, 2))))
+    assert "a dict of inputs goes to the network by its keys: name them as its forward does" in said
