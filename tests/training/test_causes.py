@@ -139,14 +139,11 @@ def test_lightning_without_a_length(make: Any) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_training_inputs_that_are_not_finite_are_no_divergence(accumulation: int) -> None:
-    model = mlp()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+def test_training_inputs_that_are_not_finite_are_named(accumulation: int) -> None:
     data = batches(4)
     data[2][0][3, 1] = float("nan")
     step = 3 if accumulation == 1 else 2
-    options: dict[str, Any] = {"epochs": 1, "device": "cpu", "accumulation": accumulation}
-    with pytest.raises(ValueError, match=rf"step {step} \(epoch 1\): inputs hold NaN or infinity \(1 of 80 values\)"):
-        pof.fit(pof.Finetune(model), data, **options)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    said = rf"became nan at step {step} .*Remedy: its inputs hold NaN or infinity \(1 of 80 values\): mend the data"
+    with pytest.warns(pof.DivergenceWarning, match=said):
+        found = pof.fit(pof.Finetune(mlp()), data, epochs=1, device="cpu", accumulation=accumulation)
+    assert found.stopped == "diverged" and "learning rate" in found.message

@@ -41,10 +41,6 @@ class _Diverged(Exception):
     """Its message says when, and the remedy."""
 
 
-class _BadData(_Diverged):
-    """It is the data that are not finite."""
-
-
 class Loop:
     """One run of ``fit``: epochs of steps, each epoch validated, everything saved that a resume needs."""
 
@@ -108,11 +104,6 @@ class Loop:
                     message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
                     return self._end("interrupted", message)
                 within = None
-        except _BadData as found:
-            self.stepper.optimizer_mode(training=False)
-            self.selection.roll_back(self.method, self.stepper.optimizer)
-            self.selection.deliver(self.method.model)
-            raise ValueError(str(found)) from None
         except _Diverged as diverged:
             warnings.warn(str(diverged), DivergenceWarning, stacklevel=5)
             self.selection.roll_back(self.method, self.stepper.optimizer)
@@ -193,10 +184,9 @@ class Loop:
         found = read_results([result for _, _, result in self.pending])
         for (step, rate, _), (means, weight) in zip(self.pending, found, strict=True):
             if not math.isfinite(means["loss"]):
-                self._check_data(step)
                 raise _Diverged(
                     f"the loss became {means['loss']} at step {step} (epoch {self.epoch + 1}, learning rate {rate:g});"
-                    f" the network of epoch {self.selection.epoch} was put back. Remedy: {self.method.remedy}"
+                    f" the network of epoch {self.selection.epoch} was put back. Remedy: {self._remedy(step)}"
                 )
             for name, value in means.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value * weight
@@ -204,13 +194,14 @@ class Loop:
             self.log({"event": "step", "step": step, "epoch": self.epoch + 1, "lr": rate, **means})
         self.pending.clear()
 
-    def _check_data(self, step: int) -> None:
-        """Tell inputs that are not finite from a divergence, where the step's own are at hand."""
-        for micro in self.window if step == self.steps else ():
-            try:
+    def _remedy(self, step: int) -> str:
+        """That of the method, unless the step's inputs, where they are still at hand, are not finite themselves."""
+        try:
+            for micro in self.window if step == self.steps else ():
                 check_inputs(micro.inputs)
-            except ValueError as error:
-                raise _BadData(f"step {step} (epoch {self.epoch + 1}): {error}; the network was put back") from error
+        except ValueError as error:
+            return f"its {error}"
+        return self.method.remedy
 
     def _check_finite(self) -> None:
         """Notice a network that the epoch's last step destroyed: no later loss would tell."""

@@ -174,7 +174,9 @@ def test_every_method_is_built_on_the_stand_in(name: str) -> None:
 def test_co_tuning_without_a_source_head_is_refused_before_anything_runs() -> None:
     method: dict[str, Any] = {"methods": {"it": {"method": "co-tuning"}}, "control": None}
     for model in ({"model": "small-cnn"}, {"model": "small-cnn", "source_classes": 20}):  # the pretrained one has none
-        with pytest.raises(RecipeError, match=r"methods\.it: co-tuning needs the head .* give --source_classes"):
+        with pytest.raises(
+            RecipeError, match=r"methods\.it: co-tuning needs the head .* in --source_classes the number of classes"
+        ):
             parse_recipe(changed(model=model, **method))
 
 
