@@ -18,6 +18,7 @@ from pof.app.runs import load_run
 from pof.app.splits import load
 from pof.data.images import Prepare
 from pof.models import Preprocessing, build_model, preprocessing_of
+from pof.models.build import published_classes
 from pof.weights import load_weights, save_model
 from tests.data.test_images import photograph
 from tests.models import folders
@@ -241,8 +242,11 @@ def test_a_new_head_is_fine_tuned_and_has_no_figures_before(tmp_path: Path, anim
     assert main(["train", *asked, "--method", "finetune", "--out", str(tmp_path / "plain")]) == 0
     assert read_result(tmp_path / "plain")["test_before"] is None
     capsys.readouterr()
-    assert main(["train", *asked, "--method", "pof", "--out", str(tmp_path / "pof")]) == 2
-    assert "pof, which does not train it, needs a trained one" in " ".join(capsys.readouterr().err.split())
+    for command in ("train", "fine-tune"):
+        assert main([command, *asked, "--method", "pof", "--out", str(tmp_path / "pof")]) == 2
+        assert "gets a new head, and pof would hold that fixed" in " ".join(capsys.readouterr().err.split())
+    assert main(["post-train", *asked, "--source_classes", "5", "--out", str(tmp_path / "pof")]) == 2
+    assert "--source_classes 5 gives the network a new head, and post-train needs" in capsys.readouterr().err
     # Nor is a head of other classes than it has been said to have the one that Co-Tuning is to transfer.
     assert main(["fine-tune", *asked, "--method", "co-tuning", "--out", str(tmp_path / "co")]) == 2
     assert "the number of classes of their head" in " ".join(capsys.readouterr().err.split())
@@ -295,3 +299,33 @@ def test_soft_test_labels_are_refused_before_the_first_step(
         assert main(["train", *asked]) == code, capsys.readouterr().err
     assert "has probabilities as test labels" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "soft").exists()
+
+
+def test_a_users_own_class_has_its_head_and_soft_labels_elsewhere_are_no_matter(
+    tmp_path: Path, animals: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folders.vit(tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    (tmp_path / "own" / "config.json").write_text(json.dumps({**config, "architectures": ["Mine"]}))
+    asked = ["--model", f"hf:{tmp_path / 'own'}", "--weights", "pretrained", "--data", animals]
+    assert main(["evaluate", *asked, "--device", "cpu", "--workers", "0"]) == 0, capsys.readouterr().err
+    (tmp_path / "several.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\n"
+        "def labels():\n"
+        "    images, labels = torch.randn(12, 3, 8, 8), torch.tensor([[1.0, 1, 0], [0, 1, 1]]).repeat(6, 1)\n"
+        "    return TensorDataset(images, labels), TensorDataset(images, labels)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(build_model("small-cnn", num_classes=3).state_dict(), tmp_path / "net.pt")
+    asked = ["--model", "small-cnn", "--weights", "net.pt", "--data", "several:labels"]
+    assert main(["export", *asked, "--format", "safetensors", "--out", "net.safetensors"]) == 0, capsys.readouterr().err
+
+
+def test_the_configuration_that_timm_is_given_says_the_classes() -> None:
+    described = {"num_classes": 5, "input_size": [3, 40, 40], "mean": [0.1] * 3, "std": [0.2] * 3}
+    assert published_classes("timm:test_resnet", {"pretrained_cfg": described}, "pretrained") == 5
+    assert published_classes("timm:test_resnet", {"pretrained_cfg": "r160_in1k"}, "pretrained") is None
+    assert published_classes("timm:test_resnet", {}, "pretrained") == 1000
+    how = preprocessing_of("timm:test_resnet", {"pretrained_cfg": described})
+    assert how is not None and (how.size, how.mean) == (40, (0.1,) * 3)

@@ -185,3 +185,48 @@ def test_the_trainer_switches_schedule_free_optimizers_as_it_always_does(make: M
     trainer.train()
     assert trainer.plain().steps == 8
     assert at_evaluation == [False, False]
+
+
+class Bounded(IterableDataset[dict[str, Tensor]]):
+    """A stream with an end: eight mini-batches."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        yield from samples(8 * BATCH)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_stream_goes_on_behind_an_epoch(tmp_path: Path, forgotten: bool) -> None:
+    """``forgotten``: the checkpoint is of a version that did not say how much of the epoch had been trained on."""
+    options: Any = {"max_steps": 20, "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 8}
+
+    def swa(model: nn.Module) -> pof.Method:
+        return pof.Averaged(pof.Finetune(model), "swa")
+
+    whole = in_the_trainer(swa, tmp_path, net(norm=True), data=Bounded(), **options)
+    checkpoint = tmp_path / "checkpoint-8"
+    if forgotten:
+        state = torch.load(checkpoint / "pof_state.pt", weights_only=True)
+        del state["taken"]
+        torch.save(state, checkpoint / "pof_state.pt")
+    again = hugging_face_trainer(swa, net(norm=True), tmp_path, data=Bounded(), logging_steps=1000, **options)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.state.global_step == 20
+    if not forgotten:
+        for name, value in whole.method.candidate().state_dict().items():
+            torch.testing.assert_close(again.method.candidate().state_dict()[name], value, msg=name)
+
+
+def test_lightning_lets_go_also_where_a_run_breaks_off() -> None:
+    model = net()
+    module = lightning_module(delta(model))
+
+    class Broken(type(module)):  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            if batch_idx == 2:
+                raise KeyError("broken")
+            return super().training_step(batch, batch_idx)
+
+    broken = Broken()
+    with pytest.raises(KeyError, match="broken"):
+        lightning_trainer(max_epochs=1).fit(broken, loader())
+    assert not any(part._forward_hooks for part in model.modules())

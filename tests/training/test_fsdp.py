@@ -108,10 +108,12 @@ def other_steps(name: str, sharding: str | None) -> list[dict[str, Tensor]]:
     model = network() if sharding is None else shard(network(), sharding)
     method: Method = Finetune(model)
     optimizer: torch.optim.Optimizer
-    if name == "adarand":
+    if name.startswith("adarand"):
         regularizer = AdaRand.from_loader(pof.split(model), [batch(64, seed=9)], num_classes=4, strength=0.3)
         method = Regularized(model, regularizer)
-        optimizer = torch.optim.SGD(list(method.trainable_parameters()), lr=0.3)
+        trained = list(method.trainable_parameters())
+        plain = torch.optim.SGD(trained, lr=0.3)
+        optimizer = plain if name == "adarand" else pof.SAM(trained, torch.optim.SGD, 0.3, model=method, lr=0.3)
     elif name == "msam":
         optimizer = MSAM(method.trainable_parameters(), torch.optim.SGD, 0.3, lr=0.3, momentum=0.9)
     else:
@@ -120,7 +122,7 @@ def other_steps(name: str, sharding: str | None) -> list[dict[str, Tensor]]:
     return steps(method, optimizer)
 
 
-OTHERS = list(itertools.product(["sam", "asam", "msam", "adarand"], ["one unit", "head a unit"]))
+OTHERS = list(itertools.product(["sam", "asam", "msam", "adarand", "adarand, sam"], ["one unit", "head a unit"]))
 
 
 def on_a_rank(rank: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pof._support.distributed import gather_objects
 from pof._support.precision import find_precision, float32_products
 from pof._support.random import seed_everything
 from pof.app.cards import card_of, load_with_source_head, new_head_of, refuse_new_head
-from pof.app.inherit import check_split
+from pof.app.inherit import check_split, check_trained
 from pof.app.methods import Context, build_method, entry_of, named_function
 from pof.app.options import (
     DataOptions,
@@ -33,7 +33,7 @@ from pof.app.options import (
 from pof.app.run_files import read_config
 from pof.app.run_folder import COMMIT, CONTENT, NETWORK, Run, commit, content_of, figures_of
 from pof.app.splits import Splits, load, split, training_batches
-from pof.data import Data, eval_loader
+from pof.data import Data, check_countable, eval_loader
 from pof.data.description import Loader
 from pof.data.mixing import class_weights
 from pof.head.search import find_head
@@ -98,7 +98,9 @@ def _train(
     agree({**_of_all(config), "resume": run.resume})
     check_split(model, data)
     loaded = load(data, model)
+    check_countable(loaded, training.loss)
     if purpose is not None:
+        check_trained(model, purpose)
         refuse_new_head(model, loaded, training.loss, purpose)
     splits = split(loaded, data)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
@@ -108,8 +110,8 @@ def _train(
     config |= {NETWORK: plain(vars(card)), COMMIT: commit()}
     if training.freeze_head:
         freeze_head(network, model)
-    new_head = new_head_of(model, loaded, training.loss) is not None
-    incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head and not new_head else None
+    why = new_head_of(model, loaded, training.loss)
+    incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head and why is None else None
     folder = Run(run.out, config, resume=run.resume, overwrite=run.overwrite) if rank == 0 else None
     if folder is not None:
         stack.callback(folder.close)
@@ -128,8 +130,8 @@ def _train(
         if training.compile:
             network.compile(dynamic=False)  # an epoch has two sizes of mini-batches at most
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
-        if new_head and not any(p.requires_grad for p in network.get_submodule(method.head_name).parameters()):
-            refuse_new_head(model, loaded, training.loss, f"{training.method}, which does not train it,")
+        if model.is_trained and (why or model.source_classes is not None):
+            _check_trained(network.get_submodule(method.head_name), training.method)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     if folder is not None:
         folder.make_room()
@@ -144,6 +146,15 @@ def _train(
     if folder is not None:
         folder.finish(network, figures_of(result, before, after), card.metadata())
     return JobResult(Path(run.out), result, before, after)
+
+
+def _check_trained(head: nn.Module, method: str) -> None:
+    """Refuse to hold a new head fixed, under which a trained extractor would be trained."""
+    if not any(parameter.requires_grad for parameter in head.parameters()):
+        raise ValueError(
+            f"the network gets a new head, and {method} would hold that fixed as it is: train it first (pof fine-tune"
+            " with another --method), then post-train that run"
+        )
 
 
 def _class_weights(training: TrainOptions, loaded: Data, splits: Splits, log: Log) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from pof.data.overview import summary
 from pof.data.registry import load_data
 from pof.data.stratified import split_validation, stratified_fraction
 from pof.data.streaming import StreamData, StreamLoader
-from pof.data.tasks import outputs_of
+from pof.data.tasks import check_countable, outputs_of
 
 __all__ = [
     "Augmentation",
@@ -24,6 +24,7 @@ __all__ = [
     "StreamLoader",
     "TensorLoader",
     "check_batch",
+    "check_countable",
     "check_labels",
     "cutout",
     "eval_loader",

@@ -25,12 +25,6 @@ def outputs_of(data: Data, loss: str) -> int:
     numbers, several = targets.is_floating_point(), targets.ndim == 2
     if loss == "cross-entropy" and numbers and not several:
         raise DataError(f"{data.name} has a number as target, no class: give --loss mse, bce or one of your own")
-    for part, labels in (("test", data.test_labels), ("validation", data.val_labels)):
-        if loss == "cross-entropy" and labels is not None and labels.is_floating_point() and labels.ndim == 2:
-            raise DataError(
-                f"{data.name} has probabilities as {part} labels, and errors are counted by classes: give class indices"
-                " there; soft labels are for training"
-            )
     if loss == "ordinal" and numbers:
         raise DataError(f"{data.name} has floating-point targets; ordinal needs class indices, integers from 0")
     if loss == "bce" and not numbers and data.num_classes != 2:
@@ -41,3 +35,11 @@ def outputs_of(data: Data, loss: str) -> int:
     if loss == "ordinal":
         return data.num_classes - 1
     return 1 if loss in {"bce", "mse"} and not numbers else data.num_classes
+
+
+def check_countable(data: Data, loss: str) -> None:
+    """Refuse data on which a network cannot be judged when its training is over: soft labels are for training."""
+    if loss == "cross-entropy" and data.test_labels.is_floating_point() and data.test_labels.ndim == 2:
+        raise DataError(
+            f"{data.name} has probabilities as test labels, and errors are counted by classes: give class indices there"
+        )

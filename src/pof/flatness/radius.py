@@ -150,7 +150,7 @@ def radius_distribution(
     if test is not None and test.batch_size != train.batch_size:
         raise ValueError(
             f"the mini-batches of loader have {train.batch_size} samples and those of test_loader {test.batch_size}, on"
-            " which the radius depends: give both loaders one batch_size"
+            " which the radius depends: give both loaders one batch_size, not larger than either data set"
         )
     return RadiusDistribution(train, test, direction)
 

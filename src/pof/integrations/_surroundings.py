@@ -42,8 +42,8 @@ class Surroundings(TrainerCallback):
         self.trainer = trainer
         self.epoch = 0
         self.steps_per_epoch: int | None = None
-        self.taken = 0
-        """Mini-batches of this epoch that were trained on."""
+        self.taken: int | None = 0
+        """Mini-batches of this epoch that were trained on; None behind a checkpoint that does not say it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.num_train_epochs == sys.maxsize:  # as the Trainer has it of a loader without a length
@@ -63,7 +63,8 @@ class Surroundings(TrainerCallback):
             self._after_epoch(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.steps_per_epoch:
+        # The first pass of a resumed run over a stream may skip all that there is: that epoch has ended before.
+        if not self.steps_per_epoch and self.taken != 0:
             self._after_epoch(state)
         self.epoch, self.taken = self.epoch + 1, 0
 
@@ -84,6 +85,6 @@ class Surroundings(TrainerCallback):
             # Of a stream, which need not end, as many as were trained on.
             with another_loader(trainer) as loader:
                 passed = one_pass_on(loader, trainer.args.device)
-                yield from passed if self.steps_per_epoch else islice(passed, self.taken)
+                yield from passed if self.steps_per_epoch else islice(passed, self.taken)  # None is all of them
 
         trainer.method.after_epoch(self.epoch, state.num_train_epochs, batches)

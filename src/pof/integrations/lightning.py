@@ -34,6 +34,8 @@ try:
     from lightning.pytorch import LightningModule
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    from pof.integrations._leaving import leave_on_exceptions
 except ImportError as error:
     raise ImportError("pof.integrations.lightning needs Lightning: pip install 'pof[lightning]'") from error
 
@@ -127,26 +129,30 @@ class PostTraining(LightningModule):
             # Lightning asks for the loaders of validation in another state than `training`.
             return self._look_ahead(processed) if self.trainer.training else processed
 
+        leave_on_exceptions(self.trainer)
         # The one public place that sees the loader with its distributed sampler, before it is iterated.
         strategy.process_dataloader = process_dataloader
 
     def on_fit_end(self) -> None:
-        """Leave the trainer's strategy, and the model, as they were."""
+        """Let go of the trainer's strategy and of the model."""
         super().on_fit_end()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave them as they were; also called where a run ends by an exception."""
         vars(self.trainer.strategy).pop("process_dataloader", None)
         self.method.release()
 
     def _look_ahead(self, loader: Any) -> Any:
         if self.trainer.lightning_module is not self:
             return loader
-        trainer, references = self.trainer, self.method.needs_reference
-        limit = trainer.limit_train_batches
+        trainer, limit = self.trainer, self.trainer.limit_train_batches
 
         def length() -> float:
             # Before the trainer has counted, of a loader without a length, the limit is known alone.
             return min(trainer.num_training_batches, limit if isinstance(limit, int) else math.inf)
 
-        self._loader = AheadLoader(loader, references, lambda: trainer.current_epoch, length)
+        self._loader = AheadLoader(loader, self.method.needs_reference, lambda: trainer.current_epoch, length)
         for position in self._positions:
             self._loader.load_state_dict(position)
             self._loader.ended = self._ended

@@ -182,7 +182,8 @@ class PostTrainer(Trainer):
             plain = ((batch, None) for batch in epoch_iterator)
             self._pairs = with_next(epoch_iterator, self._first) if self.method.needs_reference else plain
         pairs = list(islice(self._pairs, args[0]))
-        self._surroundings.taken += len(pairs)
+        if self._surroundings.taken is not None:
+            self._surroundings.taken += len(pairs)
         if begins and pairs and self.method.needs_reference and self._first is None:
             self._first = pairs[0][0]
         self._window = deque(pairs)
@@ -308,7 +309,7 @@ class PostTrainer(Trainer):
                 f"{folder} was written with {other}: give the same, or ignore_data_skip=True to go on with these"
             )
         self.method.load_state_dict(state["method"], strict=False)
-        self._resume_from, self._surroundings.taken = None, state.get("taken", 0)
+        self._resume_from, self._surroundings.taken = None, state.get("taken")
         firsts = state.get("firsts") or [state["first"]]  # of an older version
         self._resumed_first = None if self.args.ignore_data_skip else firsts[distributed.rank() % len(firsts)]
 

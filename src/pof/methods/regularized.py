@@ -66,6 +66,7 @@ class Regularized(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """The loss plus the penalty (each alone is a metric), or in eval mode the plain loss; needs no reference."""
+        first = not in_second_pass(self.network.model)  # before the forward, behind which FSDP2 has other parameters
         if self.training:
             self.attach()
         features, logits = features_and_logits(self.network, inputs)
@@ -73,7 +74,7 @@ class Regularized(Method):
         if not self.training:
             return plain
         penalty = self.regularizer(features, targets, inputs)
-        if not in_second_pass(self.network.model):
+        if first:
             self._seen.append((features.detach(), targets))
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.  L2-SP has another one.
         loss = plain.loss + penalty if self.regularizer.strength or penalty.requires_grad else plain.loss

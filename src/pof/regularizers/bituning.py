@@ -158,7 +158,7 @@ class BiTuning(Regularizer):
         with without_autocast(features.device):
             features, encoded = at_least_float32(features), at_least_float32(encoded)
             key = F.normalize(self.key_projection(encoded), dim=1)
-            if not in_second_pass(self._network[0].model):
+            if not in_second_pass(self.projection) and not in_second_pass(self._network[0].model):
                 self._pending.append((with_one(encoded), key, targets))
             return self.strength * (self._cross_entropy(features, targets) + self._categorical(features, key, targets))
 

@@ -200,7 +200,7 @@ class Loop:
             for micro in self.window if step == self.steps else ():
                 check_inputs(micro.inputs)
         except ValueError as error:
-            return f"its {error}"
+            return f"its {error}; or, where the network takes such values, {self.method.remedy}"
         return self.method.remedy
 
     def _check_finite(self) -> None:

@@ -25,6 +25,8 @@ from pof.models.sources.image_processor import read_processor
 from pof.models.sources.timm import preprocessing_in
 
 CONFIG = "config.json"
+HEADLESS = re.compile(r"(Model|Backbone|PreTraining|LM|Modeling|Generation)$")
+"""How Transformers names the classes without a head of classes; a user's own class may have any other name."""
 OF_TIMM = "pretrained_cfg"
 """In the configuration of a network of timm: its preprocessing and classes."""
 SAVED = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
@@ -209,9 +211,7 @@ def _classes(request: Request) -> int | None:
     config = _config(request, _origin(request) or request.name)
     if zero_shot.is_zero_shot(config):  # its head is made of the names of the classes
         return None
-    known = config.architectures
-    heads = known is None or any("Classification" in name for name in known)
-    return int(config.num_labels) if heads else 0
+    return 0 if any(HEADLESS.search(name) for name in config.architectures or ()) else int(config.num_labels)
 
 
 HUGGING_FACE = Source(

@@ -38,7 +38,9 @@ def _config(request: Request) -> Mapping[str, Any]:
     else:
         registered: Any = get_pretrained_cfg(request.name)
         found = {} if registered is None else registered.to_dict()
-    return {**found, **(request.args.get("pretrained_cfg_overlay") or {})}
+    given = request.args.get("pretrained_cfg")
+    own = given if isinstance(given, Mapping) else {}
+    return {**found, **own, **(request.args.get("pretrained_cfg_overlay") or {})}
 
 
 def _build(request: Request) -> nn.Module:
@@ -95,6 +97,8 @@ def preprocessing_in(described: Mapping[str, Any], name: str, size: int | None =
 
 
 def _classes(request: Request) -> int | None:
+    if isinstance(request.args.get("pretrained_cfg"), str):  # a tag, of which timm alone knows more
+        return None
     found = _config(request).get("num_classes")
     return None if found is None else int(found)
 
