@@ -61,8 +61,11 @@ class RadiusDistribution:
 
     @property
     def ratio(self) -> float:
-        """Median of the test radii over that of the training radii (2 in the paper); NaN without either."""
-        if self.test is None or not self.train.median > 0:
+        """Median of the test radii over that of the training radii (2 in the paper).
+
+        NaN without either, or where their mini-batches are of different size, on which the radius depends.
+        """
+        if self.test is None or self.test.batch_size != self.train.batch_size or not self.train.median > 0:
             return math.nan
         return self.test.median / self.train.median
 
@@ -121,8 +124,7 @@ def radius_distribution(
         The radii of both sets.
 
     Raises:
-        ValueError: if the head is not linear, a loader is empty, the mini-batches of both are not of one size, or
-            ``direction`` is unknown.
+        ValueError: if the head is not linear, a loader is empty, or ``direction`` is unknown.
     """
     if direction not in ("own", "train"):
         raise ValueError(f"direction must be 'own' or 'train'; got {direction!r}")
@@ -147,11 +149,6 @@ def radius_distribution(
     with measuring(model, seed) as device:
         train = measure(loader, "training batches", [])
         test = None if test_loader is None else measure(test_loader, "test batches", kept)
-    if test is not None and test.batch_size != train.batch_size:
-        raise ValueError(
-            f"the mini-batches of loader have {train.batch_size} samples and those of test_loader {test.batch_size}, on"
-            " which the radius depends: give both loaders one batch_size, not larger than either data set"
-        )
     return RadiusDistribution(train, test, direction)
 
 
@@ -171,11 +168,18 @@ def suggested_gamma(distribution: RadiusDistribution, *, resamples: int = 1000, 
         The ratio with its 95 % interval.
 
     Raises:
-        ValueError: if there is no validation split, or fewer than two bounded batches in one of the sets.
+        ValueError: if there is no validation split, its mini-batches are of another size, or fewer than two of one of
+            the sets are bounded.
     """
     if distribution.test is None:
         raise ValueError("gamma needs the radii of a validation split: pass it as test_loader to radius_distribution")
-    sets = [r.radius[r.bounded] for r in (distribution.train, distribution.test)]
+    train, test = distribution.train, distribution.test
+    if test.batch_size != train.batch_size:
+        raise ValueError(
+            f"the mini-batches of loader have {train.batch_size} samples and those of test_loader {test.batch_size}, on"
+            " which the radius depends: give both loaders one batch_size, not larger than either data set"
+        )
+    sets = [r.radius[r.bounded] for r in (train, test)]
     if min(len(s) for s in sets) < 2 or not distribution.train.median > 0:
         counts = " and ".join(str(len(s)) for s in sets)
         raise ValueError(
