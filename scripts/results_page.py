@@ -3,27 +3,21 @@
 python scripts/results_page.py
 
 A place for a table is ``<!-- NAME -->`` ... ``<!-- end -->``, NAME being that of a file in benchmarks/results; with
-``<!-- NAME: method; method -->`` only these methods are in it, with ``<!-- NAME, METHOD minus: method; method -->`` it
-compares one with others, from the CSV of the same name.  A file of ``benchmarks/improve.py`` has its own table, with
-each method at the whole budget; ``<!-- searches: NAME; NAME -->`` has a row for each of several such files.
+``<!-- NAME: method; method -->`` only these methods are in it.  A file of ``benchmarks/improve.py`` has its own table,
+with each method at the whole budget; ``<!-- searches: NAME; NAME -->`` has a row for each of several such files.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from pof.app.experiment.statistics import corrected, paired
-
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "improve.md", ROOT / "README.md")
 FIGURE = ROOT / "docs" / "figures" / "gains.svg"
-PLACE = re.compile(
-    r"<!-- (?P<name>[\w-]+)(?:, (?P<one>[^:>]+) minus)?(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL
-)
+PLACE = re.compile(r"<!-- (?P<name>[\w-]+)(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
 NONE = "–"
 # Of benchmarks/improve.py: what stands for the names in its files.
 SEARCH = {
@@ -100,18 +94,6 @@ def table(found: dict[str, Any], methods: list[str]) -> str:
     return lines_of([*(["setting"] if settings else []), *head], rows)
 
 
-def against(name: str, one: str, others: list[str]) -> str:
-    """The paired differences of one method to others; p corrected over them."""
-    errors: dict[str, dict[str, float]] = {}
-    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            errors.setdefault(row["method"], {})[row["seed"]] = float(row["error"])
-    own = errors[one]
-    tests = corrected([paired([errors[other][seed] for seed in own], list(own.values())) for other in others])
-    rows = [[other, *difference(vars(test))] for other, test in zip(others, tests, strict=True)]
-    return lines_of(["other", f"{one} minus it", "p"], rows)
-
-
 def search_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Seeds, and what was compared in them, of a file of benchmarks/improve.py."""
     (found,) = read(name)["found"].values()
@@ -179,8 +161,7 @@ def rendered(page: str) -> str:
         if is_search:
             made, source = search(name, methods), origin_of_search(name)
         else:
-            made = against(name, place["one"], methods) if place["one"] else table(found, methods)
-            source = origin(name, found)
+            made, source = table(found, methods), origin(name, found)
         return f"{opening}\n{made}\n\n{source}\n<!-- end -->"
 
     return PLACE.sub(fill, page)
