@@ -37,6 +37,7 @@ REGIMES = {
     "Fashion-MNIST, 6,000, fitted": ("fashion-mnist-few", "fashion-mnist-few"),
     "CIFAR-10, 5,000, fitted": ("cifar10-few", "cifar10-few"),
     "Fashion-MNIST, 54,000, not fitted": ("fashion-mnist", "fashion-mnist"),
+    "435 birds, fine-tuned": ("birds-post", "15 %"),
     "public CIFAR-10 ResNet-20": ("cifar10-public-resnet20", "cifar10-public-resnet20"),
 }
 KINDS = {
