@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 
 import pof
+from pof.integrations._leaving import Leaving
 from tests.integrations.trainers import (
     QUIET,
     Make,
@@ -226,7 +227,18 @@ def test_lightning_lets_go_also_where_a_run_breaks_off() -> None:
                 raise KeyError("broken")
             return super().training_step(batch, batch_idx)
 
-    broken = Broken()
+    trainer = lightning_trainer(max_epochs=1)
     with pytest.raises(KeyError, match="broken"):
-        lightning_trainer(max_epochs=1).fit(broken, loader())
+        trainer.fit(Broken(), loader())
     assert not any(part._forward_hooks for part in model.modules())
+    assert "process_dataloader" not in vars(trainer.strategy)
+    # And nothing of it is in the way of another module in the same trainer.
+    assert not any(isinstance(callback, Leaving) for callback in trainer.callbacks)
+
+
+def test_nothing_of_a_run_is_left_in_the_trainer() -> None:
+    trainer = lightning_trainer(max_epochs=1)
+    before = list(trainer.callbacks)
+    for _ in range(2):
+        trainer.fit(lightning_module(pof.PoF(net())), loader())
+        assert trainer.callbacks == before

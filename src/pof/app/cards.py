@@ -151,13 +151,16 @@ def refuse_new_head(model: ModelOptions, loaded: Data, loss: str, purpose: str) 
 
 def new_head_of(model: ModelOptions, loaded: Data, loss: str) -> str | None:
     """Say why published weights come with a head of no use for a data set; None where they do not."""
-    if model.is_factory or model.source_classes is not None:
-        return None
-    found, outputs = published_classes(model.model, model.model_args, model.weights), outputs_of(loaded, loss)
-    if found in {None, outputs}:
+    found, outputs = _published(model), outputs_of(loaded, loss)
+    if model.source_classes is not None or found in {None, outputs}:
         return None
     head = f"a head of {found} classes" if found else "no head"
     return f"{model.model} with the weights {model.weights} has {head}, and {loaded.name} needs {outputs} outputs"
+
+
+def _published(model: ModelOptions) -> int | None:
+    """Classes of the published head, 0 where there is none; None of weights from elsewhere."""
+    return None if model.is_factory else published_classes(model.model, model.model_args, model.weights)
 
 
 def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple[nn.Module, nn.Module | None]:
@@ -185,8 +188,7 @@ def load_with_source_head(model: ModelOptions, loaded: Data, loss: str) -> tuple
         raise
     source_head = None
     if model.source_classes is not None:
-        published = None if model.is_factory else published_classes(model.model, model.model_args, model.weights)
-        if published in {None, model.source_classes}:
+        if _published(model) in {None, model.source_classes}:
             source_head = split_at_head(network, model.head).head
         replace_head(network, outputs, model.head)
     return convolutions_channels_last(network), source_head

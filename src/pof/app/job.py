@@ -131,7 +131,7 @@ def _train(
             network.compile(dynamic=False)  # an epoch has two sizes of mini-batches at most
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
         if model.is_trained and (why or model.source_classes is not None):
-            _check_trained(network.get_submodule(method.head_name), training.method)
+            _refuse_to_hold(network.get_submodule(method.head_name), training.method)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     if folder is not None:
         folder.make_room()
@@ -148,7 +148,7 @@ def _train(
     return JobResult(Path(run.out), result, before, after)
 
 
-def _check_trained(head: nn.Module, method: str) -> None:
+def _refuse_to_hold(head: nn.Module, method: str) -> None:
     """Refuse to hold a new head fixed, under which a trained extractor would be trained."""
     if not any(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError(

@@ -35,7 +35,7 @@ try:
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from pof.integrations._leaving import leave_on_exceptions
+    from pof.integrations._leaving import ends_by_itself, leave_on_exceptions
 except ImportError as error:
     raise ImportError("pof.integrations.lightning needs Lightning: pip install 'pof[lightning]'") from error
 
@@ -129,7 +129,7 @@ class PostTraining(LightningModule):
             # Lightning asks for the loaders of validation in another state than `training`.
             return self._look_ahead(processed) if self.trainer.training else processed
 
-        leave_on_exceptions(self.trainer)
+        leave_on_exceptions(self.trainer, self.let_go)
         # The one public place that sees the loader with its distributed sampler, before it is iterated.
         strategy.process_dataloader = process_dataloader
 
@@ -139,8 +139,9 @@ class PostTraining(LightningModule):
         self.let_go()
 
     def let_go(self) -> None:
-        """Leave them as they were; also called where a run ends by an exception."""
+        """Leave both as they were, also where a run breaks off."""
         vars(self.trainer.strategy).pop("process_dataloader", None)
+        ends_by_itself(self.trainer)
         self.method.release()
 
     def _look_ahead(self, loader: Any) -> Any:
@@ -344,7 +345,6 @@ class PostTraining(LightningModule):
 
     def _training_batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         """A pass over as many mini-batches as an epoch trains on; of a stream without an end, as it has until here."""
-        loader: Any = self._loader
-        length = self.trainer.num_training_batches
+        loader, length = cast(AheadLoader, self._loader), self.trainer.num_training_batches
         batches = islice(one_pass(loader.loader), loader.consumed if math.isinf(length) else int(length))
         return map(unpack, map(self._transferred, batches))

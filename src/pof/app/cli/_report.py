@@ -99,13 +99,7 @@ def print_flatness(
     from pof.app.cli._display import console, showing_progress
     from pof.app.report.collection import collect
     from pof.app.report.quantities import as_json
-    from pof.app.report.subjects import (
-        check_same_data,
-        notes_on_parts,
-        read_run,
-        short_names,
-        subject_of_run,
-    )
+    from pof.app.report.subjects import check_same_data, notes_on_parts, read_run, short_names, subject_of_run
     from pof.app.run_folder import check_replaceable, write_json
 
     paths = _paths(options.runs)
