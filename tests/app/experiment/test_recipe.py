@@ -367,7 +367,7 @@ def test_the_recipes_of_the_repository_can_be_planned(file: Path, tmp_path: Path
     other = {"ascent-share": "sam", "extractor-only": "sam", "defaults": "pof"}
     other |= {"improve-digits": "sgd 0.5", "improve-fashion-mnist": "sgd 0.1"}
     other |= {"improve-cifar10": "sgd 0.1", "improve-not-fitted": "sgd 0.05", "improve-not-fitted-digits": "sgd 0.1"}
-    other |= {"wrn-28-10-short": "finetune 1.6e-4"}
+    other |= {"wrn-28-10-short": "finetune 1.6e-4", "sgd-rates": "sgd 0.1"}
     assert plan.recipe.control == other.get(file.stem, "finetune")
     assert len({stage.name for stage in plan.stages.values()}) == len(plan.stages)
 
