@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import pytest
@@ -121,6 +122,69 @@ def test_isolated_covers_every_global_generator() -> None:
         with isolated(5):
             inside.append(draws())
     assert inside[0] == inside[1]
+
+
+def accelerator(kind: str, count: int) -> ModuleType:
+    """Generators in the place of a device's, with the functions that torch has for it."""
+    own = [torch.Generator().manual_seed(index) for index in range(count)]
+    found = ModuleType(f"torch.{kind}")
+    found.rand = lambda: [float(torch.rand((), generator=one)) for one in own]
+    found.device_count = lambda: count
+    if kind == "mps":
+        found.get_rng_state = own[0].get_state
+        found.set_rng_state = own[0].set_state
+        found.manual_seed = own[0].manual_seed
+    else:
+        found.get_rng_state_all = lambda: [one.get_state() for one in own]
+        # As torch's: more states than devices are an error.
+        found.set_rng_state_all = lambda states: [own[i].set_state(state) for i, state in enumerate(states)]
+        found.manual_seed_all = lambda seed: [one.manual_seed(seed) for one in own]
+        found.manual_seed = own[0].manual_seed
+    return found
+
+
+def put_in(monkeypatch: pytest.MonkeyPatch, there: ModuleType) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(there.__name__[6:]))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: there)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("cuda", 2), ("mps", 1), ("xpu", 1)])
+def test_generators_of_any_accelerator(kind: str, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    there = accelerator(kind, count)
+    put_in(monkeypatch, there)
+    torch.save(capture(), tmp_path / "state.pt")
+    expected = there.rand()
+    there.rand()
+    restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert there.rand() == expected
+
+    inside = []
+    restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(2):
+        with isolated(5, kind):
+            inside.append(there.rand())
+    with preserved():
+        there.rand()
+    with isolated(5):  # a pass on the CPU
+        pass
+    assert inside[0] == inside[1] != expected
+    assert there.rand() == expected
+
+
+def test_a_state_goes_where_devices_are_fewer_or_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow, other = accelerator("cuda", 8), accelerator("cuda", 1), accelerator("mps", 1)
+    put_in(monkeypatch, wide)
+    wide.rand()
+    state = capture()
+    expected = wide.rand()
+    put_in(monkeypatch, narrow)
+    restore(state)
+    assert narrow.rand() == expected[:1]
+    put_in(monkeypatch, other)
+    untouched = accelerator("mps", 1).rand()
+    restore(state)
+    assert other.rand() == untouched
 
 
 def test_seeds_of_streams_stay_what_they_are() -> None:

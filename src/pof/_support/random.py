@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
@@ -61,13 +61,12 @@ def mix(seed: int, step: int) -> int:
 
 
 @contextmanager
-def preserved(loader: Any = None, *, cuda: bool = True, torch_only: bool = False) -> Iterator[None]:
+def preserved(loader: Any = None) -> Iterator[None]:
     """The global generators, and those of a loader, are afterwards where they were before, also where the body raises.
 
-    For bodies that draw as they like, such as a custom loader or data set; without ``cuda`` those of the CPU alone, and
-    with ``torch_only`` those of torch (the state of NumPy's takes 0.1 ms).
+    For bodies that draw as they like, such as a custom loader or data set.
     """
-    before = _states(cuda=cuda, torch_only=torch_only)
+    before = _states(_accelerator())
     try:
         with loader_preserved(loader):
             yield
@@ -87,8 +86,34 @@ def loader_preserved(loader: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _states(*, cuda: bool, torch_only: bool) -> list[tuple[Callable[[Any], object], Any]]:
-    """What puts each global generator back, and the state to give it."""
+def _accelerator() -> Any:
+    """The part of torch for this machine's accelerator (``torch.cuda``, ``torch.mps``, ``torch.xpu``), or None."""
+    # Torch 2.6 does not ask by itself whether it is there.
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if kind is None else torch.get_device_module(kind)
+
+
+def _name(accelerator: Any) -> str:
+    return str(accelerator.__name__).rpartition(".")[2]  # cuda, mps, xpu
+
+
+def _get_states(accelerator: Any) -> list[Tensor]:
+    """The states of the generators of its devices; ``torch.mps`` has one device, and no function for all."""
+    if hasattr(accelerator, "get_rng_state_all"):
+        return list(accelerator.get_rng_state_all())
+    return [accelerator.get_rng_state()]
+
+
+def _set_states(accelerator: Any, states: Sequence[Tensor]) -> None:
+    """Put back what :func:`_get_states` gave; with fewer devices than states, those of the first."""
+    if hasattr(accelerator, "set_rng_state_all"):
+        accelerator.set_rng_state_all(states[: accelerator.device_count()])
+    else:
+        accelerator.set_rng_state(states[0])
+
+
+def _states(accelerator: Any, *, torch_only: bool = False) -> list[tuple[Callable[[Any], object], Any]]:
+    """What puts each global generator back, and the state to give it; with ``torch_only`` those of torch."""
     own = torch.default_generator
     states: list[tuple[Callable[[Any], object], Any]] = [(own.set_state, own.get_state())]
     if not torch_only:
@@ -96,8 +121,8 @@ def _states(*, cuda: bool, torch_only: bool) -> list[tuple[Callable[[Any], objec
         numpy = _numpy_random()
         if numpy is not None:
             states.append((numpy.set_state, numpy.get_state()))
-    if cuda and torch.cuda.is_available():
-        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    if accelerator is not None:
+        states.append((partial(_set_states, accelerator), _get_states(accelerator)))
     return states
 
 
@@ -106,10 +131,11 @@ def isolated(seed: int, device: torch.device | str = "cpu", *, torch_only: bool 
     """Run the body on global generators seeded with ``seed``; afterwards they are where they were.
 
     Dropout and stochastic depth draw from the global generators, some from those of Python and NumPy; a pass that
-    must not move the training's own stream runs inside this.
+    must not move the training's own stream runs inside this.  With ``torch_only`` those of torch alone (the state of
+    NumPy's takes 0.1 ms); an accelerator's where ``device`` is not the CPU.
     """
-    cuda = torch.device(device).type == "cuda"
-    before = _states(cuda=cuda, torch_only=torch_only)
+    accelerator = None if torch.device(device).type == "cpu" else _accelerator()
+    before = _states(accelerator, torch_only=torch_only)
     try:
         torch.default_generator.manual_seed(seed)
         if not torch_only:
@@ -117,8 +143,8 @@ def isolated(seed: int, device: torch.device | str = "cpu", *, torch_only: bool 
             numpy = _numpy_random()
             if numpy is not None:
                 numpy.seed(seed % 2**32)
-        if cuda:
-            torch.cuda.manual_seed_all(seed)  # the current device need not be the one
+        if accelerator is not None:  # of all devices: the current one need not be the one
+            getattr(accelerator, "manual_seed_all", accelerator.manual_seed)(seed)
         yield
     finally:
         for put_back, state in before:
@@ -195,15 +221,16 @@ def _is_generator(value: Any) -> bool:
 
 
 def capture() -> dict[str, Any]:
-    """Take the state of every global generator: Python, NumPy if it is installed, torch CPU and all CUDA devices.
+    """Take the state of every global generator: Python, NumPy if it is installed, torch's of CPU and accelerator.
 
     ``torch.save`` writes it and ``torch.load(weights_only=True)`` reads it.
     """
+    accelerator = _accelerator()
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "python": (version, torch.tensor(internal, dtype=torch.int64), gauss),
         "torch": torch.get_rng_state(),
-        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+        **({} if accelerator is None else {_name(accelerator): _get_states(accelerator)}),
     }
     numpy = _numpy_random()
     if numpy is not None:
@@ -223,8 +250,11 @@ def restore(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
     torch.set_rng_state(_as_bytes(state["torch"]))
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([_as_bytes(s) for s in state["cuda"]])
+    accelerator = _accelerator()
+    if accelerator is not None:  # that of another kind of device is no use to this one
+        own = state.get(_name(accelerator))
+        if own:
+            _set_states(accelerator, [_as_bytes(s) for s in own])
     numpy = _numpy_random()
     if numpy is not None and "numpy" in state:
         name, keys, position, has_gauss, cached = state["numpy"]
