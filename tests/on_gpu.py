@@ -20,7 +20,11 @@ METHODS: Mapping[str, Callable[[nn.Module], pof.Method]] = {
     "head ascent": pof.HeadAscent,
     "sam": pof.SharpnessAware,
     "ema": lambda model: pof.Averaged(pof.Finetune(model), "ema"),
+    "msam": lambda model: pof.SharpnessAware(model, kind="msam"),
     "adarand": lambda model: pof.Regularized(model, pof.AdaRand(torch.zeros(4, 288), torch.ones(4, 288))),
+    "bss": lambda model: pof.Regularized(model, pof.BSS()),
+    "co-tuning": lambda model: pof.Regularized(model, pof.CoTuning(copy.deepcopy(model[-1]), torch.eye(4))),
+    "class weights": lambda model: pof.PoF(model, class_weights=torch.tensor([1.0, 2.0, 1.0, 1.0])),
 }
 
 

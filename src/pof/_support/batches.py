@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
 
+from pof._support.precision import widest_dtype
+
 Inputs = Tensor | Mapping[str, Any]
 TARGET_KEYS = ("labels", "label", "targets", "target")
 T = TypeVar("T")
@@ -256,8 +258,8 @@ def joined(values: Sequence[Any], sizes: Sequence[int]) -> Any:
 def to_device(value: T, device: torch.device | str) -> T:
     """Move every tensor in a (nested) batch; other values pass unchanged."""
     # To the CPU torch would give memory that is not written yet.
-    later = torch.device(device).type != "cpu"
-    return cast("T", _mapped(value, lambda tensor: tensor.to(device, non_blocking=later)))
+    place = torch.device(device)
+    return cast("T", _mapped(value, lambda tensor: _moved(tensor, place, later=place.type != "cpu")))
 
 
 def cloned(value: T) -> T:
@@ -274,8 +276,14 @@ def for_training(value: T, device: torch.device) -> T:
 
 def _for_training(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device != device:
-        tensor = tensor.to(device, non_blocking=True)
+        tensor = _moved(tensor, device, later=True)
     return tensor.detach().clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
+
+
+def _moved(tensor: Tensor, device: torch.device, *, later: bool) -> Tensor:
+    if tensor.dtype == torch.float64:  # which not every device has
+        tensor = tensor.to(widest_dtype(device))
+    return tensor.to(device, non_blocking=later)
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

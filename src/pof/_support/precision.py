@@ -80,6 +80,16 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float32 if dtypes == {torch.float32} else reduce(torch.promote_types, dtypes, torch.float32)
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Find the widest dtype that a device computes in: float64, or float32 on Apple's MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def widest(tensor: Tensor) -> Tensor:
+    """Convert to the widest dtype of its device, with graph: for sums and means over many samples."""
+    return tensor.to(widest_dtype(tensor.device))
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Widen half precision to float32, with graph; float32 and float64 stay as they are."""
     return tensor.to(wide_dtype(tensor))

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pof._support.devices import accelerator
+
 # Of a loader, a sampler, a data set or a transform: what may own a generator.
 _PARTS = (
     *("loader", "sampler", "batch_sampler", "collate_fn"),
@@ -66,7 +68,7 @@ def preserved(loader: Any = None) -> Iterator[None]:
 
     For bodies that draw as they like, such as a custom loader or data set.
     """
-    before = _states(_accelerator())
+    before = _states(_generators())
     try:
         with loader_preserved(loader):
             yield
@@ -86,10 +88,9 @@ def loader_preserved(loader: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _accelerator() -> Any:
+def _generators() -> Any:
     """The part of torch for this machine's accelerator (``torch.cuda``, ``torch.mps``, ``torch.xpu``), or None."""
-    # Torch 2.6 does not ask by itself whether it is there.
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = accelerator()
     return None if kind is None else torch.get_device_module(kind)
 
 
@@ -134,7 +135,7 @@ def isolated(seed: int, device: torch.device | str = "cpu", *, torch_only: bool 
     must not move the training's own stream runs inside this.  With ``torch_only`` those of torch alone (the state of
     NumPy's takes 0.1 ms); an accelerator's where ``device`` is not the CPU.
     """
-    accelerator = None if torch.device(device).type == "cpu" else _accelerator()
+    accelerator = None if torch.device(device).type == "cpu" else _generators()
     before = _states(accelerator, torch_only=torch_only)
     try:
         torch.default_generator.manual_seed(seed)
@@ -225,7 +226,7 @@ def capture() -> dict[str, Any]:
 
     ``torch.save`` writes it and ``torch.load(weights_only=True)`` reads it.
     """
-    accelerator = _accelerator()
+    accelerator = _generators()
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "python": (version, torch.tensor(internal, dtype=torch.int64), gauss),
@@ -250,7 +251,7 @@ def restore(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
     torch.set_rng_state(_as_bytes(state["torch"]))
-    accelerator = _accelerator()
+    accelerator = _generators()
     if accelerator is not None:  # that of another kind of device is no use to this one
         own = state.get(_name(accelerator))
         if own:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pof._support.checks import whole_number
 from pof._support.files import replacing
+from pof._support.precision import widest
 from pof._support.preprocessing import Preprocessing
 from pof.app.errors import cell
 from pof.app.run_files import RunError
@@ -129,7 +130,7 @@ def predict(
     kept, labels, shares = [], [], []
     for logits, rows in outputs(network, _batches(reading, unreadable), head=card.head):
         _check_logits(logits, card, [files.paths[row] for row in rows.tolist()])
-        found = torch.softmax(logits.double() / temperature, dim=1).topk(top, dim=1)
+        found = torch.softmax(widest(logits) / temperature, dim=1).topk(top, dim=1)
         kept += rows.tolist()
         labels.append(found.indices.cpu())
         shares.append(found.values.cpu())

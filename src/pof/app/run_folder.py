@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pof._support.devices import name_of_device
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
 from pof.app.loggers import scalars
 from pof.app.run_files import SECTIONS, RunError, read_config, read_rows
@@ -48,14 +49,13 @@ CONTENT, NETWORK, COMMIT = "weights_sha256", "network", "commit"
 
 def environment() -> dict[str, Any]:
     """Describe where a run takes place, in plain values: versions, hardware, commit, command line, time."""
-    cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("pof", *PACKAGES)},
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": name_of_device(),
         "commit": commit(),
         "command": sys.argv,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

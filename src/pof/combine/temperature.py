@@ -11,6 +11,8 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
+from pof._support.precision import widest
+
 
 def scaled_nll(logits: Tensor, labels: Tensor, temperature: float | None) -> float:
     """Compute the mean negative log-likelihood of softmax(logits / temperature), in float64.
@@ -29,5 +31,5 @@ def scaled_nll(logits: Tensor, labels: Tensor, temperature: float | None) -> flo
     """
     if temperature is not None and not 0 < temperature < math.inf:
         raise ValueError(f"a temperature is a positive finite number; got {temperature}")
-    z = logits.detach().double()
+    z = widest(logits.detach())
     return float(F.cross_entropy(z if temperature is None else z / temperature, labels))

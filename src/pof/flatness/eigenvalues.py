@@ -142,14 +142,14 @@ def largest(
 
     def product(vector: Any) -> Any:
         nonlocal count
-        result = operator.product(torch.from_numpy(np.ravel(vector)).to(operator.device, operator.dtype))
+        result = operator.product(torch.from_numpy(np.ravel(vector)).to(operator.dtype).to(operator.device))
         if not bool(torch.isfinite(result).all()):
             raise ValueError(
                 "the Hessian of the loss is not finite: check the network's weights and the inputs for NaN"
             )
         count += 1
         report(progress, "Hessian products", count, None)
-        return result.double().cpu().numpy()
+        return result.cpu().double().numpy()
 
     basis = 2 * k + 6
     if operator.size <= basis:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pof._support.precision import at_least_float32
+from pof._support.precision import at_least_float32, widest
 from pof.flatness import plots
 from pof.flatness._measure import Progress, Stored, hard_labels, measuring, read, report, store, without_ignored
 from pof.head.split import SplitModel, split
@@ -117,9 +117,9 @@ def feature_statistics(
     entropy = meannn_entropy(features, progress=progress) if len(features) > 1 else math.nan
     given = conditional_entropy(features, labels, progress=progress) if pairs else math.nan
     return FeatureStatistics(
-        norm=float(torch.linalg.vector_norm(features, dim=1).double().mean()),
+        norm=float(widest(torch.linalg.vector_norm(features, dim=1)).mean()),
         gradient_norm=float(total.norm),
-        sample_gradient_norm=float((residual * square.sqrt()).double().mean()),
+        sample_gradient_norm=float(widest(residual * square.sqrt()).mean()),
         entropy=entropy,
         mutual_information=entropy - given,
         margins=head_margins(features, labels, weight, bias).cpu(),
@@ -146,7 +146,7 @@ def meannn_entropy(features: Tensor, *, progress: Progress | None = None) -> flo
     n, d = features.shape
     if n < 2:
         raise ValueError(f"the entropy needs at least 2 features; got {n}")
-    x = features.detach().double()
+    x = widest(features.detach())
     x = x - x.mean(dim=0)
     square = x.square().sum(dim=1)
     floor = (torch.finfo(features.dtype).eps ** 2 * square.max()).clamp_min(torch.finfo(x.dtype).tiny)
@@ -255,10 +255,11 @@ def principal_components(features: Tensor, labels: Tensor, components: int = 2) 
         raise ValueError(
             f"components must be between 2 and the feature dimension {features.shape[1]}; got {components}"
         )
-    x = features.detach().double()
+    x = widest(features.detach())
     mean = x.mean(dim=0)
     x = x - mean
-    values, vectors = torch.linalg.eigh(x.T @ x)
+    # On the CPU, as MPS has none of its own.
+    values, vectors = (found.to(x.device) for found in torch.linalg.eigh((x.T @ x).cpu()))
     top = vectors.flip(1)[:, :components].T
     signs = torch.sign(top.gather(1, top.abs().argmax(dim=1, keepdim=True)))
     top = top * signs

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.checks import MOST_POINTS, finite, whole_number
+from pof._support.precision import widest
 from pof.flatness import plots
 from pof.flatness._measure import Progress, Stored, counting, mean_of, measuring, read, store
 from pof.head.split import SplitModel, split
@@ -217,7 +218,7 @@ def _first(data: Stored) -> Stored:
 
 def _over(data: Stored, line: LinearLine, loss: CrossEntropy) -> LinearLine:
     # In float64: the increment is a small difference of two losses.
-    return line.over(data.features, data.logits.double(), data.targets, loss)
+    return line.over(data.features, widest(data.logits), data.targets, loss)
 
 
 def _minimum(line: LinearLine) -> tuple[float | None, float | None]:

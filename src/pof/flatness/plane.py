@@ -114,7 +114,7 @@ def filter_direction(model: nn.Module, generator: torch.Generator) -> Weights:
     for name, p in model.named_parameters():
         if p.ndim < 2:
             continue
-        d = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+        d = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype).to(p.device)
         w = p.detach()
         lengths = torch.linalg.vector_norm(w.flatten(1), dim=1) / torch.linalg.vector_norm(d.flatten(1), dim=1)
         direction[name] = d * lengths.view(-1, *[1] * (p.ndim - 1))

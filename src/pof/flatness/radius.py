@@ -199,9 +199,9 @@ def _radii(found: list[tuple[int, Tensor, Tensor, Tensor]]) -> Radii:
     size = found[0][0]
     norms, radii, bounded = zip(*(rest for n, *rest in found if n == size), strict=True)
     return Radii(
-        radius=torch.stack(radii).double().cpu(),
+        radius=torch.stack(radii).cpu().double(),
         bounded=torch.stack(bounded).cpu(),
-        gradient_norm=torch.stack(norms).double().cpu(),
+        gradient_norm=torch.stack(norms).cpu().double(),
         batch_size=size,
     )
 

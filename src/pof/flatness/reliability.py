@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pof._support.calibration import confidence_bins, expected_calibration_error
 from pof._support.checks import MOST_POINTS, finite, whole_number
-from pof._support.precision import at_least_float32
+from pof._support.precision import at_least_float32, widest
 from pof.flatness import plots
 from pof.flatness._measure import Progress, measuring, outputs_of, read, without_ignored
 from pof.perturbation.linear import line_search
@@ -113,7 +113,7 @@ def calibration_of(logits: Tensor, labels: Tensor, *, temperature: float | None 
     whole_number("bins", bins, 1, MOST_POINTS)
     if temperature is not None:
         finite("temperature", temperature, above=0)
-    z = logits.detach().double()
+    z = widest(logits.detach())
     p = torch.softmax(z, dim=1)
     ece, confidence, accuracy, share = _reliability(p, labels, bins)
     scaled = None if temperature is None else _reliability(torch.softmax(z / temperature, dim=1), labels, bins)[0]
@@ -152,7 +152,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     _check(logits, labels)
     if not bool(logits.isfinite().all()):
         raise ValueError("logits must be finite; got NaN or infinite ones")
-    z = logits.detach().double()
+    z = widest(logits.detach())
     found = line_search(torch.zeros_like(z), -z, labels)
     inverse = float(found.radius)
     return 1.0 / inverse if bool(found.bounded) and inverse > 0 else None

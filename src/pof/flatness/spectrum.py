@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.checks import MOST_POINTS, whole_number
+from pof._support.precision import widest
 from pof._support.random import seeded
 from pof.flatness import plots
 from pof.flatness._measure import Estimate, Loss, Progress, mean_of, measuring, report
@@ -168,7 +169,7 @@ def trace_of(operator: Operator, probes: int, *, seed: int, progress: Progress |
     for start in range(0, probes, together):
         rows = torch.stack([_signs(operator, generator) for _ in range(min(together, probes - start))])
         for batch, shares in enumerate(operator.shares(rows), start=1):
-            values = [v.double() @ share.double() for v, share in zip(rows, shares, strict=True)]
+            values = [widest(v) @ widest(share) for v, share in zip(rows, shares, strict=True)]
             found[start : start + together] += torch.stack(values).cpu()
             report(progress, "trace", start + len(rows) * batch // operator.batches, probes)
     mean = mean_of(found)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from pof._support import distributed
 from pof._support.batches import to_device, unpack
 from pof._support.modules import frozen_norms, train
+from pof._support.precision import widest_dtype
 from pof._support.random import preserved
 from pof.head.split import SplitModel
 from pof.integrations._beside import Beside
@@ -85,7 +86,7 @@ class PostTrainer(Trainer):
         self._frozen: list[nn.Module] = []
         self._window: deque[tuple[Any, Any]] = deque()
         self._deferred: list[tuple[Any, Any]] = []
-        self._total, self._processes = torch.zeros((), dtype=torch.float64, device=self.args.device), 1
+        self._total, self._processes = torch.zeros((), dtype=widest_dtype(self.args.device), device=self.args.device), 1
         self._of_penalty = self._total
         self._sums: dict[str, Tensor] = {}
         self._surroundings = Surroundings(self)

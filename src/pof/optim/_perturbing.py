@@ -240,7 +240,7 @@ class PerturbingOptimizer(Optimizer, ABC):
     def _unscale(self) -> None:
         if self.grad_scale is None:
             return
-        inverse = self.grad_scale.double().reciprocal().float()
+        inverse = self.grad_scale.reciprocal()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -94,9 +94,9 @@ def perturbation_shares(optimizer: PerturbingOptimizer, groups: Mapping[str, Ite
         Shares by name; their sum is 1 if the groups hold all parameters, and each is 0 if nothing is perturbed.
     """
     squares = {
-        id(entry.parameter): (entry.radius * rescaled(entry, 2).double()).square().sum()
+        id(entry.parameter): (entry.radius * rescaled(entry, 2).cpu().double()).square().sum()
         for entry in optimizer._entries()
     }
-    total = torch.stack([torch.zeros((), dtype=torch.double), *(s.cpu() for s in squares.values())]).sum()
+    total = torch.stack([torch.zeros((), dtype=torch.double), *squares.values()]).sum()
     found = {name: sum(float(squares.get(id(p), 0.0)) for p in parameters) for name, parameters in groups.items()}
     return {name: value / float(total) if total > 0 else 0.0 for name, value in found.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.batches import class_targets, samples_of, tensors_of
-from pof._support.precision import without_autocast
+from pof._support.precision import widest_dtype, without_autocast
 from pof.head.output import End
 from pof.perturbation.targets import IGNORED, Targets, check_targets, encode_targets
 
@@ -67,14 +67,15 @@ def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:
+    device = tensors_of(targets)[0].device
     own = getattr(loss, "weight_of", None)
     if callable(own) and getattr(type(loss), "weight_of", None) is not Loss.weight_of:
-        return torch.as_tensor(own(targets), dtype=torch.float64, device=tensors_of(targets)[0].device)
+        return torch.as_tensor(own(targets), dtype=widest_dtype(device), device=device)
     kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
     entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
     if not entropy or targets.is_floating_point():
         samples = samples_of(targets)
-        return tensors_of(targets)[0].new_full((), samples, dtype=torch.float64)
+        return torch.full((), samples, dtype=widest_dtype(device), device=device)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else options.get("weight")
     return _counted(targets, weights, getattr(loss, "ignore_index", options.get("ignore_index", IGNORED)))
 
@@ -83,8 +84,8 @@ def _counted(targets: Tensor, weights: Tensor | None, ignored: int) -> Tensor:
     """What class indices (N,) count: 1 each or their class weights (C,), scalar of float64; the ignored ones 0."""
     counted: Tensor = targets != ignored
     if weights is None:
-        return counted.sum(dtype=torch.float64)
-    rows = weights.to(targets.device, torch.float64)[torch.where(counted, targets, 0).long()]
+        return counted.sum(dtype=widest_dtype(counted.device))
+    rows = weights.to(targets.device, widest_dtype(targets.device))[torch.where(counted, targets, 0).long()]
     weight: Tensor = (rows * counted).sum()
     return weight
 
@@ -158,7 +159,7 @@ class CrossEntropy(Loss):
         """Samples, or the class weights of those that are not to be ignored, scalar of float64."""
         targets = class_targets(targets, targets.shape[-1] if isinstance(targets, Tensor) and targets.ndim else 0)
         if targets.is_floating_point():
-            return targets.new_full((), len(targets), dtype=torch.float64)
+            return targets.new_full((), len(targets), dtype=widest_dtype(targets.device))
         return _counted(targets, self.class_weights, IGNORED)
 
     def encode(self, targets: Tensor, like: Tensor, *, check: bool = True) -> Targets:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import refuse_several, rows_of, samples_of, tensors_of
 from pof._support.modules import version_of
-from pof._support.precision import at_least_float32, without_autocast
+from pof._support.precision import at_least_float32, widest, without_autocast
 from pof._support.random import preserved
 from pof.perturbation.loss import CrossEntropy, Loss, LossFunction, unwrapped, weight_of
 
@@ -217,7 +217,7 @@ class Custom(Loss):
         halves = slice(samples // 2), slice(samples // 2, None)
         parts = [(outputs[rows], rows_of(targets, rows, samples)) for rows in halves]
         whole, again = own(outputs, targets), own(outputs, targets)
-        values = torch.stack([own(*part) for part in parts]).double()
+        values = widest(torch.stack([own(*part) for part in parts]))
         weights = torch.stack([own.weight_of(part[1]) for part in parts])
         same = torch.equal(whole, again) and not _holds_others(targets)
         return (float(whole), float((values * weights).sum() / weights.sum())) if same else None

@@ -45,7 +45,7 @@ def category_relationship(
     source_head = _wide_copy(source_head)
     with evaluating(model), preserved(loader):
         for features, targets, kind in features_and_targets(model, loader, num_classes):
-            logits = source_head(features.to(kind)).double().cpu()
+            logits = source_head(features.to(kind)).cpu().double()
             if logits.shape[1] < 2:
                 raise ValueError(
                     "the source head gives one logit, as for a binary loss, and Co-Tuning needs one for each source"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pof._support.batches import check_inputs, class_targets, joined, to_device, unpack
 from pof._support.calibration import expected_calibration_error
 from pof._support.modules import check_values, device_of, evaluating
-from pof._support.precision import at_least_float32, autocast
+from pof._support.precision import at_least_float32, autocast, widest
 from pof.head.calls import Untouched
 from pof.head.output import End
 from pof.head.reading import Reading
@@ -195,9 +195,9 @@ def judged(
         rows = (targets != IGNORED if targets.ndim == 1 else torch.ones(len(targets))).nonzero()[:, 0] + given
         given, targets = given + len(targets), counting
         unusable += int((~logits.isfinite()).any(dim=1).sum())
-        losses = F.cross_entropy(logits, targets, reduction="none").double()
+        losses = widest(F.cross_entropy(logits, targets, reduction="none"))
         confidence, predicted = torch.softmax(logits, dim=1).max(dim=1)
-        parts.append((rows.to(targets.device), targets, predicted, confidence.double(), losses))
+        parts.append((rows.to(targets.device), targets, predicted, widest(confidence), losses))
     if not parts:
         raise ValueError("nothing to evaluate: the loader gave no batch")
     if not sum(len(part[0]) for part in parts):
@@ -209,7 +209,7 @@ def judged(
 def figures_of(found: Judged) -> Measured:
     """Figures over all samples."""
     metrics = Metrics(
-        error=float(found.wrong.double().mean()),
+        error=float(widest(found.wrong).mean()),
         nll=float(found.loss.mean()),
         ece=float(expected_calibration_error(found.confidence, ~found.wrong)),
         n=len(found.target),

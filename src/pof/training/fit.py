@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
+from pof._support.devices import accelerator
 from pof._support.modules import check_values, modes_kept, refuse_lazy, refuse_no_grad
 from pof._support.precision import AUTOCAST, AskedPrecision, Precision, find_precision
 from pof.methods import Method
@@ -221,7 +222,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
     except ImportError as error:
         if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES) and not dist.is_initialized():
             raise ImportError("several processes need accelerate: pip install 'pof[app]'") from error
-        return wanted or _accelerator() or torch.device("cpu")
+        return wanted or accelerator() or torch.device("cpu")
     # Told that there is none: on its own it looks for other processes beside an accelerator only.
     on_cpu = not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu"
     with naming_lost():
@@ -229,17 +230,12 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return wanted or found
 
 
-def _accelerator() -> torch.device | None:
-    # Torch 2.6 does not ask by itself whether it is there.
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-
-
 def _existing(device: str | torch.device) -> torch.device:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda'; got {device!r}") from error
-    there = _accelerator()
+    there = accelerator()
     count = 0 if there is None or there.type != wanted.type else torch.accelerator.device_count()
     if wanted.type != "cpu" and not (wanted.index or 0) < count:
         found = "cpu" if there is None else f"cpu and {torch.accelerator.device_count()} of {there.type}"

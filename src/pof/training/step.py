@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 
 from pof._support import distributed
 from pof._support.modules import device_of
-from pof._support.precision import AUTOCAST, Precision, autocast
+from pof._support.precision import AUTOCAST, Precision, autocast, widest
 from pof.methods import Method, StepOutput
 from pof.optim import PerturbingOptimizer
 from pof.perturbation.tasks import Custom
 from pof.training.stream import Micro
 
-TINY = torch.finfo(torch.float64).tiny
+TINY = torch.finfo(torch.float32).tiny  # of float64 it is 0 on a device that has none
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
@@ -186,7 +186,7 @@ def _mean(outputs: list[StepOutput], counts: list[Tensor], samples: int) -> Step
     # A process may have no sample in a window, or none that counts.
     weights = torch.stack(counts)
     shares = weights / weights.sum().clamp_min(TINY)
-    means = {name: (torch.stack([each[name].double() for each in values]) * shares).sum() for name in values[0]}
+    means = {name: (torch.stack([widest(each[name]) for each in values]) * shares).sum() for name in values[0]}
     return StepResult(means, weights.sum(), samples)
 
 
@@ -194,7 +194,7 @@ def read_results(results: list[StepResult]) -> Iterable[tuple[dict[str, float], 
     """Means by their names and weights of steps over the processes: one host synchronisation for all of them."""
     if results[0].weight.device.type == "cpu" and not distributed.active():
         return [({name: each.item() for name, each in r.means.items()}, r.weight.item()) for r in results]
-    own = torch.stack([torch.stack([each.double() for each in r.means.values()]) for r in results])
+    own = torch.stack([torch.stack([widest(each) for each in r.means.values()]) for r in results])
     means, weights = distributed.weighted_mean(own, torch.stack([r.weight for r in results]))
     return zip((dict(zip(results[0].means, row, strict=True)) for row in means), weights, strict=True)
 

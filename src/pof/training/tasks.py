@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pof._support.precision import widest
 from pof.perturbation.loss import Loss
 from pof.perturbation.tasks import BinaryCrossEntropy, Ordinal, SquaredError, as_outputs
 
@@ -52,37 +53,37 @@ class TaskMetrics:
 
 def wrong_labels(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of wrong labels among all of (N, C); a label is the sign of its logit."""
-    return ((outputs > 0) != (as_outputs(outputs, targets, "error") > 0.5)).double().mean()
+    return widest((outputs > 0) != (as_outputs(outputs, targets, "error") > 0.5)).mean()
 
 
 def wrong_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of samples whose largest output is not that of their class."""
-    return (outputs.argmax(dim=1) != targets).double().mean()
+    return widest(outputs.argmax(dim=1) != targets).mean()
 
 
 def wrong_ranks(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of samples whose number of positive logits is not their class."""
-    return ((outputs > 0).sum(dim=1) != targets).double().mean()
+    return widest((outputs > 0).sum(dim=1) != targets).mean()
 
 
 def ranks_apart(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean distance, in classes, between the number of positive logits and the class."""
-    return ((outputs > 0).sum(dim=1) - targets).abs().double().mean()
+    return widest(((outputs > 0).sum(dim=1) - targets).abs()).mean()
 
 
 def rmse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Root of the mean squared error over samples and outputs, in the targets' units."""
-    return (outputs - as_outputs(outputs, targets, "rmse")).double().square().mean().sqrt()
+    return widest(outputs - as_outputs(outputs, targets, "rmse")).square().mean().sqrt()
 
 
 def mae(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean absolute error over samples and outputs, in the targets' units."""
-    return (outputs - as_outputs(outputs, targets, "mae")).double().abs().mean()
+    return widest(outputs - as_outputs(outputs, targets, "mae")).abs().mean()
 
 
 def r2(outputs: Tensor, targets: Tensor) -> Tensor:
     """1 - squared error / variance, the mean over outputs; NaN where targets are all the same."""
-    wanted = as_outputs(outputs, targets, "r2").double()
+    wanted = widest(as_outputs(outputs, targets, "r2"))
     return (1 - (outputs - wanted).square().mean(dim=0) / wanted.var(dim=0, correction=0)).mean()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pof._support.devices import accelerator
 from pof._support.precision import find_precision
 from pof.app.experiment.recipe import Recipe, RecipeError, Setting
 from pof.app.inherit import check_split, split_seed_of
@@ -185,8 +186,8 @@ def _as_before(group: str, values: Any) -> Any:
 
 def _device() -> str:
     """The kind of device that is found where none is asked for: bits depend on it."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else accelerator.type
+    there = accelerator()
+    return "cpu" if there is None else there.type
 
 
 def _fingerprint(weights: str | None) -> str | None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import call, to_device, unpack
 from pof._support.modules import device_of, evaluating
-from pof._support.precision import at_least_float32
+from pof._support.precision import at_least_float32, widest
 from pof._support.random import derive_seed, seeded
 from pof.app.comparison import Interval, mcnemar, paired_intervals
 from pof.combine import scaled_nll
@@ -68,9 +68,9 @@ def fit_of(network: nn.Module, train_loader: Iterable[Any], head: str | None = N
     """
     logits, targets = _read(network, train_loader, head, _counted_or_soft)
     classes = targets.argmax(dim=1) if targets.is_floating_point() else targets
-    loss = F.cross_entropy(logits.double(), targets.double() if targets.is_floating_point() else targets)
+    loss = F.cross_entropy(widest(logits), widest(targets) if targets.is_floating_point() else targets)
     fits = bool(loss <= CrossEntropy().level(UNFITTED, targets, logits))
-    return TrainingFit(float((logits.argmax(dim=1) != classes).double().mean()), fits)
+    return TrainingFit(float(widest(logits.argmax(dim=1) != classes).mean()), fits)
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def figures(logits: Tensor, targets: Tensor) -> Figures:
     if not bool(torch.isfinite(logits).all()):
         return Figures(1.0, float("inf"), float("inf"), None)
     temperature = _temperature(logits, targets)
-    wrong = (logits.argmax(dim=1) != targets).double().mean()
-    nll = float(F.cross_entropy(logits.double(), targets))
+    wrong = widest(logits.argmax(dim=1) != targets).mean()
+    nll = float(F.cross_entropy(widest(logits), targets))
     return Figures(float(wrong), nll, scaled_nll(logits, targets, temperature), temperature)
 
 
@@ -181,7 +181,7 @@ def _temperature(logits: Tensor, targets: Tensor) -> float | None:
     found = fit_temperature(logits, targets)
     if found is not None or bool((logits.argmax(dim=1) != targets).any()):
         return found
-    z = logits.double()
+    z = widest(logits)
     inverse = float(line_search(torch.zeros_like(z), -z, targets, 1.0 / (len(targets) + 1)).radius)
     return 1.0 / inverse if inverse > 0 else None
 
@@ -191,9 +191,9 @@ def confirm(
 ) -> Confirmation:
     """Compare two networks by their logits (N, C) on the samples that confirm."""
     found = mcnemar(*(logits.argmax(dim=1) == targets for logits in (before, after)))
-    scaled = [z.double() / (t or 1.0) for z, t in zip((before, after), temperatures, strict=True)]
+    scaled = [widest(z) / (t or 1.0) for z, t in zip((before, after), temperatures, strict=True)]
     losses = [F.cross_entropy(z, targets, reduction="none") for z in scaled]
-    truth = F.one_hot(targets, before.shape[1]).double()
-    scores = [(torch.softmax(z.double(), dim=1) - truth).square().sum(dim=1) for z in (before, after)]
+    truth = widest(F.one_hot(targets, before.shape[1]))
+    scores = [(torch.softmax(widest(z), dim=1) - truth).square().sum(dim=1) for z in (before, after)]
     intervals = paired_intervals([losses[1] - losses[0], scores[1] - scores[0]], seed)
     return Confirmation(len(targets), found.fixed, found.broken, found.p, *intervals)

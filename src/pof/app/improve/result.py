@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.calibration import expected_calibration_error
+from pof._support.precision import widest
 from pof.app.comparison import SIGNIFICANT, in_words
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import FITTED, Confirmation, Figures, TrainingFit
@@ -162,9 +163,9 @@ def metrics_of(logits: Tensor, targets: Tensor) -> Metrics:
     confidence, prediction = torch.softmax(logits, dim=1).max(dim=1)
     correct = prediction == targets
     return Metrics(
-        float((~correct).double().mean()),
-        float(F.cross_entropy(logits.double(), targets)),
-        float(expected_calibration_error(confidence.double(), correct)),
+        float(widest(~correct).mean()),
+        float(F.cross_entropy(widest(logits), targets)),
+        float(expected_calibration_error(widest(confidence), correct)),
         len(targets),
         logits.shape[1],
     )
