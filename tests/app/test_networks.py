@@ -242,11 +242,12 @@ def test_a_new_head_is_fine_tuned_and_has_no_figures_before(tmp_path: Path, anim
     assert main(["train", *asked, "--method", "finetune", "--out", str(tmp_path / "plain")]) == 0
     assert read_result(tmp_path / "plain")["test_before"] is None
     capsys.readouterr()
-    for command in ("train", "fine-tune"):
-        assert main([command, *asked, "--method", "pof", "--out", str(tmp_path / "pof")]) == 2
+    for command, *dry in (["train"], ["fine-tune"], ["train", "--dry_run"], ["fine-tune", "--dry_run"]):
+        assert main([command, *asked, "--method", "pof", "--out", str(tmp_path / "pof"), *dry]) == 2
         assert "gets a new head, and pof would hold that fixed" in " ".join(capsys.readouterr().err.split())
-    assert main(["post-train", *asked, "--source_classes", "5", "--out", str(tmp_path / "pof")]) == 2
-    assert "--source_classes 5 gives the network a new head, and post-train needs" in capsys.readouterr().err
+    for dry in ([], ["--dry_run"]):
+        assert main(["post-train", *asked, "--source_classes", "5", "--out", str(tmp_path / "pof"), *dry]) == 2
+        assert "--source_classes 5 gives the network a new head, and post-train needs" in capsys.readouterr().err
     # Nor is a head of other classes than it has been said to have the one that Co-Tuning is to transfer.
     assert main(["fine-tune", *asked, "--method", "co-tuning", "--out", str(tmp_path / "co")]) == 2
     assert "the number of classes of their head" in " ".join(capsys.readouterr().err.split())
@@ -280,25 +281,44 @@ def test_what_published_weights_set_is_in_the_card(
         check_fits(card, other, loaded)
 
 
-def test_soft_test_labels_are_refused_before_the_first_step(
+def test_soft_labels_are_refused_where_errors_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     (tmp_path / "soft_data.py").write_text(
         "import torch\nfrom torch.utils.data import TensorDataset\n"
-        "def soft():\n"
-        "    images, labels = torch.randn(12, 3, 8, 8), torch.eye(3).repeat(4, 1)\n"
-        "    return TensorDataset(images, labels), TensorDataset(images, labels)\n"
-        "def hard():\n"
-        "    images, labels = torch.randn(12, 3, 8, 8), torch.eye(3).repeat(4, 1)\n"
-        "    return TensorDataset(images, labels), TensorDataset(images, labels.argmax(1))\n"
+        "class Named(TensorDataset):\n"
+        "    classes = ['a', 'b', 'c']\n"
+        "def parts(train, test, kind=Named):\n"
+        "    images, soft = torch.randn(12, 3, 8, 8), torch.eye(3).repeat(4, 1)\n"
+        "    return tuple(kind(images, soft if each else soft.argmax(1)) for each in (train, test))\n"
+        "def hard(): return parts(False, False)\n"
+        "def training(): return parts(True, False)\n"
+        "def both(): return parts(True, True)\n"
+        "def test(): return parts(False, True)\n"
+        "def nameless(): return parts(False, True, TensorDataset)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for name, code in (("hard", 0), ("soft", 2)):
-        asked = ["--model", "small-cnn", "--data", f"soft_data:{name}", *TRAIN, "--out", name]
-        assert main(["train", *asked]) == code, capsys.readouterr().err
-    assert "has probabilities as test labels" in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "soft").exists()
+
+    def run(*asked: str) -> str:
+        code = main([*asked, "--model", "small-cnn"])
+        found = " ".join(capsys.readouterr().err.split())
+        assert code == (2 if found else 0)
+        return found
+
+    for name in ("hard", "training"):
+        assert not run("train", "--data", f"soft_data:{name}", *TRAIN, "--out", name)
+    for name in ("both", "test", "nameless"):
+        for more in ([], ["--dry_run"]):
+            found = run("train", "--data", f"soft_data:{name}", *TRAIN, "--out", name, *more)
+            assert "has probabilities as test labels" in found
+            assert not (tmp_path / name).exists()
+    found = run("train", "--data", "soft_data:training", *TRAIN, "--validation", "0.5", "--out", "held")
+    assert "has probabilities as train labels" in found
+    of = ["--data", "soft_data:test", "--weights", "hard/model.safetensors"]
+    assert "has probabilities as test labels" in run("evaluate", *of)
+    assert "has probabilities as test labels" in run("improve", *of, "--budget", "4", "--out", "better")
+    assert not (tmp_path / "better").exists()
 
 
 def test_a_users_own_class_has_its_head_and_soft_labels_elsewhere_are_no_matter(

@@ -242,3 +242,43 @@ def test_nothing_of_a_run_is_left_in_the_trainer() -> None:
     for _ in range(2):
         trainer.fit(lightning_module(pof.PoF(net())), loader())
         assert trainer.callbacks == before
+
+
+def test_the_part_of_a_later_epoch_that_the_trainer_drops_is_no_epoch(tmp_path: Path) -> None:
+    options: Any = {"max_steps": 20, "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 4}
+    ended: list[int] = []
+
+    class Counting(pof.Averaged):
+        def after_epoch(self, epoch: int, epochs: int, batches: Any) -> None:
+            ended.append(sum(1 for _ in batches()))
+            super().after_epoch(epoch, epochs, batches)
+
+    def swa(model: nn.Module) -> pof.Method:
+        return Counting(pof.Finetune(model), "swa")
+
+    in_the_trainer(swa, tmp_path / "whole", net(norm=True), data=Bounded(), **options)
+    assert ended == [8, 8, 4]
+    for step, left in ((4, [8, 8, 4]), (8, [8, 8, 4]), (12, [8]), (16, [8, 4])):
+        ended.clear()
+        place = tmp_path / str(step)
+        again = hugging_face_trainer(swa, net(norm=True), place, data=Bounded(), logging_steps=1000, **options)
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert ended == left, step
+
+
+def test_the_tuner_leaves_nothing_behind(tmp_path: Path) -> None:
+    from lightning.pytorch.tuner import Tuner
+
+    for make in (delta, pof.PoF):
+        model = net()
+        made = type(lightning_module(make(model)))
+
+        class Tuned(made):  # type: ignore[misc, valid-type]
+            lr = 0.01
+
+        trainer = lightning_trainer(max_epochs=1, default_root_dir=tmp_path)
+        Tuner(trainer).lr_find(Tuned(), loader(), num_training=5)
+        assert not any(part._forward_hooks for part in model.modules())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert "process_dataloader" not in vars(trainer.strategy)
+        assert not any(isinstance(callback, Leaving) for callback in trainer.callbacks)

@@ -294,3 +294,10 @@ def test_deepcopy_of_every_method_trains_on() -> None:
         grads = [p.grad for p in copied.trainable_parameters()]
         assert any(g is not None for g in grads), name
         assert all(p.grad is None for p in method.model.parameters()), name
+
+
+def test_the_table_says_which_methods_hold_the_head() -> None:
+    for name, entry in METHODS.items():
+        method, _ = prepare(options(name), data())
+        head = method.model.get_submodule(method.head_name)
+        assert entry.holds_head is not any(parameter.requires_grad for parameter in head.parameters()), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import pof
-from pof.models import build_model
+from pof.models import build_model, preprocessing_of
+from pof.models.build import published_classes
 from pof.models.card import NetworkCard
 from tests.models import folders
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 X, Y = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
 
 
@@ -160,3 +162,46 @@ def test_a_file_of_ones_own_in_a_folder_of_transformers_is_what_is_read(tmp_path
     (tmp_path / "model.safetensors").unlink()
     model = build_model(f"hf:{tmp_path}", num_classes=3, weights=tmp_path / "pytorch_model.bin")
     assert torch.equal(model.eval()(X), own(X).logits)
+
+
+BERT = {"vocab_size": 30, "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [
+        ("BertForSequenceClassification", 2),
+        ("BertForQuestionAnswering", 0),
+        ("BertForNextSentencePrediction", 0),
+        ("BertForTokenClassification", 0),
+        ("BertForMaskedLM", 0),
+        ("BertForMultipleChoice", 0),
+        ("BertModel", 0),
+    ],
+)
+def test_a_published_head_counts_where_it_is_one_of_classes(tmp_path, kind, classes):
+    config = transformers.BertConfig(**BERT)
+    getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    assert published_classes(f"hf:{tmp_path}", {}, "pretrained") == classes
+
+
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertModel"])
+def test_where_the_class_is_not_told_the_weights_tell(tmp_path, kind):
+    getattr(transformers, kind)(transformers.BertConfig(**BERT)).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    for names in (None, ["Mine"]):
+        (tmp_path / "config.json").write_text(json.dumps({**said, "architectures": names}))
+        classes = published_classes(f"hf:{tmp_path}", {}, "pretrained")
+        assert classes == (2 if kind == "BertForSequenceClassification" else 0)
+
+
+def test_weights_of_another_size_than_the_network_they_were_trained_from(tmp_path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    for folder, size in ((small, 32), (large, 48)):
+        config = transformers.ViTConfig(image_size=size, patch_size=8, **folders.SIZES)
+        transformers.ViTForImageClassification(config).save_pretrained(folder)
+    mean = [0.1, 0.2, 0.3]
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean).save_pretrained(small)
+    assert preprocessing_of(f"hf:{small}", {}, "pretrained").size == 32
+    found = preprocessing_of(f"hf:{small}", {}, str(large))
+    assert (found.size, found.mean) == (48, tuple(mean))

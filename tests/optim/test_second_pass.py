@@ -92,3 +92,33 @@ def test_only_around_a_base_optimizer_with_modes_there_are_modes() -> None:
     for name in ("train", "eval"):
         getattr(optimizer, name)()
         assert optimizer.base_optimizer.mode == name
+
+
+def test_a_group_that_is_not_moved_is_in_the_second_pass_too() -> None:
+    still, moved = (pof.Regularized(model, pof.BSS(), "fc") for model in (mlp(), mlp()))
+    groups = [{"params": still.trainable_parameters(), "rho": 0.0}, {"params": moved.trainable_parameters()}]
+    optimizer = pof.SAM(groups, torch.optim.SGD, rho=0.05, lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = still(*batch(N)).loss + moved(*batch(N)).loss
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert len(still._seen) == len(moved._seen) == 1
+
+
+def test_previous_features_are_refused_also_where_the_perturbation_is_elsewhere() -> None:
+    method, beside = pof.PoF(mlp(), "fc", features="previous"), torch.nn.Parameter(torch.ones(()))
+    parameters = [*method.trainable_parameters(), beside]
+    optimizer = pof.SAM(parameters, torch.optim.SGD, rho=0.05, only=[beside], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = method(*batch(N)).loss * beside
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match="features='fresh'"):
+        optimizer.step(closure)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pof
-from pof._support.batches import class_targets, to_device, unpack
+from pof._support.batches import check_inputs, class_targets, to_device, unpack
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool]
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -106,3 +106,48 @@ def test_to_the_cpu_is_waited_for(monkeypatch):
     for device in ("cpu", torch.device("cpu"), torch.device("meta")):
         to_device({"x": [X]}, device)
     assert later == [False, False, True]
+
+
+def as_nested(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor(list(tensor.unbind()))
+
+
+LAYOUTS = [
+    lambda tensor: tensor.to_sparse(),
+    lambda tensor: tensor.to_sparse_csr(),
+    as_nested,
+    lambda tensor: torch.nested.nested_tensor(list(tensor.unbind()), layout=torch.jagged),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sparse_and_nested_inputs_are_asked_for_their_values(layout):
+    check_inputs(layout(torch.ones(2, 3)))
+    wrong = torch.ones(2, 3)
+    wrong[1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"inputs hold NaN or infinity \(1 of 6 values\)"):
+        check_inputs(layout(wrong))
+
+
+class OfSparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Parameter(torch.ones(4, 3)), nn.Linear(3, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.sparse.mm(inputs, self.body).relu())
+
+
+@pytest.mark.filterwarnings("ignore::pof.DivergenceWarning")
+def test_a_run_on_sparse_inputs_is_validated_and_rolled_back():
+    torch.manual_seed(0)
+    loader = [(X.to_sparse(), Y)] * 3
+    model = OfSparse()
+    assert pof.fit(pof.Finetune(model), loader, epochs=1, val_loader=loader, device="cpu").stopped is None
+    before = model.body.detach().clone()
+    method = pof.Finetune(model)
+    optimizer = torch.optim.SGD(method.trainable_parameters(), lr=1e38)
+    result = pof.fit(method, loader, epochs=2, optimizer=optimizer, device="cpu")
+    assert result.stopped == "diverged"
+    assert torch.equal(result.model.body, before)

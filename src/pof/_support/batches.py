@@ -309,11 +309,21 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def check_inputs(inputs: Inputs) -> None:
     """Refuse NaN and infinity, which would make every figure NaN or a matter of chance."""
     for tensor in tensors_of(inputs):
+        values = _values(tensor)
         # Among several tensors there may be a mask of -inf.
-        wrong = ~tensor.isfinite() if tensor is inputs else tensor.isnan()
+        wrong = ~values.isfinite() if tensor is inputs else values.isnan()
         if bool(wrong.any()):
-            count = f"{int(wrong.sum())} of {tensor.numel()} values"
+            count = f"{int(wrong.sum())} of {values.numel()} values"
             raise ValueError(f"inputs hold NaN or infinity ({count}): mend the data")
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """Those that a tensor stores, also a sparse or nested one, which torch does not ask whether they are finite."""
+    if tensor.is_nested:
+        return torch.cat([part.detach().flatten() for part in tensor.unbind()])
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Which parameters stand at a perturbed point, for a second pass over the mini-batches of a step.
+"""Which parameters are of an optimizer at its perturbed point, for a second pass over the mini-batches of a step.
 
 What a method remembers of a forward (features, keys) is that of the first pass, as running statistics are.
 """
@@ -10,20 +10,20 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-_moved: set[int] = set()
+_passing: set[int] = set()
 
 
 @contextmanager
 def second_pass(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """These parameters are moved for the body, behind a pass at their own values."""
-    own = {id(parameter) for parameter in parameters} - _moved
-    _moved.update(own)
+    """Run the body as the second pass of an optimizer that has these parameters, moved or not."""
+    own = {id(parameter) for parameter in parameters} - _passing
+    _passing.update(own)
     try:
         yield
     finally:
-        _moved.difference_update(own)
+        _passing.difference_update(own)
 
 
 def in_second_pass(module: nn.Module) -> bool:
-    """Tell whether a parameter of the module is moved."""
-    return bool(_moved) and any(id(parameter) in _moved for parameter in module.parameters())
+    """Tell whether a parameter of the module is in one."""
+    return bool(_passing) and any(id(parameter) in _passing for parameter in module.parameters())

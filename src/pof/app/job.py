@@ -98,11 +98,12 @@ def _train(
     agree({**_of_all(config), "resume": run.resume})
     check_split(model, data)
     loaded = load(data, model)
-    check_countable(loaded, training.loss)
     if purpose is not None:
         check_trained(model, purpose)
         refuse_new_head(model, loaded, training.loss, purpose)
+    refuse_to_hold(model, loaded, training)
     splits = split(loaded, data)
+    check_countable(loaded, training.loss, splits.judged)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
     network, source_head = load_with_source_head(model, loaded, training.loss)
@@ -110,8 +111,8 @@ def _train(
     config |= {NETWORK: plain(vars(card)), COMMIT: commit()}
     if training.freeze_head:
         freeze_head(network, model)
-    why = new_head_of(model, loaded, training.loss)
-    incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head and why is None else None
+    new = new_head_of(model, loaded, training.loss) is not None
+    incoming = copy.deepcopy(network).to("cpu") if model.has_trained_head and not new else None
     folder = Run(run.out, config, resume=run.resume, overwrite=run.overwrite) if rank == 0 else None
     if folder is not None:
         stack.callback(folder.close)
@@ -130,8 +131,6 @@ def _train(
         if training.compile:
             network.compile(dynamic=False)  # an epoch has two sizes of mini-batches at most
         method = build_method(Context(network.to(device), model.head, training, *own)).to(device)
-        if model.is_trained and (why or model.source_classes is not None):
-            _refuse_to_hold(network.get_submodule(method.head_name), training.method)
     validation = None if splits.validation is None else evaluating(splits.held_in, indices=splits.validation)
     if folder is not None:
         folder.make_room()
@@ -148,11 +147,13 @@ def _train(
     return JobResult(Path(run.out), result, before, after)
 
 
-def _refuse_to_hold(head: nn.Module, method: str) -> None:
+def refuse_to_hold(model: ModelOptions, loaded: Data, training: TrainOptions) -> None:
     """Refuse to hold a new head fixed, under which a trained extractor would be trained."""
-    if not any(parameter.requires_grad for parameter in head.parameters()):
+    held = training.method if entry_of(training.method).holds_head else "freeze_head" if training.freeze_head else None
+    new = model.source_classes is not None or new_head_of(model, loaded, training.loss) is not None
+    if held is not None and model.is_trained and new:
         raise ValueError(
-            f"the network gets a new head, and {method} would hold that fixed as it is: train it first (pof fine-tune"
+            f"the network gets a new head, and {held} would hold that fixed as it is: train it first (pof fine-tune"
             " with another --method), then post-train that run"
         )
 

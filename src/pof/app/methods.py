@@ -76,6 +76,8 @@ class MethodEntry:
     """The average that the method's name stands for."""
     schedule: Schedule = COSINE
     """Of the learning rate, unless another is asked for."""
+    holds_head: bool = False
+    """Whether the head stays as it is."""
 
 
 def named_function(name: str | None) -> Any:
@@ -252,8 +254,8 @@ def _co_tuning(context: Context) -> "Method":
 METHODS: dict[str, MethodEntry] = {
     "finetune": MethodEntry(_finetune),
     # The paper's rate: 1.6e-4 after a training at 0.1.
-    "pof": MethodEntry(_pof, "pof", _passes_of_pof, rate=1.6e-3),
-    "head-ascent": MethodEntry(_head_ascent, "ascent"),
+    "pof": MethodEntry(_pof, "pof", _passes_of_pof, rate=1.6e-3, holds_head=True),
+    "head-ascent": MethodEntry(_head_ascent, "ascent", holds_head=True),
     "sam": _sharpness_aware("sam"),
     "asam": _sharpness_aware("asam"),
     "sam-on": _sharpness_aware("sam-on"),

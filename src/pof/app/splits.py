@@ -31,6 +31,11 @@ class Splits:
     """"validation" for a data set with validation data of its own."""
 
     @property
+    def judged(self) -> tuple[DataSplit, ...]:
+        """The parts of the data that a network is judged on."""
+        return ("test",) if self.validation is None else ("test", self.held_in)
+
+    @property
     def train(self) -> torch.Tensor:
         """The chosen samples; refused for a stream."""
         if self.chosen is None:

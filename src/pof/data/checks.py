@@ -14,6 +14,14 @@ class DataError(ValueError):
     """Data that cannot be found, read or used."""
 
 
+def check_hard(name: str, part: str, labels: Tensor | None) -> None:
+    """Refuse probabilities, (N, C) floating-point labels, in a part whose errors are counted."""
+    if labels is not None and labels.is_floating_point() and labels.ndim == 2:
+        raise DataError(
+            f"{name} has probabilities as {part} labels, and errors are counted by classes: give class indices there"
+        )
+
+
 def check_labels(labels: Tensor, *, num_classes: int, name: str) -> None:
     """Check that labels are class indices.
 

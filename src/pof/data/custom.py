@@ -14,7 +14,7 @@ from pof._support.batches import class_targets, unpack
 from pof._support.factory import call_factory
 from pof._support.random import preserved
 from pof._support.text import first_of
-from pof.data.checks import DataError
+from pof.data.checks import DataError, check_hard
 from pof.data.description import LazyData
 from pof.data.streaming import StreamData, first_input
 
@@ -96,6 +96,7 @@ def _outputs(targets: Tensor) -> tuple[str, ...]:
 
 def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     """Without names there are as many classes as the largest label says, and each of them has a sample."""
+    check_hard(name, "test", test)
     found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
     if found[0] >= 0 and len(found) <= largest:
         shown = first_of([str(label) for label in found])

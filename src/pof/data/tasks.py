@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pof.data.checks import DataError
-from pof.data.description import Data
+from collections.abc import Collection
+
+from pof.data.checks import DataError, check_hard
+from pof.data.description import Data, DataSplit
 from pof.data.streaming import StreamData
 
 
@@ -37,9 +39,8 @@ def outputs_of(data: Data, loss: str) -> int:
     return 1 if loss in {"bce", "mse"} and not numbers else data.num_classes
 
 
-def check_countable(data: Data, loss: str) -> None:
-    """Refuse data on which a network cannot be judged when its training is over: soft labels are for training."""
-    if loss == "cross-entropy" and data.test_labels.is_floating_point() and data.test_labels.ndim == 2:
-        raise DataError(
-            f"{data.name} has probabilities as test labels, and errors are counted by classes: give class indices there"
-        )
+def check_countable(data: Data, loss: str, parts: Collection[DataSplit]) -> None:
+    """Refuse parts of data on which a network is to be judged, and cannot be: soft labels are for training."""
+    labels = {"train": data.train_labels, "validation": data.val_labels, "test": data.test_labels}
+    for part in parts if loss == "cross-entropy" else ():
+        check_hard(data.name, part, labels[part])

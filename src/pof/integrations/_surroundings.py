@@ -44,6 +44,9 @@ class Surroundings(TrainerCallback):
         self.steps_per_epoch: int | None = None
         self.taken: int | None = 0
         """Mini-batches of this epoch that were trained on; None behind a checkpoint that does not say it."""
+        self.whole: int | None = None
+        """Mini-batches of the last epoch that ended, of a loader without a length."""
+        self._given = False  # whether this pass gave a mini-batch in this process
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.num_train_epochs == sys.maxsize:  # as the Trainer has it of a loader without a length
@@ -51,7 +54,9 @@ class Surroundings(TrainerCallback):
         loader = kwargs["train_dataloader"]
         self.steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
         self.epoch = state.global_step // self.steps_per_epoch if self.steps_per_epoch else 0
-        self.taken = self.taken if state.global_step else 0
+        if not state.global_step:
+            self.taken, self.whole = 0, None
+        self._given = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.plain_optimizer()
@@ -63,10 +68,19 @@ class Surroundings(TrainerCallback):
             self._after_epoch(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The first pass of a resumed run over a stream may skip all that there is: that epoch has ended before.
-        if not self.steps_per_epoch and self.taken != 0:
+        # The first pass of a resumed run over a stream may skip all that there is.  Then that epoch had ended before,
+        # unless earlier ones were skipped with its part: the Trainer drops the rest of it.
+        ended = self.taken != 0 and (self._given or self.whole in {None, self.taken})
+        if not self.steps_per_epoch and ended:
             self._after_epoch(state)
-        self.epoch, self.taken = self.epoch + 1, 0
+            self.whole = self.taken
+        self.epoch, self.taken, self._given = self.epoch + 1, 0, False
+
+    def count(self, batches: int) -> None:
+        """So many more mini-batches of this epoch are trained on."""
+        self._given = self._given or batches > 0
+        if self.taken is not None:
+            self.taken += batches
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.steps_per_epoch and self.within_epoch():  # it ends here

@@ -133,10 +133,11 @@ class PostTraining(LightningModule):
         # The one public place that sees the loader with its distributed sampler, before it is iterated.
         strategy.process_dataloader = process_dataloader
 
-    def on_fit_end(self) -> None:
-        """Let go of the trainer's strategy and of the model."""
-        super().on_fit_end()
-        self.let_go()
+    def teardown(self, stage: str) -> None:
+        """Let go of the trainer's strategy and of the model; the tuner too ends here."""
+        super().teardown(stage)
+        if stage == "fit":
+            self.let_go()
 
     def let_go(self) -> None:
         """Leave both as they were, also where a run breaks off."""
@@ -267,8 +268,7 @@ class PostTraining(LightningModule):
         if isinstance(plain, PerturbingOptimizer) and optimizer_closure is not None:
             optimizer_closure = self._closure(plain, optimizer_closure)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # Here, before callbacks save anything.
-        self._taken = 0
+        self._taken = 0  # here, before callbacks save anything
         self.method.after_step()
         if self.trainer.is_last_batch:
             self._end_epoch()

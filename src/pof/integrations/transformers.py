@@ -183,8 +183,7 @@ class PostTrainer(Trainer):
             plain = ((batch, None) for batch in epoch_iterator)
             self._pairs = with_next(epoch_iterator, self._first) if self.method.needs_reference else plain
         pairs = list(islice(self._pairs, args[0]))
-        if self._surroundings.taken is not None:
-            self._surroundings.taken += len(pairs)
+        self._surroundings.count(len(pairs))
         if begins and pairs and self.method.needs_reference and self._first is None:
             self._first = pairs[0][0]
         self._window = deque(pairs)
@@ -283,6 +282,7 @@ class PostTrainer(Trainer):
         if self.args.should_save:
             state = {"method": self._own_state(), "firsts": firsts, "items": self._items}
             state["taken"] = self._surroundings.taken if self._surroundings.within_epoch() else 0
+            state["whole"] = self._surroundings.whole
             torch.save(state, Path(output_dir) / STATE_FILE)
 
     def _items_now(self) -> Any:
@@ -311,6 +311,7 @@ class PostTrainer(Trainer):
             )
         self.method.load_state_dict(state["method"], strict=False)
         self._resume_from, self._surroundings.taken = None, state.get("taken")
+        self._surroundings.whole = state.get("whole")
         firsts = state.get("firsts") or [state["first"]]  # of an older version
         self._resumed_first = None if self.args.ignore_data_skip else firsts[distributed.rank() % len(firsts)]
 

@@ -129,7 +129,7 @@ class PerturbingOptimizer(Optimizer, ABC):
                     self.radius = radius.abs()
                 perturb_(entry.parameter, rescaled(entry, 2), radius / norm)
             if self.follows_a_pass:
-                self._frozen.enter_context(second_pass(entry.parameter for entry in moved))
+                self._frozen.enter_context(second_pass(p for group in self.param_groups for p in group["params"]))
             watched = self.model if model is None else model
             if watched is not None:
                 self._frozen.enter_context(frozen_statistics(watched))

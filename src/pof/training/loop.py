@@ -201,6 +201,8 @@ class Loop:
                 check_inputs(micro.inputs)
         except ValueError as error:
             return f"its {error}; or, where the network takes such values, {self.method.remedy}"
+        except (RuntimeError, TypeError):  # of tensors that torch cannot ask: the roll-back does not wait for a word
+            pass
         return self.method.remedy
 
     def _check_finite(self) -> None:

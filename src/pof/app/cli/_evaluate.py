@@ -58,6 +58,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     from pof.app.methods import named_function
     from pof.app.run_folder import check_replaceable, write_json
     from pof.app.splits import load
+    from pof.data import check_countable
     from pof.data.description import path_of
     from pof.training.evaluation import evaluate, figures_of, judged, warn_of_unusable
     from pof.training.fit import find_device
@@ -73,6 +74,7 @@ def evaluate_network(model: ModelOptions, data: DataOptions, options: EvaluateOp
     loss = _loss(model, options)
     network = load_network(model, loaded, loss, purpose="evaluate").to(device)
     loader, indices, part = _loader(loaded, data, options, device)
+    check_countable(loaded, loss if options.metric is None else "", {part})
     asked = {"model": model.model, "weights": model.weights, "data": data.data, "split": options.split}
     title = f"{model.model} on {data.data}, {options.split} set"
     if loss != "cross-entropy" or options.metric is not None:

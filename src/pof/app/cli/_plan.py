@@ -16,7 +16,7 @@ from pof.app.experiment.estimate import time_pass
 from pof.app.experiment.plan import Stage
 from pof.app.improve.candidates import UNFITTED, families
 from pof.app.improve.rungs import most_candidates
-from pof.app.inherit import check_split
+from pof.app.inherit import check_split, check_trained
 from pof.app.methods import average_of
 from pof.app.options import (
     DataOptions,
@@ -29,6 +29,7 @@ from pof.app.options import (
 )
 from pof.app.run_folder import Run
 from pof.app.splits import load, split
+from pof.data import check_countable
 from pof.data.batch_sampler import drops_last
 from pof.training.fit import find_device
 
@@ -87,6 +88,10 @@ def _about(
     check_split(model, data)
     loaded = load(data, model)
     splits = split(loaded, data)
+    check_countable(loaded, training.loss, splits.judged)
+    if purpose is not None:
+        check_trained(model, purpose)
+    job.refuse_to_hold(model, loaded, training)
     network = load_network(model, loaded, training.loss, purpose=purpose)
     samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)
     assert seconds is not None

@@ -23,7 +23,7 @@ from pof.app.inherit import check_split, check_trained, same_data, trained_with
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
 from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
 from pof.app.splits import load, split, training_batches
-from pof.data import Data, ImageData, eval_loader
+from pof.data import Data, ImageData, check_countable, eval_loader
 from pof.data.description import DataSplit
 from pof.head.search import find_head
 from pof.training.evaluation import Metrics, evaluate
@@ -50,6 +50,7 @@ def improve_network(
     check_split(model, data)
     loaded = load(data, model)
     splits = split(loaded, data)
+    check_countable(loaded, training.loss, splits.judged)
     network = load_network(model, loaded, purpose="improve").to(device)
     card = card_of(model, loaded, model.head or find_head(network))
     training = replace(training, batch_size=min(training.batch_size, len(splits.train)))

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from glob import escape as glob_escape
 from glob import glob
 from typing import Any
@@ -25,8 +26,8 @@ from pof.models.sources.image_processor import read_processor
 from pof.models.sources.timm import preprocessing_in
 
 CONFIG = "config.json"
-HEADLESS = re.compile(r"(Model|Backbone|PreTraining|LM|Modeling|Generation)$")
-"""How Transformers names the classes without a head of classes; a user's own class may have any other name."""
+OF_CLASSES = re.compile(r"For(Sequence|Image)Classification")
+"""How Transformers names what has a head of classes; a user's own class may have any other name."""
 OF_TIMM = "pretrained_cfg"
 """In the configuration of a network of timm: its preprocessing and classes."""
 SAVED = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
@@ -108,15 +109,15 @@ def _build(request: Request) -> nn.Module:
             )
         config.num_channels = request.in_channels
     with _quiet():
-        model = _model(request, config, origin)
+        model, _ = _model(request, config, origin)
     return Classifier(model, **position_options(model, config, request.image_size)).train()
 
 
-def _model(request: Request, config: Any, origin: str | None) -> Any:
-    """The network of Transformers, with a new head where the old one is of other classes."""
+def _model(request: Request, config: Any, origin: str | None) -> tuple[Any, bool]:
+    """The network of Transformers, with a new head where the old one is of other classes; and whether it has one."""
     kind: Any = _kind(request, config)
     if origin is None:
-        return kind.from_config(config)
+        return kind.from_config(config), True
     try:
         model, found = kind.from_pretrained(
             origin, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
@@ -126,7 +127,7 @@ def _model(request: Request, config: Any, origin: str | None) -> Any:
     new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if lost := sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(f"hf:{origin}: {len(lost)} of its weights are missing or have another shape: {lost[0]}, ...")
-    return model
+    return model, bool(new)
 
 
 def _kind(request: Request, config: Any) -> Any:
@@ -193,9 +194,12 @@ def _preprocessing(request: Request) -> Preprocessing | None:
         return None
     if isinstance(getattr(config, OF_TIMM, None), dict):
         return preprocessing_in(config.pretrained_cfg, f"hf:{origin}")
-    names = dict.fromkeys((origin, request.name))
-    found = next((how for how in map(read_processor, names) if how is not None), None)
-    size = side_of(getattr(config, "image_size", None))
+    size, found = side_of(getattr(config, "image_size", None)), read_processor(origin)
+    if found is None and origin != request.name:
+        found = read_processor(request.name)
+        before = side_of(getattr(_config(request, request.name), "image_size", None))
+        if found is not None and size not in {None, before}:  # such as 384 px, fine-tuned from 224
+            found = replace(found, size=size)
     if found is None and size is not None:
         warnings.warn(
             f"hf:{origin} comes without preprocessor_config.json, so images get the {size} px of its configuration and"
@@ -208,10 +212,24 @@ def _preprocessing(request: Request) -> Preprocessing | None:
 
 
 def _classes(request: Request) -> int | None:
-    config = _config(request, _origin(request) or request.name)
+    origin = _origin(request)
+    config = _config(request, origin or request.name)
     if zero_shot.is_zero_shot(config):  # its head is made of the names of the classes
         return None
-    return 0 if any(HEADLESS.search(name) for name in config.architectures or ()) else int(config.num_labels)
+    return int(config.num_labels) if _has_head(request, config, origin) else 0
+
+
+def _has_head(request: Request, config: Any, origin: str | None) -> bool:
+    """Whether the weights have a head of classes: by their class's name, or else by what they lack."""
+    import transformers
+
+    names = config.architectures or ()
+    if any(OF_CLASSES.search(name) for name in names):
+        return True
+    if any(hasattr(transformers, name) for name in names):
+        return False
+    with _quiet():
+        return not _model(request, config, origin)[1]
 
 
 HUGGING_FACE = Source(
