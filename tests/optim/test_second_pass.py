@@ -12,6 +12,7 @@ import pof
 from tests.cases import batch, mlp
 
 N = 8
+ADARAND = torch.zeros(4, 6), torch.ones(4, 6)
 
 
 def around(method: pof.Method, kind: type[Any]) -> Any:
@@ -95,7 +96,7 @@ def test_only_around_a_base_optimizer_with_modes_there_are_modes() -> None:
 
 
 def test_a_group_that_is_not_moved_is_in_the_second_pass_too() -> None:
-    still, moved = (pof.Regularized(model, pof.BSS(), "fc") for model in (mlp(), mlp()))
+    still, moved = (pof.Regularized(model, pof.AdaRand(*ADARAND), "fc") for model in (mlp(), mlp()))
     groups = [{"params": still.trainable_parameters(), "rho": 0.0}, {"params": moved.trainable_parameters()}]
     optimizer = pof.SAM(groups, torch.optim.SGD, rho=0.05, lr=0.1)
 

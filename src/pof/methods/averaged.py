@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from pof._support.batches import Inputs, to_device
 from pof._support.checks import whole_number
 from pof._support.modules import copied, device_of, packed, put_buffers, unpacked
+from pof._support.passes import in_second_pass
 from pof.combine.statistics import estimate_statistics
+from pof.methods._untold import Untold
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.perturbation.loss import Loss
 
@@ -63,6 +65,10 @@ class Averaged(Method):
         self._recent: list[dict[str, Tensor]] = []
         # Whether it has moved since it got its buffers.
         self._moved = False
+        self._untold = Untold(
+            "the EMA moves after each step, and it is not told of them: call method.after_step() behind"
+            " optimizer.step(), as pof.fit does; until then method.candidate() is the network as it is"
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -115,6 +121,8 @@ class Averaged(Method):
         reference_targets: Tensor | None = None,
     ) -> StepOutput:
         """The output of the inner method, which may want the reference."""
+        if self.training and self.average == "ema" and not in_second_pass(self.model):
+            self._untold.noticed(self.model)
         output: StepOutput = self.method(inputs, targets, reference_inputs, reference_targets)
         return output
 
@@ -124,6 +132,7 @@ class Averaged(Method):
 
     def after_step(self) -> None:
         """Tell the inner method, and move the EMA."""
+        self._untold.told()
         self.method.after_step()
         if self.average == "ema":
             self._move(1 - self.decay)

@@ -15,6 +15,7 @@ from pof._support.batches import Inputs, joined, to_device
 from pof._support.modules import device_of, packed, unpacked
 from pof._support.passes import in_second_pass
 from pof.head.split import split
+from pof.methods._untold import Untold
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.loss import weight_of
@@ -57,6 +58,10 @@ class Regularized(Method):
         regularizer.check_model(model)
         self.network, self.regularizer = split(model, head, end=self.loss.end), regularizer
         self._seen: list[tuple[Tensor, Tensor]] = []
+        self._untold = Untold(
+            f"{type(regularizer).__name__} adapts after each step, and it is not told of them: call method.after_step()"
+            " behind optimizer.step(), as pof.fit does"
+        )
 
     def forward(
         self,
@@ -74,7 +79,9 @@ class Regularized(Method):
         if not self.training:
             return plain
         penalty = self.regularizer(features, targets, inputs)
-        if first:
+        if first and getattr(self.regularizer.update, "__func__", None) is not Regularizer.update:
+            if self._untold.noticed(self.network.model):
+                self._seen.clear()
             self._seen.append((features.detach(), targets))
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.  L2-SP has another one.
         loss = plain.loss + penalty if self.regularizer.strength or penalty.requires_grad else plain.loss
@@ -114,6 +121,7 @@ class Regularized(Method):
 
     def after_step(self) -> None:
         """Let the regulariser adapt to the features of the step, those of all its mini-batches together."""
+        self._untold.told()
         if self._seen:
             sizes = [len(features) for features, _ in self._seen]
             features, targets = (joined(list(parts), sizes) for parts in zip(*self._seen, strict=True))

@@ -22,9 +22,11 @@ from torch.optim import Optimizer
 from pof._support.batches import Inputs, first_samples, for_training, samples_of, unpack
 from pof._support.checks import finite, whole_number
 from pof._support.modules import device_of, frozen_statistics, in_training, packed, unpacked
+from pof._support.passes import is_perturbed
 from pof._support.random import preserved
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
+from pof.methods._untold import Untold
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.methods.calibration import Calibration
 from pof.methods.loss import AskedLoss, chosen_loss, plain_step
@@ -105,6 +107,10 @@ class SharpnessAware(Method):
         self.budget, self.anneal, self.layers = budget, anneal, layers
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
+        self._untold = Untold(
+            "the optimizer perturbs nothing, so each step is one of plain training: take the one that"
+            " method.build_optimizer(torch.optim.SGD, lr=...) makes, whose step takes a closure"
+        )
         self._calibrated = False
         self.shares: dict[str, float] = {}
         # How to take the radius from the data again, and after how many epochs.
@@ -291,6 +297,10 @@ class SharpnessAware(Method):
     ) -> StepOutput:
         """Loss and logits of one pass; with an ``ascent_share``, an ascent is made of the first samples only."""
         optimizer = self._optimizer
+        if self.training and optimizer is None and self._untold.watches:
+            if is_perturbed(self.model):  # by one that the loop made itself
+                self._untold.told()
+            self._untold.noticed(self.model)
         if self.training and optimizer is not None and optimizer.will_ascend:
             inputs, targets = self._of_ascent(inputs, targets)
         out = plain_step(self.network, self.loss, inputs, targets)
