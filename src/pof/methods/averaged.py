@@ -17,8 +17,8 @@ from pof._support.batches import Inputs, to_device
 from pof._support.checks import whole_number
 from pof._support.modules import copied, device_of, packed, put_buffers, unpacked
 from pof._support.passes import in_second_pass
+from pof._support.untold import Untold
 from pof.combine.statistics import estimate_statistics
-from pof.methods._untold import Untold
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.perturbation.loss import Loss
 

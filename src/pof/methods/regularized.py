@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from pof._support.batches import Inputs, joined, to_device
 from pof._support.modules import device_of, packed, unpacked
 from pof._support.passes import in_second_pass
+from pof._support.untold import Untold
 from pof.head.split import split
-from pof.methods._untold import Untold
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.loss import weight_of

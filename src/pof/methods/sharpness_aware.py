@@ -24,9 +24,9 @@ from pof._support.checks import finite, whole_number
 from pof._support.modules import device_of, frozen_statistics, in_training, packed, unpacked
 from pof._support.passes import is_perturbed
 from pof._support.random import preserved
+from pof._support.untold import Untold
 from pof.combine.statistics import estimate_statistics
 from pof.head.split import split
-from pof.methods._untold import Untold
 from pof.methods.base import Method, StepOutput, check_choice
 from pof.methods.calibration import Calibration
 from pof.methods.loss import AskedLoss, chosen_loss, plain_step
