@@ -110,3 +110,46 @@ def test_a_radius_from_the_data_survives_every_state() -> None:
         assert (method.rho, method.shares) == (first.rho, first.shares)
         assert method.settings() == first.settings()
         before = method
+
+
+def sam(method: pof.SharpnessAware, **options: Any) -> pof.SAM:
+    return pof.SAM(list(method.trainable_parameters()), torch.optim.SGD, lr=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kind": "asam"}, "SAM is not of the kind asam"),
+        ({"kind": "msam"}, "SAM is not of the kind msam"),
+        ({"layers": "head"}, "perturbs all layers, not the head alone"),
+        ({"budget": 0.1}, "does not know the budget 0.1"),
+    ],
+)
+def test_an_optimizer_that_does_not_do_what_the_options_say_is_refused(options: Any, said: str) -> None:
+    method = pof.SharpnessAware(network(), **options)
+    with pytest.raises(ValueError, match=f"{said}: give the optimizer that method.build_optimizer"):
+        method.before_epoch(0, 1, sam(method))
+    method.before_epoch(0, 1, method.build_optimizer(torch.optim.SGD, lr=0.1, momentum=0.9))
+
+
+def test_an_optimizer_without_the_radius_from_the_data_is_refused() -> None:
+    method = pof.SharpnessAware(network())
+    method.rho, method._calibrated = 0.3, True
+    with pytest.raises(ValueError, match=r"does not have the radius 0\.3 from the data"):
+        method.before_epoch(0, 1, sam(method))
+    method.before_epoch(0, 1, sam(method, rho=0.3))
+
+
+def test_groups_of_their_own_radii_are_left_alone_or_refused() -> None:
+    for options in ({}, {"last_epochs": 1}, {"budget": 0.1}):
+        method = pof.SharpnessAware(network(), **options)
+        first, *rest = method.trainable_parameters()
+        own = {"budget": options.get("budget")}
+        groups = [{"params": [first], "rho": 0.5}, {"params": rest, "rho": 0.0}]
+        optimizer = pof.SAM(groups, torch.optim.SGD, lr=0.1, **own)
+        if options:
+            with pytest.raises(ValueError, match="has groups of several radii or budgets"):
+                method.before_epoch(0, 1, optimizer)
+        else:
+            method.before_epoch(0, 1, optimizer)
+        assert [group["rho"] for group in optimizer.param_groups] == [0.5, 0.0]

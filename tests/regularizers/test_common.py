@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import pof
+from pof.methods import linear_probe
 from pof.regularizers import BSS, DELTA, FNP, L2SP, AdaRand, BiTuning, CoTuning, RandReg, Regularizer
 from pof.regularizers._references import ReferenceStream
 from tests.regularizers import problem
@@ -295,3 +297,64 @@ def test_fnp_equals_its_closed_form() -> None:
     penalty.backward()
     assert penalty == 0.5 * (5 + 9 + 16) / (3 * 2)
     torch.testing.assert_close(features.grad, features.detach() / 6)
+
+
+HOT = [(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.eye(3, dtype=torch.int64).repeat(2, 1))]
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, data: pof.AdaRand.from_loader(pof.split(model), data, num_classes=3),
+        lambda model, data: pof.RandReg.from_loader(pof.split(model), data, num_classes=3, prior="class"),
+        lambda model, data: pof.CoTuning.from_loader(pof.split(model), nn.Linear(4, 6), data, num_classes=3),
+        lambda model, data: pof.BiTuning(model, dimension=4, keys=2),
+    ],
+)
+def test_one_hot_rows_are_class_indices(make):
+    indices = [(inputs, targets.argmax(dim=1)) for inputs, targets in HOT]
+    losses = []
+    for data in (HOT, indices):
+        model = small()
+        method = pof.Regularized(model, make(model, data))
+        method.train()
+        losses.append(method(*data[0]).loss)
+        method.after_step()
+    assert torch.equal(*losses)
+
+
+def test_a_probe_takes_one_hot_rows():
+    indices = [(inputs, targets.argmax(dim=1)) for inputs, targets in HOT]
+    assert linear_probe(small(), HOT) == linear_probe(small(), indices)
+
+
+@pytest.mark.parametrize(("loss", "targets"), [("bce", torch.eye(3).int().repeat(2, 1)), ("mse", torch.arange(-8, -2))])
+def test_marginal_statistics_read_no_targets(loss, targets):
+    model = small() if loss == "bce" else nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    data = [(HOT[0][0], targets)]
+    regularizer = pof.RandReg.from_loader(pof.split(model), data, num_classes=3, prior="features")
+    expected = pof.split(model).features(HOT[0][0]).detach().mean(dim=0)
+    torch.testing.assert_close(regularizer.mean, expected)
+
+
+def test_minus_100_is_a_number_where_targets_are_numbers():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    method = pof.Regularized(model, pof.FNP(), loss="mse").train()
+    features = method.network.features(HOT[0][0])
+    out = method(HOT[0][0], torch.tensor([1, 2, -100, 4, 5, 6]))
+    torch.testing.assert_close(out.penalty, pof.FNP()(features, None))
+
+
+def test_a_penalty_that_reaches_nothing_is_said():
+    model = small()
+    model[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match="nothing before the head is trained, so the penalty of FNP"):
+        list(pof.Regularized(model, pof.FNP()).trainable_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(pof.Regularized(model, pof.L2SP(model)).trainable_parameters())

@@ -173,3 +173,19 @@ def test_delta_is_cast_with_the_method(dtype: torch.dtype) -> None:
     method = pof.Regularized(model, DELTA(model, ["body"]), "fc").to(dtype)
     inputs, targets = batch()
     assert float(method(inputs.to(dtype), targets).metrics["penalty"]) == 0.0
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+def test_a_stem_alone_says_nothing_of_a_transformer(name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    network = timm.create_model(name, num_classes=3)
+    with pytest.raises(ValueError, match=r"has no convolution but its stem, '.*proj'.* such as") as raised:
+        widest_convolutions(network, torch.zeros(1, 3, 224, 224))
+    named = str(raised.value).split("such as '")[1].split("'")[0]
+    regularizer = DELTA(network, [named])
+    inputs = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    network.eval()(inputs)
+    with torch.no_grad():
+        network.get_submodule(named).weight.mul_(2.0)
+    network(inputs)
+    assert regularizer(inputs=inputs).item() > 0

@@ -149,7 +149,8 @@ def _train(
 
 def refuse_to_hold(model: ModelOptions, loaded: Data, training: TrainOptions) -> None:
     """Refuse to hold a new head fixed, under which a trained extractor would be trained."""
-    held = training.method if entry_of(training.method).holds_head else "freeze_head" if training.freeze_head else None
+    frozen = training.freeze_head and model.source_classes is None  # the other has a sentence of its own
+    held = training.method if entry_of(training.method).holds_head else "freeze_head" if frozen else None
     new = model.source_classes is not None or new_head_of(model, loaded, training.loss) is not None
     if held is not None and model.is_trained and new:
         raise ValueError(

@@ -96,6 +96,7 @@ class RegularizerOptions:
         alpha: Share of the old value in the moving average of adarand.
         lr: Learning rate of the reference means of adarand.
         k: Number of singular values that bss penalises.
+        layers: Names of the layers whose outputs delta compares. By default they are the widest convolutions.
     """
 
     strength: float | None = None
@@ -103,6 +104,7 @@ class RegularizerOptions:
     alpha: float = 0.5
     lr: float = 1e-2
     k: int = 1
+    layers: list[str] | None = None
 
 
 @dataclass

@@ -206,7 +206,7 @@ def _adarand(context: Context, strength: dict[str, Any], kinds: Any) -> "Regular
 
 def _delta(context: Context, strength: dict[str, Any], kinds: Any) -> "Regularizer":
     inputs, _ = next(iter(context.statistics_batches))
-    layers = kinds.widest_convolutions(context.model, inputs[:2])
+    layers = context.options.regularizer.layers or kinds.widest_convolutions(context.model, inputs[:2])
     regularizer: Regularizer = kinds.DELTA(context.model, layers, **strength)
     return regularizer
 
@@ -284,6 +284,7 @@ SOME: dict[str, tuple[str, ...]] = {
     "regularizer.prior": ("randreg",),
     **dict.fromkeys(("regularizer.alpha", "regularizer.lr"), ("adarand",)),
     "regularizer.k": ("bss",),
+    "regularizer.layers": ("delta",),
     "sam.last_epochs": ("late-sam",),
     "average.decay": ("ema",),
     "average.start": ("swa",),

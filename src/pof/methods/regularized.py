@@ -5,6 +5,7 @@ Drives FNP, RandReg and AdaRand (Yamaguchi et al., CVPR 2024), L2-SP, BSS, DELTA
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.loss import weight_of
+from pof.perturbation.tasks import SquaredError
 from pof.regularizers import Regularizer
 
 
@@ -78,7 +80,8 @@ class Regularized(Method):
         plain = StepOutput(mean_loss(self.loss, logits, targets), logits.detach())
         if not self.training:
             return plain
-        penalty = self.regularizer(features, targets, inputs)
+        numbers = isinstance(self.loss, SquaredError) and isinstance(targets, Tensor)  # no class, nor one to be ignored
+        penalty = self.regularizer(features, targets.float() if numbers else targets, inputs)
         if first and getattr(self.regularizer.update, "__func__", None) is not Regularizer.update:
             if self._untold.noticed(self.network.model):
                 self._seen.clear()
@@ -100,7 +103,18 @@ class Regularized(Method):
             Parameters that require a gradient.
         """
         yield from super().trainable_parameters()
+        self._check_reach()
         yield from (p for p in self.regularizer.parameters() if p.requires_grad)
+
+    def _check_reach(self) -> None:
+        head = {id(parameter) for parameter in self.network.head.parameters()}
+        moved = [p for p in self.model.parameters() if p.requires_grad and id(p) not in head]
+        if not moved and not any(p.requires_grad for p in self.regularizer.held_parameters()):
+            warnings.warn(
+                f"nothing before the head is trained, so the penalty of {type(self.regularizer).__name__}, of features,"
+                " changes nothing: unfreeze some of the extractor, or use Finetune",
+                stacklevel=3,
+            )
 
     def attach(self) -> None:
         """The regulariser's hooks are on the model again."""

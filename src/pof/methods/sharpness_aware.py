@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from pof.optim.rise import LevelKind
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
 DEFAULT_RHO: dict[Kind, float] = {"sam": 0.05, "asam": 0.5, "sam-on": 0.5, "msam": 0.3}
+WRAPPERS: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON, "msam": MSAM}
 
 
 class SharpnessAware(Method):
@@ -143,8 +144,7 @@ class SharpnessAware(Method):
             options["budget"] = self.budget
         if self.layers == "head":
             options["only"] = list(self.network.head.parameters())
-        makes: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON}
-        return makes[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
+        return WRAPPERS[self.kind](list(self.trainable_parameters()), base, self.rho, model=self.model, **options)
 
     def calibrate(
         self,
@@ -240,21 +240,40 @@ class SharpnessAware(Method):
         """Switch the perturbation on for the last epochs; with radius 0 a step is the plain one, at its cost.
 
         Raises:
-            ValueError: for a plain optimizer, with which nothing would be perturbed.
+            ValueError: for a plain optimizer, with which nothing would be perturbed, and for one that does not do what
+                the method's options say.
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps
-        if not isinstance(inner, PerturbingOptimizer):
+        if (why := self._not_own(inner)) is not None:
             raise ValueError(
-                f"{type(inner).__name__} perturbs nothing: give the optimizer that"
-                " method.build_optimizer(torch.optim.SGD, lr=...) makes"
+                f"{type(inner).__name__} {why}: give the optimizer that method.build_optimizer(torch.optim.SGD, lr=...)"
+                " makes"
             )
-        self._optimizer = inner
+        self._optimizer = cast(PerturbingOptimizer, inner)
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
         if self.budget is not None:
             for group in optimizer.param_groups:
                 group["budget"] = annealed(self.budget, epoch, epochs, self.anneal)
+
+    def _not_own(self, optimizer: Optimizer) -> str | None:
+        """Say in which way an optimizer that somebody else made does not do what the options say."""
+        if not isinstance(optimizer, PerturbingOptimizer):
+            return "perturbs nothing"
+        if type(optimizer) is not WRAPPERS[self.kind]:
+            return f"is not of the kind {self.kind}"
+        if self.layers == "head" and getattr(optimizer, "only", None) is None:
+            return "perturbs all layers, not the head alone"
+        groups = [{name: group.get(name) for name in ("rho", "budget")} for group in optimizer.param_groups]
+        if self.budget is not None and all(group["budget"] is None for group in groups):
+            return f"does not know the budget {self.budget:g}"
+        if self._calibrated and self._every is None and self.rho not in {group["rho"] for group in groups}:
+            return f"does not have the radius {self.rho:g} from the data"
+        sets_all = self.last_epochs is not None or self.budget is not None or self._every is not None
+        if sets_all and any(group != groups[0] for group in groups):
+            return "has groups of several radii or budgets, which last_epochs, budget and calibrate(every=) set alike"
+        return None
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
         """Take the radius anew where that is due.

@@ -90,7 +90,10 @@ class SAM(PerturbingOptimizer):
         self.only = None if only is None else list(only)
         updated = {id(p) for group in self.param_groups for p in group["params"]}
         if self.only is not None and not updated & {id(p) for p in self.only}:
-            raise ValueError(f"none of the {len(self.only)} parameters to perturb is among those to update")
+            raise ValueError(
+                f"none of the {len(self.only)} parameters to perturb is among those to update: unfreeze"
+                " them (requires_grad_(True)), or perturb all layers"
+            )
 
     def _entries(self) -> Iterator[Entry]:
         entries = gradient_entries(self.param_groups, self.model)

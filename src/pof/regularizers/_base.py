@@ -239,7 +239,7 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
     if targets is None:
         raise ValueError("a reference for each class needs the targets: call regularizer(features, targets)")
     if isinstance(targets, Tensor) and targets.dtype != torch.bool:
-        targets = class_targets(targets)
+        targets = class_targets(targets, num_classes)
     if (
         not isinstance(targets, Tensor)
         or targets.shape != features.shape[:1]

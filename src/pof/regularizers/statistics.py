@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pof._support.batches import Inputs, for_training, unpack
+from pof._support.batches import Inputs, class_targets, for_training, unpack
 from pof._support.modules import device_of, evaluating
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
+from pof.perturbation.targets import IGNORED
 from pof.regularizers._base import check_features, check_range, check_targets, counted_of
 
 
@@ -147,12 +148,15 @@ def features_and_targets(
         inputs, targets = unpack(batch)
         features = extract(for_training(inputs, device))
         check_features(features)
-        if not by_class and not (isinstance(targets, Tensor) and not targets.is_floating_point()):
-            targets = torch.zeros(len(features), dtype=torch.int64, device=device)
-        check_targets(targets, features, 2**31)
+        classes = by_class or _are_classes(targets, num_classes)
+        targets = class_targets(targets, num_classes) if classes else targets
         counted = counted_of(targets)
+        if classes:
+            check_targets(targets, features, num_classes)
+        else:  # of another task
+            targets = torch.zeros(len(features), dtype=torch.int64)
         if counted is not None:
-            features, targets = features[counted.to(device)], targets[counted]
+            features, targets = features[counted.to(device)], targets[counted.to(targets.device)]
         if not len(targets):
             continue
         if not features.isfinite().all():
@@ -161,3 +165,10 @@ def features_and_targets(
         targets = targets.cpu().long()
         check_range(targets, num_classes)
         yield features.cpu().double(), targets, kind
+
+
+def _are_classes(targets: Any, num_classes: int) -> bool:
+    """Whether targets (N,) are indices of classes, or to be ignored."""
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        return False
+    return bool(((targets >= 0) & (targets < num_classes) | (targets == IGNORED)).all())

@@ -93,6 +93,8 @@ def _about(
         check_trained(model, purpose)
     job.refuse_to_hold(model, loaded, training)
     network = load_network(model, loaded, training.loss, purpose=purpose)
+    if training.freeze_head:
+        job.freeze_head(network, model)
     samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)
     assert seconds is not None
     held = 0 if splits.validation is None else len(splits.validation)

@@ -22,6 +22,12 @@ def train(
 
         show_run(model, data, training, run, purpose)
         return 0
+    if training.method == "l2sp" and training.weight_decay:
+        console.print(
+            f"note: a weight_decay of {training.weight_decay:g} pulls the weights to the origin beside the pull of l2sp"
+            " to the incoming ones: --weight_decay 0 leaves that out",
+            soft_wrap=True,
+        )
     options = plain({"model": vars(model), "data": vars(data), "training": vars(training)})
     with Display() as display, tracking(run.logger, Path(run.out).resolve().name, options) as track:
 

@@ -27,6 +27,7 @@ LATER: Mapping[str, Mapping[str, Any]] = {
     "model": {"model_args": {}},
     "data": {"interpolation": None, "crop": None},
     "schedule": {"warmup": 0.0},
+    "regularizer": {"layers": None},
     "sam": {
         **{"budget": 0.05, "rho_max": 0.5, "anneal": 1.0, "level": 0.15, "level_kind": "level", "every": None},
         "layers": "all",
