@@ -153,3 +153,14 @@ def test_groups_of_their_own_radii_are_left_alone_or_refused() -> None:
         else:
             method.before_epoch(0, 1, optimizer)
         assert [group["rho"] for group in optimizer.param_groups] == [0.5, 0.0]
+
+
+def test_a_radius_from_the_data_is_for_the_last_epochs_too() -> None:
+    method = pof.SharpnessAware(network(), last_epochs=1)
+    method.calibrate(mini_batches(8, 8), level_kind="rise")
+    optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
+    radii = []
+    for epoch in range(3):
+        method.before_epoch(epoch, 3, optimizer)
+        radii.append(optimizer.param_groups[0]["rho"])
+    assert radii == [0.0, 0.0, method.rho] and method.rho > 0

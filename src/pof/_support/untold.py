@@ -7,6 +7,8 @@ import warnings
 import torch
 from torch import nn
 
+from pof._support import distributed
+
 
 class Untold:
     """Notices by the weights that a step was taken between two training passes; looks no more once it is told."""
@@ -30,8 +32,8 @@ class Untold:
 
         Optimizers write into the weights in place, which torch counts.
         """
-        if not self.watches:
-            return False
+        if not self.watches or distributed.has_fsdp(model):
+            return False  # FSDP2 writes into parameters in every pass
         before, self._before = self._before, sum(parameter._version for parameter in model.parameters())
         moved = before is not None and before != self._before
         if moved and not self._warned:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from pof._support.batches import Inputs, joined, to_device
 from pof._support.modules import device_of, packed, unpacked
@@ -74,17 +75,18 @@ class Regularized(Method):
     ) -> StepOutput:
         """The loss plus the penalty (each alone is a metric), or in eval mode the plain loss; needs no reference."""
         first = not in_second_pass(self.network.model)  # before the forward, behind which FSDP2 has other parameters
+        adapts = first and getattr(self.regularizer.update, "__func__", None) is not Regularizer.update
         if self.training:
             self.attach()
+            if adapts and self._untold.noticed(self.network.model):
+                self._seen.clear()
         features, logits = features_and_logits(self.network, inputs)
         plain = StepOutput(mean_loss(self.loss, logits, targets), logits.detach())
         if not self.training:
             return plain
         numbers = isinstance(self.loss, SquaredError) and isinstance(targets, Tensor)  # no class, nor one to be ignored
         penalty = self.regularizer(features, targets.float() if numbers else targets, inputs)
-        if first and getattr(self.regularizer.update, "__func__", None) is not Regularizer.update:
-            if self._untold.noticed(self.network.model):
-                self._seen.clear()
+        if adapts:
             self._seen.append((features.detach(), targets))
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.  L2-SP has another one.
         loss = plain.loss + penalty if self.regularizer.strength or penalty.requires_grad else plain.loss
@@ -132,6 +134,10 @@ class Regularized(Method):
         """Take back what :meth:`get_extra_state` gave."""
         state = unpacked(state)
         self._seen = to_device(state["seen"], device_of(self.network))
+
+    def before_epoch(self, epoch: int, epochs: int, optimizer: Optimizer) -> None:
+        """A loop that calls this knows what surrounds a step."""
+        self._untold.told()
 
     def after_step(self) -> None:
         """Let the regulariser adapt to the features of the step, those of all its mini-batches together."""

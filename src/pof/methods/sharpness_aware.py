@@ -268,9 +268,9 @@ class SharpnessAware(Method):
         groups = [{name: group.get(name) for name in ("rho", "budget")} for group in optimizer.param_groups]
         if self.budget is not None and all(group["budget"] is None for group in groups):
             return f"does not know the budget {self.budget:g}"
-        if self._calibrated and self._every is None and self.rho not in {group["rho"] for group in groups}:
-            return f"does not have the radius {self.rho:g} from the data"
         sets_all = self.last_epochs is not None or self.budget is not None or self._every is not None
+        if self._calibrated and not sets_all and self.rho not in {group["rho"] for group in groups}:
+            return f"does not have the radius {self.rho:g} from the data"
         if sets_all and any(group != groups[0] for group in groups):
             return "has groups of several radii or budgets, which last_epochs, budget and calibrate(every=) set alike"
         return None
