@@ -41,6 +41,6 @@ def outputs_of(data: Data, loss: str) -> int:
 
 def check_countable(data: Data, loss: str, parts: Collection[DataSplit]) -> None:
     """Refuse parts of data on which a network is to be judged, and cannot be: soft labels are for training."""
-    labels = {"train": data.train_labels, "validation": data.val_labels, "test": data.test_labels}
+    names = {"train": "train_labels", "validation": "val_labels", "test": "test_labels"}  # a stream has not all of them
     for part in parts if loss == "cross-entropy" else ():
-        check_hard(data.name, part, labels[part])
+        check_hard(data.name, part, getattr(data, names[part]))
