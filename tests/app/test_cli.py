@@ -476,3 +476,18 @@ def test_full_disk_loses_nothing(size: str, file: str, tmp_path: Path) -> None:
     assert {"first 2", "left over []", "second 0", f"sha256 {sha256(whole)}"} <= set(lines), lines
     assert done.err.startswith("pof: error: cannot write: No space left on device") and done.err.count("\n") == 1
     assert done.err.endswith(f"{file}\n")
+
+
+def test_weight_decay_beside_l2sp_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--model", "small-cnn", "--data", "digits", "--epochs", "1", "--lr", "0.01", "--device", "cpu"]
+    for method, decay, told in (("l2sp", "0.0005", True), ("l2sp", "0", False), ("bss", "0.0005", False)):
+        out = tmp_path / f"{method}{decay}"
+        assert main(["train", *base, "--method", method, "--weight_decay", decay, "--out", str(out)]) == 0
+        assert ("pulls the weights to the origin" in " ".join(capsys.readouterr().out.split())) is told
+
+
+def test_a_dry_run_refuses_a_new_head_that_is_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--model", "small-cnn", "--data", "digits", "--freeze_head", "true", "--out", str(tmp_path / "out")]
+    for more in ([], ["--dry_run"]):
+        assert main(["train", *asked, *more]) == 2
+        assert "has a random head, which has to be trained" in " ".join(capsys.readouterr().err.split())

@@ -151,3 +151,15 @@ def test_a_run_on_sparse_inputs_is_validated_and_rolled_back():
     result = pof.fit(method, loader, epochs=2, optimizer=optimizer, device="cpu")
     assert result.stopped == "diverged"
     assert torch.equal(result.model.body, before)
+
+
+@pytest.mark.filterwarnings("ignore::pof.DivergenceWarning")
+def test_a_roll_back_does_not_wait_for_its_remedy(monkeypatch):
+    def cannot(inputs):
+        raise NotImplementedError("no isfinite for this layout")
+
+    monkeypatch.setattr("pof.training.loop.check_inputs", cannot)
+    method = pof.Finetune(nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(method.trainable_parameters(), lr=1e38)
+    result = pof.fit(method, [(X, Y)] * 3, epochs=2, optimizer=optimizer, device="cpu")
+    assert result.stopped == "diverged" and result.message.endswith(method.remedy)
