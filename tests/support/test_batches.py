@@ -159,7 +159,7 @@ def test_a_roll_back_does_not_wait_for_its_remedy(monkeypatch):
         raise NotImplementedError("no isfinite for this layout")
 
     monkeypatch.setattr("pof.training.loop.check_inputs", cannot)
-    method = pof.Finetune(nn.Linear(4, 2))
+    method = pof.Finetune(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
     optimizer = torch.optim.SGD(method.trainable_parameters(), lr=1e38)
     result = pof.fit(method, [(X, Y)] * 3, epochs=2, optimizer=optimizer, device="cpu")
     assert result.stopped == "diverged" and result.message.endswith(method.remedy)
