@@ -24,7 +24,10 @@ unless it is given; `true` may be left out (`--resume`). `--config FILE`, of eve
 from the config.yaml of a run, and those on the command line count more. `pof --version` prints the version.
 [Completion](runs.md#help-and-completion) is for your shell.
 """
-WORDS = {bool: "true, false", int: "integer", float: "number", str: "text", dict: "JSON", tuple: "[number, ...]"}
+WORDS = {bool: "true, false", int: "integer", float: "number", str: "text", dict: "JSON"} | {
+    tuple: "[number, ...]",
+    list: "[text, ...]",
+}
 
 
 def values(kind: Any) -> str:

@@ -38,12 +38,12 @@ def batches(
 
 
 def folder_instead(path: Path) -> None:
-    """Put a folder in the place of a file."""
+    """Put a folder instead of a file."""
     path.unlink()
     path.mkdir()
 
 
 def pipe_instead(path: Path) -> None:
-    """Put a FIFO in the place of a file."""
+    """Put a FIFO instead of a file."""
     path.unlink()
     os.mkfifo(path)

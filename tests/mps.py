@@ -1,4 +1,4 @@
-"""Apple's MPS in the place of the CPU, as far as it is another device: it has no float64, and generators of its own.
+"""Apple's MPS instead of the CPU, as far as it is another device: it has no float64, and generators of its own.
 
 The tensors are the CPU's, of a class that calls its device ``mps``.  An operation on them whose result would be float64
 is the error that it is there.  Which operations MPS lacks, and what it rounds otherwise, is not seen.

@@ -484,7 +484,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "extra state that is no tensor, with `checkpoint_dir`": lambda: fit(
         pof.Finetune(ended_by(Noted(6, CLASSES))), checkpoint_dir="state"
     ),
-    "a network in the place of a method": lambda: fit(mlp()),
+    "a network instead of a method": lambda: fit(mlp()),
     "`timm:NAME`, `torchvision:NAME`, and names that one of them knows": all_of(
         *(lambda n=n: build_model(n, num_classes=3) for n in ("timm:test_resnet", "torchvision:resnet18", "test_vit"))
     ),
@@ -508,7 +508,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "a name that is not there": lambda: pof.PoF(mlp(), "nothing"),
     "applied to tokens or map positions": lambda: fit(pof.Finetune(Tokens())),
     "runs twice in a forward": lambda: fit(pof.PoF(Two(2), "left")),
-    "a new head in the place of one that is not linear": lambda: replace_head(
+    "a new head instead of one that is not linear": lambda: replace_head(
         ended_by(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))), 3, "fc"
     ),
     "`(inputs, targets)`, also as a list": batch_of((X, Y), [X, Y]),
@@ -560,7 +560,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "one class folder only": images("a"),
     "images without class folders": images("."),
     "damaged image": images("a", "b", content=b"no image"),
-    "FIFO in the place of an image": with_fifo,
+    "FIFO instead of an image": with_fifo,
     "`IterableDataset` from a factory, without `--steps_per_epoch`": streamed(),
     "a share held out of a stream": lambda: streamed_labels(),
     "index without a row": index(),

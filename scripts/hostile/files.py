@@ -46,7 +46,7 @@ def gone(name: str) -> Breaks:
 
 
 def fifo(name: str) -> Breaks:
-    """A FIFO in the place of a file: reading it never ends."""
+    """A FIFO instead of a file: reading it never ends."""
 
     def make(place: Path) -> None:
         (place / name).unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def fifo(name: str) -> Breaks:
 
 
 def link(name: str, target: str) -> Breaks:
-    """A link in the place of a file."""
+    """A link instead of a file."""
 
     def make(place: Path) -> None:
         (place / name).unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def link(name: str, target: str) -> Breaks:
 
 
 def folder(name: str) -> Breaks:
-    """A folder in the place of a file."""
+    """A folder instead of a file."""
 
     def make(place: Path) -> None:
         (place / name).unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def _bomb(place: Path) -> None:
 
 
 def _each(name: str) -> dict[str, Breaks]:
-    """What can be in the place of any file."""
+    """What can be instead of any file."""
     return {
         f"{name}: empty": wrote(name, ""),
         f"{name}: cut": cut(name, 0.5),

@@ -37,7 +37,8 @@ EXTRA_STATE = "_extra_state"
 COUNTER = "num_batches_tracked"
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
-OF_A_RUN = "model.safetensors"  # in the folder of a run, which may be given in its place
+NETWORK_FILE = "model.safetensors"
+"""In the folder of a run, which may be given instead of it."""
 NAMED_IN_ERRORS = 5
 MAX_EXPANSION = 100
 
@@ -160,12 +161,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
-    if (file / OF_A_RUN).is_file():
-        file /= OF_A_RUN
+    if (file / NETWORK_FILE).is_file():
+        file /= NETWORK_FILE
     if not file.exists():
         raise FileNotFoundError(errno.ENOENT, "no such weights file", str(path))
     if file.is_dir():
-        raise IsADirectoryError(errno.EISDIR, f"a folder without {OF_A_RUN}, not a weights file", str(path))
+        raise IsADirectoryError(errno.EISDIR, f"a folder without {NETWORK_FILE}, not a weights file", str(path))
     if file.stat().st_size == 0:
         raise WeightsError(f"{path}: the file is empty; copy or download it again")
     return file
@@ -312,7 +313,7 @@ def _fits(value: Any, own: Any) -> bool:
     """Whether a value can be copied into a tensor of the model without a loss that nobody asked for, or an error."""
     if not isinstance(value, Tensor) or not isinstance(own, Tensor) or value is own:
         return True
-    # Integers in the place of weights are quantised ones, whose scale is somewhere else.
+    # Integers instead of weights are quantised ones, whose scale is somewhere else.
     whole = own.is_floating_point() and not value.is_floating_point()
     return _is_plain(value) and not whole and (own.is_complex() or not value.is_complex())
 

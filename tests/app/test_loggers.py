@@ -1,4 +1,4 @@
-"""Trackers through the ``log`` hook, with stand-ins in the place of their libraries."""
+"""Trackers through the ``log`` hook, with stand-ins instead of their libraries."""
 
 from __future__ import annotations
 

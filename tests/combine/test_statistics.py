@@ -18,7 +18,7 @@ def samples() -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_in_half_precision_are_the_mean_of_many_mini_batches(dtype: torch.dtype) -> None:
-    """In the buffers themselves a mean over 1000 stands still after some hundred: it was 2 in the place of 3."""
+    """In the buffers themselves a mean over 1000 stands still after some hundred: it was 2 instead of 3."""
     norm, wide = nn.BatchNorm1d(6).to(dtype), nn.BatchNorm1d(6)
     estimate_statistics(norm, list(samples().to(dtype).split(4)))
     estimate_statistics(wide, list(samples().to(dtype).float().split(4)))

@@ -112,7 +112,7 @@ def test_shares_are_drawn_from_the_beta_distribution():
 
 def test_randaugment_is_torchvisions_image_by_image():
     loader = in_memory(augment=Augmentation(pad=0, flip=False, randaugment=True), mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    images, _ = loader.batch(0, 1)
+    images, _ = next(loader.iterate(0, 1))
     rows = loader.batch_sampler.order(0)[7:14]
     generator = torch.Generator().manual_seed(derive_seed(3, "augment", 0, 1))
     for size, count in ((1, (7, 2)), (2, (7,)), (6, (7,)), (5, (7,))):  # what the other kinds draw before

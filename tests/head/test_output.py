@@ -272,7 +272,7 @@ class IA3(nn.Module):
 
 
 class Saved(nn.Module):
-    """As peft's ``modules_to_save``: a trained copy runs in the place of the original."""
+    """As peft's ``modules_to_save``: a trained copy runs instead of the original."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()

@@ -217,6 +217,28 @@ def test_a_stream_goes_on_behind_an_epoch(tmp_path: Path, forgotten: bool) -> No
             torch.testing.assert_close(again.method.candidate().state_dict()[name], value, msg=name)
 
 
+class Uneven(IterableDataset[dict[str, Tensor]]):
+    """A stream with an end: five mini-batches, which two per step do not divide."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        yield from samples(5 * BATCH)
+
+
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_an_average_has_the_networks_of_all_epochs_of_a_resumed_stream(tmp_path: Path, step: int) -> None:
+    """The last mini-batch of an epoch, without a step, is read behind the checkpoint of its last step."""
+    options: Any = {"max_steps": 8, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+    def swa(model: nn.Module) -> pof.Method:
+        return pof.Averaged(pof.Finetune(model), "swa")
+
+    whole = in_the_trainer(swa, tmp_path, net(), data=Uneven(), **options)
+    again = hugging_face_trainer(swa, net(), tmp_path, data=Uneven(), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert again.method._count == whole.method._count == 4
+    assert again._surroundings.epoch == whole._surroundings.epoch
+
+
 def test_lightning_lets_go_also_where_a_run_breaks_off() -> None:
     model = net()
     module = lightning_module(delta(model))

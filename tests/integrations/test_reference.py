@@ -1,4 +1,4 @@
-"""with_reference: the rule of pof.fit, for loops of one's own."""
+"""with_reference: the rule of pof.fit, for custom loops."""
 
 from __future__ import annotations
 

@@ -43,3 +43,22 @@ def test_l2sp_of_the_head_alone_is_trained_on() -> None:
     torch.testing.assert_close(out.loss - F.cross_entropy(model(inputs), targets), penalty)
     nothing = pof.Regularized(model, pof.L2SP(model, strength=0.0, head_strength=0.0))(inputs, targets)
     assert torch.equal(nothing.loss, F.cross_entropy(model(inputs), targets))
+
+
+def test_a_step_may_have_labels_of_two_kinds() -> None:
+    model = mlp()
+    method = pof.Regularized(model, pof.AdaRand(torch.zeros(4, 6), torch.ones(4, 6)))
+    inputs, targets = batch()
+    method(inputs, targets)
+    method(inputs, F.one_hot(targets, 4))
+    assert [labels.tolist() for _, labels in method._seen] == [targets.tolist()] * 2
+    method.after_step()
+
+
+def test_a_penalty_without_strength_says_nothing_of_a_frozen_extractor(recwarn: pytest.WarningsRecorder) -> None:
+    model = mlp()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("fc"))
+    for strength in (0.0, 1.0):
+        list(pof.Regularized(model, pof.FNP(strength=strength)).trainable_parameters())
+        assert len(recwarn) == bool(strength)

@@ -121,7 +121,7 @@ def sam(method: pof.SharpnessAware, **options: Any) -> pof.SAM:
     [
         ({"kind": "asam"}, "SAM is not of the kind asam"),
         ({"kind": "msam"}, "SAM is not of the kind msam"),
-        ({"layers": "head"}, "perturbs all layers, not the head alone"),
+        ({"layers": "head"}, "perturbs other layers than the head"),
         ({"budget": 0.1}, "does not know the budget 0.1"),
     ],
 )
@@ -141,18 +141,54 @@ def test_an_optimizer_without_the_radius_from_the_data_is_refused() -> None:
 
 
 def test_groups_of_their_own_radii_are_left_alone_or_refused() -> None:
+    """A budget is reached within the radius of each group, and sets none."""
     for options in ({}, {"last_epochs": 1}, {"budget": 0.1}):
         method = pof.SharpnessAware(network(), **options)
         first, *rest = method.trainable_parameters()
         own = {"budget": options.get("budget")}
         groups = [{"params": [first], "rho": 0.5}, {"params": rest, "rho": 0.0}]
         optimizer = pof.SAM(groups, torch.optim.SGD, lr=0.1, **own)
-        if options:
-            with pytest.raises(ValueError, match="has groups of several radii or budgets"):
+        if "last_epochs" in options:
+            with pytest.raises(ValueError, match="has groups of several values of rho"):
                 method.before_epoch(0, 1, optimizer)
         else:
             method.before_epoch(0, 1, optimizer)
         assert [group["rho"] for group in optimizer.param_groups] == [0.5, 0.0]
+
+
+def test_an_optimizer_that_does_what_the_options_say_is_taken_whoever_made_it() -> None:
+    asam = pof.SharpnessAware(network(), kind="asam")
+    asam.before_epoch(0, 1, sam(asam, adaptive=True))
+    head = pof.SharpnessAware(network(), layers="head")
+    of_head = list(head.network.head.parameters())
+    head.before_epoch(0, 1, sam(head, only=of_head))
+    with pytest.raises(ValueError, match="perturbs other layers than the head"):
+        head.before_epoch(0, 1, sam(head, only=[*of_head, next(head.model.parameters())]))
+    for parameter in head.model.parameters():
+        parameter.requires_grad_(any(parameter is own for own in of_head))
+    head.before_epoch(0, 1, sam(head))
+
+
+def test_a_loop_may_change_its_optimizer_once_it_was_taken() -> None:
+    """Layers that are unfrozen on the way, a schedule of the radius."""
+    method = pof.SharpnessAware(network(), last_epochs=1)
+    _, *rest = method.trainable_parameters()
+    for parameter in rest:
+        parameter.requires_grad_(False)
+    optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
+    method.before_epoch(0, 2, optimizer)
+    for parameter in rest:
+        parameter.requires_grad_(True)
+    optimizer.add_param_group({"params": rest})
+    method.before_epoch(1, 2, optimizer)
+    assert [group["rho"] for group in optimizer.param_groups] == [method.rho] * 2
+    for make in (lambda method: method.build_optimizer(torch.optim.SGD, lr=0.1), lambda method: sam(method, rho=0.3)):
+        method = pof.SharpnessAware(network())
+        method.rho, method._calibrated = 0.3, True
+        optimizer = make(method)
+        for epoch in range(3):
+            method.before_epoch(epoch, 3, optimizer)
+            optimizer.param_groups[0]["rho"] *= 0.5
 
 
 def test_a_radius_from_the_data_is_for_the_last_epochs_too() -> None:

@@ -1,7 +1,10 @@
-"""A loop of one's own that forgets what a method needs is told so, and one that does it is not."""
+"""A custom loop that forgets what a method needs is told so, and one that does it is not."""
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import pof
+from pof._support import untold
+from pof._support.untold import PATIENCE
 from tests.cases import batch, mlp
 
 ADARAND = torch.zeros(4, 6), torch.ones(4, 6)
@@ -46,16 +51,26 @@ FORGOTTEN: list[tuple[Callable[[nn.Module], pof.Method], str]] = [
 ]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("calls", [False, True])
 @pytest.mark.parametrize(("make", "said"), FORGOTTEN)
-def test_what_is_forgotten_is_said_once(make: Callable[[nn.Module], pof.Method], said: str) -> None:
+def test_what_is_forgotten_is_said_once(
+    make: Callable[[nn.Module], pof.Method], said: str, calls: bool, fused: bool
+) -> None:
+    """``fused``: steps that torch does not count as writing; ``calls``: the loop tells of epochs."""
     method = make(mlp())
-    optimizer = plain(method)
-    steps(method, optimizer, 1, forgets=True)
+    optimizer = torch.optim.SGD(method.trainable_parameters(), lr=0.1, fused=fused)
+    if calls and not isinstance(method, pof.SharpnessAware):
+        method.before_epoch(0, 1, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(method, optimizer, PATIENCE, forgets=True)
+    kept = len(getattr(method, "_seen", []))
     with pytest.warns(UserWarning, match=said) as found:
         steps(method, optimizer, 4, forgets=True)
     assert len(found) == 1
-    # Nor does what a step leaves behind grow from step to step.
-    assert len(getattr(method, "_seen", [])) <= 2
+    # Nor does what a step leaves behind grow from step to step any more.
+    assert len(getattr(method, "_seen", [])) <= kept
 
 
 NOTHING = [adarand, ema, pof.PoF, pof.Finetune, lambda model: pof.Regularized(model, pof.FNP())]
@@ -102,7 +117,88 @@ def test_regularizers_that_do_not_adapt_keep_nothing_of_a_step() -> None:
     assert method._seen == []
 
 
-def test_weights_that_did_not_move_say_nothing() -> None:
+def quiet_steps(method: pof.Method, optimizer: Any, count: int, every: int = 1) -> None:
+    """A closure, as LBFGS wants one; ``after_step()`` behind every so many steps."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(count):
+
+            def closure(number: int = number) -> Tensor:
+                optimizer.zero_grad()
+                loss = method(*batch(seed=number)).loss
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+            if (number + 1) % every == 0:
+                method.after_step()
+
+
+@pytest.mark.parametrize("make", [adarand, ema])
+def test_loops_that_tell_in_their_own_way_are_left_alone(make: Callable[[nn.Module], pof.Method]) -> None:
+    for optimizer in (torch.optim.LBFGS, torch.optim.SGD):
+        method = make(mlp())
+        quiet_steps(method, optimizer(list(method.trainable_parameters()), lr=0.01), 3 * PATIENCE, every=10)
+
+
+def test_weights_that_the_forward_or_the_loop_writes_are_no_steps() -> None:
+    """``nn.Embedding(max_norm=...)`` writes to its weights in each forward; loops clamp, load and project."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.fc = nn.Embedding(50, 6, max_norm=0.1), nn.Linear(6, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.fc(self.words(inputs).mean(1))
+
+    method = pof.Regularized(Words(), pof.AdaRand(*ADARAND))
+    updated: list[int] = []
+    method.regularizer.update = lambda features, targets: updated.append(len(features))  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(2 * PATIENCE):
+            method(torch.arange(40).view(4, 10) + number % 10, torch.tensor([0, 1, 2, 3])).loss.backward()
+            with torch.no_grad():
+                method.model.fc.weight.clamp_(-1, 1)
+    assert len(method._seen) == 2 * PATIENCE
+
+
+def test_steps_of_other_networks_do_not_count() -> None:
+    method, other = adarand(mlp()), mlp()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(2 * PATIENCE):
+            method(*batch(seed=number)).loss.backward()
+            optimizer.step()
+
+
+def test_a_network_of_inference_tensors_can_be_averaged() -> None:
+    with torch.inference_mode():
+        body = mlp().body
+    model = mlp()
+    model.body = body
+    method = pof.Averaged(pof.Finetune(model), "ema")
+    method(*batch())
+
+
+def test_counting_ends_and_is_no_part_of_copies() -> None:
+    method = adarand(mlp())
+    steps(method, plain(method), 2)
+    steps(method, plain(method), 2)
+    assert not untold._counting and not untold._hooks
+    waiting = adarand(mlp())
+    waiting(*batch())
+    copy.deepcopy(waiting)(*batch())
+    pickle.loads(pickle.dumps(waiting))
+    del waiting
+    gc.collect()
+    steps(method, plain(method), 1)
+    assert not untold._counting and not untold._hooks
+
+
+def test_a_long_step_says_nothing() -> None:
     method = adarand(mlp())
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -203,5 +203,10 @@ def test_weights_of_another_size_than_the_network_they_were_trained_from(tmp_pat
     mean = [0.1, 0.2, 0.3]
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean).save_pretrained(small)
     assert preprocessing_of(f"hf:{small}", {}, "pretrained").size == 32
-    found = preprocessing_of(f"hf:{small}", {}, str(large))
-    assert (found.size, found.mean) == (48, tuple(mean))
+    for arguments in ({}, {"image_size": 48}):
+        found = preprocessing_of(f"hf:{small}", arguments, str(large))
+        assert (found.size, found.mean) == (48, tuple(mean))
+    assert preprocessing_of(f"hf:{small}", {"image_size": 40}, "pretrained").size == 40
+    # The network they were trained from need not be there to read them.
+    with pytest.warns(UserWarning, match="without preprocessor_config"):
+        assert preprocessing_of("hf:nobody/nothing", {}, str(large)).size == 48

@@ -101,10 +101,10 @@ def test_he_initialisation(name, fan):
 
 BAD = {
     "ResNet depth": (lambda: CifarResNet(21, num_classes=2), r"6 n \+ 2 .*got 21"),
-    "ResNet width": (lambda: CifarResNet(20, num_classes=2, width=0), "positive factor; got 0"),
+    "ResNet width": (lambda: CifarResNet(20, num_classes=2, width=0), "width must be a whole number >= 1; got 0"),
     "shortcut": (lambda: CifarResNet(20, num_classes=2, shortcut="C"), "'pad' or 'projection'; got 'C'"),
     "WRN depth": (lambda: build_model("wrn-27-10", num_classes=2), r"6 n \+ 4 .*got 27"),
-    "WRN width": (lambda: build_model("wrn-28-0", num_classes=2), "positive factor; got 0"),
+    "WRN width": (lambda: build_model("wrn-28-0", num_classes=2), "width must be a whole number >= 1; got 0"),
     "dropout": (lambda: WideResNet(10, 1, num_classes=2, dropout=1.0), r"\[0, 1\); got 1\.0"),
 }
 

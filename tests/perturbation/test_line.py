@@ -171,7 +171,7 @@ class OwnForward(nn.BatchNorm1d):
         lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
         lambda: OwnForward(4),
     ],
-    ids=["scale", "pruned", "spectral norm", "batch norm of one's own"],
+    ids=["scale", "pruned", "spectral norm", "custom batch norm"],
 )
 def test_a_graph_may_hold_the_buffers_of_the_head(middle: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)

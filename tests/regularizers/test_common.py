@@ -7,10 +7,12 @@ import io
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 import pof
 from pof.methods import linear_probe
@@ -196,6 +198,28 @@ def test_options_do_not_change_with_the_state() -> None:
     assert (regularizer.options()["seed"], regularizer.stream.seed) == (1, 2)
 
 
+def penalty_and_state(name: str, targets: Any) -> tuple[Tensor, list[Tensor]]:
+    """Of a step on samples of which some are to be ignored, with AdaRand adapted and keys of Bi-Tuning stored."""
+    model = problem.network()
+    regularizer = MAKERS[name](model, 0.25)
+    method = pof.Regularized(model, regularizer, "head")
+    out = method(problem.batches()[0][0][:6], targets)
+    method.after_step()
+    return out.loss.detach(), [value for value in regularizer.state_dict().values() if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_labels_of_any_kind_are_the_same_samples_and_classes(name: str) -> None:
+    ignoring = torch.tensor([0, -100, 1, -100, 4, 2])
+    expected = penalty_and_state(name, ignoring)
+    for other in (ignoring[:, None], ignoring[:, None].int(), ignoring.tolist()):
+        torch.testing.assert_close(penalty_and_state(name, other), expected, rtol=0, atol=0)
+    expected = penalty_and_state(name, classes := torch.tensor([0, 1, 1, 3, 4, 2]))
+    rows = one_hot(classes, problem.CLASSES)
+    for other in (rows, rows.bool()):
+        torch.testing.assert_close(penalty_and_state(name, other), expected, rtol=0, atol=0)
+
+
 F, Y = torch.zeros(3, 6), torch.tensor([0, 1, 4])
 MEAN, STD = (t.float() for t in problem.statistics())
 
@@ -220,7 +244,6 @@ BAD = {
     "label too large": (lambda: adarand()(F, torch.tensor([0, 5, 1])), "label 5 is out of range for 5 classes"),
     "label negative": (lambda: adarand().update(F, torch.tensor([0, -1, 1])), "label -1 is out of range"),
     "labels per class": (lambda: adarand()(F, F), r"class indices of shape \(3,\).*soft and other targets"),
-    "labels that are a mask": (lambda: adarand()(F, Y > 0), "got torch.bool of shape"),
     "too few labels": (lambda: adarand()(F, Y[:2]), r"got torch.int64 of shape \(2,\)"),
     "other dimension": (lambda: adarand()(torch.zeros(3, 7), Y), "dimension 7, the regulariser's statistics 6"),
     "not a matrix": (lambda: FNP()(torch.zeros(3, 6, 1)), r"\(N, D\) with N >= 1.*got \(3, 6, 1\)"),

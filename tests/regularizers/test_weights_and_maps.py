@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import pof
 from pof.regularizers import BSS, DELTA, L2SP, widest_convolutions
@@ -175,11 +175,13 @@ def test_delta_is_cast_with_the_method(dtype: torch.dtype) -> None:
     assert float(method(inputs.to(dtype), targets).metrics["penalty"]) == 0.0
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224", "vit_tiny_r_s16_p8_224"]
+)
 def test_a_stem_alone_says_nothing_of_a_transformer(name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
     network = timm.create_model(name, num_classes=3)
-    with pytest.raises(ValueError, match=r"has no convolution but its stem, '.*proj'.* such as") as raised:
+    with pytest.raises(ValueError, match=r"has no convolution behind its stem, '.*proj'.* such as") as raised:
         widest_convolutions(network, torch.zeros(1, 3, 224, 224))
     named = str(raised.value).split("such as '")[1].split("'")[0]
     regularizer = DELTA(network, [named])
@@ -189,3 +191,32 @@ def test_a_stem_alone_says_nothing_of_a_transformer(name: str) -> None:
         network.get_submodule(named).weight.mul_(2.0)
     network(inputs)
     assert regularizer(inputs=inputs).item() > 0
+
+
+def test_the_layer_that_is_named_instead_of_the_stem_runs() -> None:
+    """``nn.MultiheadAttention`` never calls its own matrix."""
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 4, 4)
+            block = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True, dropout=0.0)
+            self.blocks, self.head = nn.TransformerEncoder(block, 3), nn.Linear(16, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.blocks(self.stem(inputs).flatten(2).transpose(1, 2)).mean(1))
+
+    model, inputs = Transformer(), torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match="says nothing of the 6 layers there: give layers by name") as raised:
+        widest_convolutions(model, inputs)
+    method = pof.Regularized(model, DELTA(model, [str(raised.value).split("such as '")[1].split("'")[0]]))
+    assert method(inputs, torch.tensor([0, 1])).loss.isfinite()
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_convolutions_of_one_size_before_some_matrices_are_no_stem(padding: int) -> None:
+    side = 8 - 4 * (1 - padding)
+    body = [nn.Conv2d(1, 8, 3, padding=padding), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=padding), nn.ReLU()]
+    matrices = nn.Linear(16 * side**2, 32), nn.ReLU(), nn.Linear(32, 10)
+    found = widest_convolutions(nn.Sequential(*body, nn.Flatten(), *matrices), torch.zeros(2, 1, 8, 8))
+    assert found == (("2",) if padding else ("0", "2"))

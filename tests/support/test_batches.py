@@ -130,6 +130,10 @@ def test_sparse_and_nested_inputs_are_asked_for_their_values(layout):
         check_inputs(layout(wrong))
 
 
+def test_a_nested_tensor_without_parts_holds_nothing_wrong():
+    check_inputs(torch.nested.nested_tensor([]))
+
+
 class OfSparse(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ class Boom(Exception):
 
 
 class OwnNorm(nn.Module):
-    """A custom batch norm; ``replaces``: puts new tensors in the place of its buffers."""
+    """A custom batch norm; ``replaces``: puts new tensors instead of its buffers."""
 
     running_mean: Tensor
     seen: Tensor

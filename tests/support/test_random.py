@@ -125,7 +125,7 @@ def test_isolated_covers_every_global_generator() -> None:
 
 
 def accelerator(kind: str, count: int) -> ModuleType:
-    """Generators in the place of a device's, with the functions that torch has for it."""
+    """Generators instead of a device's, with the functions that torch has for it."""
     own = [torch.Generator().manual_seed(index) for index in range(count)]
     found = ModuleType(f"torch.{kind}")
     found.rand = lambda: [float(torch.rand((), generator=one)) for one in own]

@@ -1,4 +1,4 @@
-"""Mini-batches without a target that counts, or without a sample; integers for a loss of one's own."""
+"""Mini-batches without a target that counts, or without a sample; integers for a custom loss."""
 
 from __future__ import annotations
 

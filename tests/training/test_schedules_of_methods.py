@@ -78,5 +78,5 @@ def test_the_presets_set_their_schedules_and_a_run_folder_holds_them(tmp_path: P
 
 def test_bad_shares_are_named() -> None:
     for options in ({"warmup": 1.0}, {"warmup": -0.1}, {"warmup": 0.1, "warmup_steps": 2}):
-        with pytest.raises(ValueError, match=r"warmup is a share of the run in \[0, 1\), in the place of warmup_steps"):
+        with pytest.raises(ValueError, match=r"warmup is a share of the run in \[0, 1\), instead of warmup_steps"):
             Schedule(**options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Situations of an independent second look, each against a loop of one's own."""
+"""Situations of an independent second look, each against a custom loop."""
 
 from __future__ import annotations
 

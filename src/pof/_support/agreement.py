@@ -1,4 +1,4 @@
-"""Several processes that disagree, or one that is lost: one sentence on every process that is left."""
+"""Detects processes that disagree or are lost, and raises the same error on every one that is left."""
 
 from __future__ import annotations
 

@@ -238,7 +238,8 @@ def first_inputs(inputs: Inputs, count: int, samples: int | None = None) -> Inpu
 def joined(values: Sequence[Any], sizes: Sequence[int]) -> Any:
     """One after the other: inputs or targets of several mini-batches of so many samples, tensors or nested.
 
-    Tensors without a row for each sample, and what is no tensor, are those of the first; lists of anything else go on.
+    Tensors without a row for each sample, and what is no tensor, are those of the first; lists of anything else are
+    concatenated.
     """
     first = values[0]
     if isinstance(first, Mapping):
@@ -320,7 +321,8 @@ def check_inputs(inputs: Inputs) -> None:
 def _values(tensor: Tensor) -> Tensor:
     """Those that a tensor stores, also a sparse or nested one, which torch does not ask whether they are finite."""
     if tensor.is_nested:
-        return torch.cat([part.detach().flatten() for part in tensor.unbind()])
+        none = torch.empty(0, dtype=tensor.dtype, device=tensor.device)  # of a tensor without parts
+        return torch.cat([none, *(part.detach().flatten() for part in tensor.unbind())])
     if tensor.layout is torch.strided:
         return tensor
     return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()

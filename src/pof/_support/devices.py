@@ -1,6 +1,9 @@
-"""The accelerator of this machine."""
+"""The accelerator of this machine, and the threads of its processor."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,3 +21,14 @@ def name_of_device() -> str:
         return "cpu"
     named = getattr(torch.get_device_module(kind), "get_device_name", None)
     return kind.type if named is None else str(named())
+
+
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads on the processor for the body; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

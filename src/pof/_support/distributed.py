@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -57,6 +57,13 @@ def add_up(tensors: Iterable[Tensor]) -> None:
             if is_sharded(tensor):
                 raise ValueError("the parameters are sharded already: do this before fully_shard(model)")
             dist.all_reduce(tensor)
+
+
+def average(tensors: Collection[Tensor]) -> None:
+    """Make each tensor its mean over the processes, in place."""
+    add_up(tensors)
+    for tensor in tensors:
+        tensor.div_(world_size())
 
 
 def gather_objects(value: T) -> list[T]:
@@ -153,7 +160,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def call_with(module: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Any:
-    """Call a module with other parameters (name -> tensor) in the place of its own.
+    """Call a module with other parameters (name -> tensor) instead of its own.
 
     Hooks run too, except those of FSDP2, which would put the module's own parameters back.
     """

@@ -166,7 +166,7 @@ def _can_change(tensor: Tensor) -> bool:
 
 
 def version_of(value: Any) -> int:
-    """How often a tensor was written to; -1 where nobody counts."""
+    """How often a tensor was written to; -1 for tensors that do not count."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else -1
 
 

@@ -1,4 +1,4 @@
-"""Which parameters are of an optimizer at its perturbed point, for a second pass over the mini-batches of a step.
+"""Tracks the parameters whose optimizer is in its second pass, at the perturbed point.
 
 What a method remembers of a forward (features, keys) is that of the first pass, as running statistics are.
 """
@@ -7,25 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from weakref import WeakSet
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 _passing: set[int] = set()
-_perturbing: WeakSet[Optimizer] = WeakSet()
-
-
-def register(optimizer: Optimizer) -> None:
-    """Note an optimizer that perturbs its parameters."""
-    _perturbing.add(optimizer)
-
-
-def is_perturbed(module: nn.Module) -> bool:
-    """Tell whether such an optimizer has a parameter of the module."""
-    own = {id(parameter) for parameter in module.parameters()}
-    groups = [group for optimizer in _perturbing for group in optimizer.param_groups]
-    return any(id(parameter) in own for group in groups for parameter in group["params"])
 
 
 @contextmanager

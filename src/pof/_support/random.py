@@ -64,7 +64,7 @@ def mix(seed: int, step: int) -> int:
 
 @contextmanager
 def preserved(loader: Any = None) -> Iterator[None]:
-    """The global generators, and those of a loader, are afterwards where they were before, also where the body raises.
+    """Put the global generators, and a loader's own, back after the body, even if it raises.
 
     For bodies that draw as they like, such as a custom loader or data set.
     """
@@ -79,7 +79,7 @@ def preserved(loader: Any = None) -> Iterator[None]:
 
 @contextmanager
 def loader_preserved(loader: Any) -> Iterator[None]:
-    """The generators that a loader owns are afterwards where they were before, also where the body raises."""
+    """Put the generators that a loader owns back after the body, even if it raises."""
     before = [(generator, generator.get_state()) for generator in loader_generators(loader)]
     try:
         yield

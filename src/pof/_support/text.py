@@ -11,8 +11,8 @@ def reason(error: BaseException | None, most: int = 300) -> str:
 
 
 def first_of(names: Sequence[str], most: int = 5) -> str:
-    """The first few of some names, with dots where there are more."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    """The first few of some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def number_of(count: int, word: str) -> str:

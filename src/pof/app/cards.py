@@ -26,7 +26,7 @@ from pof.models import PRETRAINED, build_model, replace_head
 from pof.models.build import input_arguments, published_arguments, published_classes
 from pof.models.card import NetworkCard
 from pof.models.sources.huggingface import saved_by_transformers
-from pof.weights import WeightsError, load_weights, read_metadata, read_weights
+from pof.weights import NETWORK_FILE, WeightsError, load_weights, read_metadata, read_weights
 
 COMPARED = ("mean", "std")
 """Parts of the preprocessing of images in memory; the size is part of the inputs' shape."""
@@ -37,11 +37,11 @@ def weights_file(weights: str | Path) -> Path:
     path = Path(weights)
     if not path.is_dir() or saved_by_transformers(str(weights)):
         return path
-    if not (path / "model.safetensors").exists():
+    if not (path / NETWORK_FILE).exists():
         if (path / "config.yaml").exists():
-            raise RunError(f"{weights} has no model.safetensors: has that run ended?")
-        raise no_run(path, "model.safetensors")
-    return path / "model.safetensors"
+            raise RunError(f"{weights} has no {NETWORK_FILE}: has that run ended? Go on with it by --resume")
+        raise no_run(path, NETWORK_FILE)
+    return path / NETWORK_FILE
 
 
 def card_in(weights: str | Path | None) -> NetworkCard | None:

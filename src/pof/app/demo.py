@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pof.app import job
 from pof.app.improve.job import improve_network
@@ -22,21 +19,11 @@ BUDGET = 60.0
 Row = Mapping[str, Any]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The same bits on any number of cores; more threads make so small a network no faster."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def train_digits(folder: Path) -> Path:
     """Train the network to be improved, or go on with it; gives its run folder, inside of ``folder``."""
     out = folder / "base"
-    result = job.train(ModelOptions("small-cnn"), DATA, TRAINING, RunOptions(str(out), resume=out.exists()), _quiet)
+    run = RunOptions(str(out), resume=out.exists())
+    result = job.train(ModelOptions("small-cnn"), DATA, TRAINING, run, lambda row: None)
     if result.after is None:
         raise KeyboardInterrupt
     return out
@@ -49,7 +36,3 @@ def improve_digits(
     out = folder / "better"
     options = ImproveOptions(str(out), resume=out.exists(), budget=BUDGET, precision="fp32", device="cpu")
     return improve_network(ModelOptions("small-cnn", weights=str(base)), DATA, options, log)
-
-
-def _quiet(row: Row) -> None:
-    """The result says enough."""

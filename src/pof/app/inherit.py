@@ -13,7 +13,7 @@ from pof.app.options import DataOptions, ModelOptions
 from pof.app.places import identified
 from pof.app.run_files import RunError, read_config, section_of
 from pof.models import PRETRAINED
-from pof.weights import OF_A_RUN
+from pof.weights import NETWORK_FILE
 
 
 def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) -> tuple[ModelOptions, DataOptions]:
@@ -124,7 +124,7 @@ def trained_with(weights: str | None) -> dict[str, Any]:
 def run_folder(weights: str | None) -> Path | None:
     """The folder of the run that weights are of: itself, or that around its network's file; None for others."""
     path = Path(weights or "")
-    folder = path.parent if path.name == OF_A_RUN else path
+    folder = path.parent if path.name == NETWORK_FILE else path
     return folder if weights and (folder / "config.yaml").is_file() else None
 
 

@@ -96,14 +96,7 @@ def _train(
     if (content := content_of(model.weights)) is not None:
         config[CONTENT] = content
     agree({**_of_all(config), "resume": run.resume})
-    check_split(model, data)
-    loaded = load(data, model)
-    if purpose is not None:
-        check_trained(model, purpose)
-        refuse_new_head(model, loaded, training.loss, purpose)
-    refuse_to_hold(model, loaded, training)
-    splits = split(loaded, data)
-    check_countable(loaded, training.loss, splits.judged)
+    loaded, splits = load_for(model, data, training, purpose)
     batches = training_batches(loaded, splits, data, training, device, (rank, world))
     seed_everything(training.seed + rank)
     network, source_head = load_with_source_head(model, loaded, training.loss)
@@ -147,7 +140,26 @@ def _train(
     return JobResult(Path(run.out), result, before, after)
 
 
-def refuse_to_hold(model: ModelOptions, loaded: Data, training: TrainOptions) -> None:
+def load_for(
+    model: ModelOptions, data: DataOptions, training: TrainOptions, purpose: str | None = None
+) -> tuple[Data, Splits]:
+    """Load and split the data of a run, or refuse what network, data and options cannot do together.
+
+    ``purpose`` names the command that needs a trained head.
+    """
+    if purpose is not None:
+        check_trained(model, purpose)
+    check_split(model, data)
+    loaded = load(data, model)
+    if purpose is not None:
+        refuse_new_head(model, loaded, training.loss, purpose)
+    _refuse_to_hold(model, loaded, training)
+    splits = split(loaded, data)
+    check_countable(loaded, training.loss, splits.judged)
+    return loaded, splits
+
+
+def _refuse_to_hold(model: ModelOptions, loaded: Data, training: TrainOptions) -> None:
     """Refuse to hold a new head fixed, under which a trained extractor would be trained."""
     frozen = training.freeze_head and model.source_classes is None  # the other has a sentence of its own
     held = training.method if entry_of(training.method).holds_head else "freeze_head" if frozen else None

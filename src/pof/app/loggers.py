@@ -81,18 +81,12 @@ class _Mlflow:
             self._module.set_experiment(PROJECT)
             self._module.start_run(run_name=self._name)
             self._open = True
-            self._module.log_params(flat("", self._config))
+            from pof._support.described import flat  # not before: it needs torch
+
+            self._module.log_params(flat(self._config))
         if found := scalars(row):
             self._module.log_metrics(found, step=row["step"])
 
     def close(self, done: bool) -> None:
         if self._open:
             self._module.end_run("FINISHED" if done else "FAILED")
-
-
-def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(f"{prefix}{key}.", value) if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found

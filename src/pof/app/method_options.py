@@ -96,7 +96,8 @@ class RegularizerOptions:
         alpha: Share of the old value in the moving average of adarand.
         lr: Learning rate of the reference means of adarand.
         k: Number of singular values that bss penalises.
-        layers: Names of the layers whose outputs delta compares. By default they are the widest convolutions.
+        layers: Name of the layer whose output delta compares, or a list of several. By default they are the widest
+            convolutions.
     """
 
     strength: float | None = None
@@ -104,7 +105,7 @@ class RegularizerOptions:
     alpha: float = 0.5
     lr: float = 1e-2
     k: int = 1
-    layers: list[str] | None = None
+    layers: list[str] | str | None = None
 
 
 @dataclass

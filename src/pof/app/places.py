@@ -14,7 +14,7 @@ FOLDERS = ("hf:", "timm:local-dir:", "local-dir:")
 
 
 def located(text: str | None, folder: Path) -> str | None:
-    """A path to data or weights, found from the folder of the run; as it is if it is none, or there, or nowhere."""
+    """Find data or weights from the run's folder; what is no path, is there already, or nowhere, is left as it is."""
     if text is not None and text.startswith(PREFIX):
         return f"{PREFIX}{located(text.removeprefix(PREFIX), folder)}"
     if text is None or text in KNOWN or text == PRETRAINED or ":" in text or Path(text).exists():

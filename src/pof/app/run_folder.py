@@ -31,12 +31,12 @@ from pof.app.run_files import SECTIONS, RunError, read_config, read_rows
 from pof.training.checkpoint import check_same, has_state, load_state
 from pof.training.fit import FitResult
 from pof.training.selection import Judged
-from pof.weights import save_model
+from pof.weights import NETWORK_FILE, save_model
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FILES = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "model.safetensors")
+FILES = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", NETWORK_FILE)
 MARKS = ("config.yaml", "improve.json")
 OF_A_RUN = {*FILES, "state", "tensorboard", "report.html", "flatness.json"}
 """What a run and the commands about it write into its folder: all that is removed where it is overwritten."""
@@ -177,7 +177,7 @@ class Run:
 
     def finish(self, model: nn.Module, figures: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
         """Write the delivered network and the run's final figures."""
-        save_model(model, self.folder / "model.safetensors", metadata=metadata)
+        save_model(model, self.folder / NETWORK_FILE, metadata=metadata)
         write_json(self.folder / "result.json", figures)
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ def _named(prefix: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
 def content_of(weights: str | None) -> str | None:
     """Weights by their content, as a file may be replaced by another of the same name; None where there is no file."""
     path = Path(weights or "")
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = path / NETWORK_FILE if path.is_dir() else path
     if not weights or not file.is_file():
         return None
     with file.open("rb") as opened:
@@ -229,7 +229,7 @@ def is_run(config: Mapping[str, Any]) -> bool:
 
 def has_no_step(folder: Path) -> bool:
     """Tell a run that died before its first step: it has no network, and nothing is lost with it."""
-    if (folder / "result.json").exists() or (folder / "model.safetensors").exists():
+    if (folder / "result.json").exists() or (folder / NETWORK_FILE).exists():
         return False
     if any(row["event"] == "step" for row in read_rows(folder)):
         return False

@@ -13,7 +13,7 @@ from pof.app.options import DataOptions, ModelOptions, TrainOptions, check_data
 from pof.data import Data, load_data, split_validation, stratified_fraction, train_loader
 from pof.data.batch_sampler import drops_last
 from pof.data.description import DataSplit, Loader
-from pof.data.mixing import mixing_of
+from pof.data.mixing import Mixing
 from pof.data.npy import is_arrays
 from pof.data.registry import KNOWN
 from pof.data.streaming import StreamData
@@ -54,6 +54,7 @@ def training_batches(
     place: tuple[int, int] = (0, 1),
 ) -> Loader:
     """The mini-batches that this process (rank, number of processes) trains with."""
+    mixed = training.mixup, training.cutmix
     return train_loader(
         loaded,
         batch_size=training.batch_size,
@@ -65,7 +66,7 @@ def training_batches(
         rank=place[0],
         world_size=place[1],
         balanced=training.sampler == "balanced",
-        mixing=mixing_of(loaded.num_classes, training.mixup, training.cutmix),
+        mixing=Mixing(loaded.num_classes, *mixed) if any(share is not None for share in mixed) else None,
         steps=training.steps_per_epoch,
     )
 

@@ -17,9 +17,12 @@ class DataError(ValueError):
 def check_hard(name: str, part: str, labels: Tensor | None) -> None:
     """Refuse probabilities, (N, C) floating-point labels, in a part whose errors are counted."""
     if labels is not None and labels.is_floating_point() and labels.ndim == 2:
-        raise DataError(
-            f"{name} has probabilities as {part} labels, and errors are counted by classes: give class indices there"
+        remedy = (
+            "hold none of them out (validation 0), or give validation data with class indices"
+            if part == "train"
+            else "give class indices there"
         )
+        raise DataError(f"{name} has probabilities as {part} labels, and errors are counted by classes: {remedy}")
 
 
 def check_labels(labels: Tensor, *, num_classes: int, name: str) -> None:

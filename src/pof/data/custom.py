@@ -123,7 +123,7 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
     for each in (*stored, getattr(dataset, "targets", None), getattr(dataset, "labels", None)):
         if isinstance(each, Sized) and len(each) == size:
             found = _indices(each)
-            # A target_transform, or a __getitem__ of one's own, changes what the items say, and leaves these alone.
+            # A target_transform, or a custom __getitem__, changes what the items say, and leaves these alone.
             places = torch.linspace(0, size - 1, min(size, LOOKED_AT)).round().long()
             if torch.equal(_read(dataset, places), found[places]):
                 return found

@@ -2,7 +2,7 @@
 
 What 8-bit RGB cannot hold is scaled by its range (16 bits) or refused (floats, whose range no file says); EXIF's
 orientation is applied.  For training a JPEG is decoded at a half, a quarter or an eighth of its size where it is made
-smaller anyway: the decoder drops the finest frequencies in the place of a filter, in a part of the time and memory.
+smaller anyway: the decoder drops the finest frequencies instead of a filter, in a part of the time and memory.
 """
 
 from __future__ import annotations

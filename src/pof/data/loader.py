@@ -50,10 +50,6 @@ class EpochLoader(ABC):
         """Set the epoch of the next plain iteration."""
         self.epoch = epoch
 
-    def global_size(self, index: int) -> int:
-        """Number of samples in batch ``index`` over all processes."""
-        return self.batch_sampler.global_size(index)
-
     def _mixed(self, batch: Any, epoch: int, index: int) -> Any:
         if self.mixing is None:
             return batch
@@ -140,26 +136,6 @@ class TensorLoader(EpochLoader):
         order = self.batch_sampler.order(epoch)
         for index in range(start, len(self)):
             yield self._mixed(self._make(order, epoch, index), epoch, index)
-
-    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Make one batch.
-
-        Args:
-            epoch: from 0.
-            index: number of the batch, from 0.
-
-        Returns:
-            Images, (N, K, H, W) float32, and labels, (N,) int64.
-
-        Raises:
-            IndexError: if the epoch has no such batch.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        made: tuple[Tensor, Tensor] = self._mixed(
-            self._make(self.batch_sampler.order(epoch), epoch, index), epoch, index
-        )
-        return made
 
     def _make(self, order: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         sampler = self.batch_sampler

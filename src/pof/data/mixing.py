@@ -51,11 +51,6 @@ class Mixing:
         return mixed, probabilities
 
 
-def mixing_of(num_classes: int, mixup: float | None, cutmix: float | None) -> Mixing | None:
-    """What mixes mini-batches; None if nothing does."""
-    return None if mixup is None and cutmix is None else Mixing(num_classes, mixup, cutmix)
-
-
 @cache
 def _transform(mixing: Mixing) -> Any:
     try:

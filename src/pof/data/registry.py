@@ -155,7 +155,7 @@ def _refuse(name: str, options: dict[str, Any]) -> None:
 
 
 def _changed(own: Preprocessing, given: dict[str, Any]) -> Preprocessing:
-    """The preprocessing with what the user gave in the place of the network's own."""
+    """The preprocessing with what the user gave instead of the network's own."""
     said = {"size" if name == "image_size" else name: value for name, value in given.items() if value is not None}
     try:
         return replace(own, **said)

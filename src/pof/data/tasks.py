@@ -40,7 +40,7 @@ def outputs_of(data: Data, loss: str) -> int:
 
 
 def check_countable(data: Data, loss: str, parts: Collection[DataSplit]) -> None:
-    """Refuse parts of data on which a network is to be judged, and cannot be: soft labels are for training."""
+    """Refuse parts for evaluation whose labels are soft: errors cannot be counted on them."""
     names = {"train": "train_labels", "validation": "val_labels", "test": "test_labels"}  # a stream has not all of them
     for part in parts if loss == "cross-entropy" else ():
         check_hard(data.name, part, getattr(data, names[part]))

@@ -202,11 +202,6 @@ class Stored:
     sizes: tuple[int, ...]
     """Samples per batch, in order."""
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Cut the samples into the loader's batches again."""
-        parts = [torch.split(t, list(self.sizes)) for t in (self.features, self.logits, self.targets)]
-        yield from zip(*parts, strict=True)
-
 
 @torch.no_grad()
 def store(forward: Callable[[Inputs], tuple[Tensor, Tensor]], data: Iterable[tuple[Inputs, Tensor]]) -> Stored:

@@ -43,7 +43,7 @@ class FeatureStatistics:
     mutual_information: float
     """I(g; y) = H(g) - H(g | y) in nats; the constant cancels.  It compares networks with features of one dimension D
     and is no amount of information: MeanNN multiplies a mean log distance by D, so its bias grows with D and exceeds
-    what there can be, log C (112 in the place of at most 2.3 nats for ten digits and 64 features).  NaN where no class
+    what there can be, log C (112 instead of at most 2.3 nats for ten digits and 64 features).  NaN where no class
     has two samples."""
     margins: Tensor
     """(N,) signed distance to the nearest decision boundary, negative where wrong; see :func:`head_margins`."""

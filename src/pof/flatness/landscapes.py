@@ -212,8 +212,8 @@ def loss_increment(
 
 
 def _first(data: Stored) -> Stored:
-    features, logits, targets = next(data.batches())
-    return Stored(features, logits, targets, data.sizes[:1])
+    n = data.sizes[0]
+    return Stored(data.features[:n], data.logits[:n], data.targets[:n], (n,))
 
 
 def _over(data: Stored, line: LinearLine, loss: CrossEntropy) -> LinearLine:

@@ -1,4 +1,4 @@
-"""Calls that a network does not expect: with a mini-batch that it has seen already, and of its head alone."""
+"""Guards for calling a network twice on one mini-batch, and for calling its head alone."""
 
 from __future__ import annotations
 

@@ -155,9 +155,10 @@ def own_sizes(module: nn.Module) -> set[int]:
 
 
 def around(model: nn.Module, name: str) -> str:
-    """A layer, widened to the module around its ``base_layer`` (LoRA, IA3), or with a usual name, that adds more to it.
+    """Return the module around a layer that modifies its output, or the layer where there is none.
 
-    That is a parallel branch of the same size, or parameters that are no layer's, such as a scale.
+    That is an adapter (LoRA, IA3: the module around ``base_layer``), or a module with a usual name that has a parallel
+    branch of the same size, or parameters that are no layer's, such as a scale.
     """
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):

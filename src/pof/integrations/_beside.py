@@ -31,9 +31,6 @@ class Beside:
         """Average their gradients over the processes, as DDP did those of the model, and clip all together."""
         if not self.parameters:
             return
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        distributed.add_up(gradients)
-        for gradient in gradients:
-            gradient.div_(distributed.world_size())
+        distributed.average([p.grad for p in self.parameters if p.grad is not None])
         if max_norm > 0:
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], max_norm)

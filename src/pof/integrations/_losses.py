@@ -12,7 +12,7 @@ def inner(method: Method) -> Method:
 
 
 def own_loss(method: Method) -> bool:
-    """Tell whether the user gave the method a loss in the place of the cross-entropy."""
+    """Tell whether the user gave the method a loss instead of the cross-entropy."""
     loss = getattr(inner(method), "loss", None)
     return loss is not None and not isinstance(loss, CrossEntropy)
 

@@ -53,9 +53,10 @@ class Surroundings(TrainerCallback):
             refuse_unknown_epochs(self.trainer.method)
         loader = kwargs["train_dataloader"]
         self.steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps) if has_length(loader) else None
-        self.epoch = state.global_step // self.steps_per_epoch if self.steps_per_epoch else 0
+        if self.steps_per_epoch:
+            self.epoch = state.global_step // self.steps_per_epoch
         if not state.global_step:
-            self.taken, self.whole = 0, None
+            self.epoch, self.taken, self.whole = 0, 0, None
         self._given = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -70,11 +71,17 @@ class Surroundings(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The first pass of a resumed run over a stream may skip all that there is.  Then that epoch had ended before,
         # unless earlier ones were skipped with its part: the Trainer drops the rest of it.
-        ended = self.taken != 0 and (self._given or self.whole in {None, self.taken})
+        ended = self.taken != 0 and (self._given or self._is_whole(args.gradient_accumulation_steps))
         if not self.steps_per_epoch and ended:
             self._after_epoch(state)
             self.whole = self.taken
-        self.epoch, self.taken, self._given = self.epoch + 1, 0, False
+        self.epoch, self.taken, self._given = self.epoch + bool(self.steps_per_epoch or ended), 0, False
+
+    def _is_whole(self, accumulation: int) -> bool:
+        """Whether as many steps were taken of this epoch as of the last: mini-batches behind those do not count."""
+        if self.whole is None or self.taken is None:
+            return True
+        return self.taken // accumulation == self.whole // accumulation
 
     def count(self, batches: int) -> None:
         """So many more mini-batches of this epoch are trained on."""

@@ -23,9 +23,7 @@ def unfinished(module: nn.Module, method: nn.Module, own: dict[str, Any]) -> dic
             gradients[name] = parameter.grad.detach().clone()
         elif parameter.requires_grad and distributed.active():  # another process may have one
             gradients[name] = torch.zeros_like(parameter)
-    distributed.add_up(gradients.values())
-    for gradient in gradients.values():
-        gradient.div_(distributed.world_size())
+    distributed.average(gradients.values())
     states = {"extra": contents(method, copies=False)["extra"], **own}
     return {"gradients": gradients, "processes": distributed.gather_objects(to_device(states, "cpu"))}
 

@@ -82,7 +82,7 @@ class PostTraining(LightningModule):
     _begun: int | None = None
 
     def method_loss(self, batch: Any) -> Tensor:
-        """Compute the method's loss for a ``training_step`` of one's own, and log it.
+        """Compute the method's loss for a custom ``training_step``, and log it.
 
         Args:
             batch: ``(inputs, targets)``, or a dict with ``labels``; the one that ``training_step`` got.

@@ -48,7 +48,7 @@ class PostTrainer(Trainer):
 
     ``PostTrainer(model, arguments, train_dataset=data, method=pof.PoF)``, and ``train()`` as ever.
 
-    A Trainer of one's own keeps its code: ``class Mine(PostTrainer, MyTrainer)``.  ``label_smoothing_factor`` becomes
+    A custom Trainer keeps its code: ``class Mine(PostTrainer, MyTrainer)``.  ``label_smoothing_factor`` becomes
     the method's label smoothing.  Logged beside the loss are the method's metrics, such as ``radius``, as means over
     what counts since the last row.
 
@@ -282,7 +282,7 @@ class PostTrainer(Trainer):
         if self.args.should_save:
             state = {"method": self._own_state(), "firsts": firsts, "items": self._items}
             state["taken"] = self._surroundings.taken if self._surroundings.within_epoch() else 0
-            state["whole"] = self._surroundings.whole
+            state |= {"whole": self._surroundings.whole, "epoch": self._surroundings.epoch}
             torch.save(state, Path(output_dir) / STATE_FILE)
 
     def _items_now(self) -> Any:
@@ -311,7 +311,7 @@ class PostTrainer(Trainer):
             )
         self.method.load_state_dict(state["method"], strict=False)
         self._resume_from, self._surroundings.taken = None, state.get("taken")
-        self._surroundings.whole = state.get("whole")
+        self._surroundings.whole, self._surroundings.epoch = state.get("whole"), state.get("epoch", 0)
         firsts = state.get("firsts") or [state["first"]]  # of an older version
         self._resumed_first = None if self.args.ignore_data_skip else firsts[distributed.rank() % len(firsts)]
 

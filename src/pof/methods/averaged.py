@@ -128,7 +128,6 @@ class Averaged(Method):
 
     def before_epoch(self, epoch: int, epochs: int, optimizer: Optimizer) -> None:
         """Tell the inner method."""
-        self._untold.told()  # only a loop that knows what surrounds steps calls this
         self.method.before_epoch(epoch, epochs, optimizer)
 
     def after_step(self) -> None:

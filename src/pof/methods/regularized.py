@@ -11,15 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
-from pof._support.batches import Inputs, joined, to_device
+from pof._support.batches import Inputs, class_targets, joined, to_device
 from pof._support.modules import device_of, packed, unpacked
 from pof._support.passes import in_second_pass
 from pof._support.untold import Untold
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
-from pof.methods.loss import AskedLoss, chosen_loss, features_and_logits, mean_loss
+from pof.methods.loss import AskedLoss, CrossEntropy, chosen_loss, features_and_logits, mean_loss
 from pof.perturbation.loss import weight_of
 from pof.perturbation.tasks import SquaredError
 from pof.regularizers import Regularizer
@@ -84,8 +83,11 @@ class Regularized(Method):
         plain = StepOutput(mean_loss(self.loss, logits, targets), logits.detach())
         if not self.training:
             return plain
-        numbers = isinstance(self.loss, SquaredError) and isinstance(targets, Tensor)  # no class, nor one to be ignored
-        penalty = self.regularizer(features, targets.float() if numbers else targets, inputs)
+        if isinstance(self.loss, CrossEntropy):
+            targets = class_targets(targets, logits.shape[1])
+        elif isinstance(self.loss, SquaredError):
+            targets = targets.float()  # no class, nor one to be ignored
+        penalty = self.regularizer(features, targets, inputs)
         if adapts:
             self._seen.append((features.detach(), targets))
         # A strength of 0 must not even add a zero: training is then bitwise identical to plain.  L2-SP has another one.
@@ -111,7 +113,11 @@ class Regularized(Method):
     def _check_reach(self) -> None:
         head = {id(parameter) for parameter in self.network.head.parameters()}
         moved = [p for p in self.model.parameters() if p.requires_grad and id(p) not in head]
-        if not moved and not any(p.requires_grad for p in self.regularizer.held_parameters()):
+        if (
+            self.regularizer.strength
+            and not moved
+            and not any(p.requires_grad for p in self.regularizer.held_parameters())
+        ):
             warnings.warn(
                 f"nothing before the head is trained, so the penalty of {type(self.regularizer).__name__}, of features,"
                 " changes nothing: unfreeze some of the extractor, or use Finetune",
@@ -119,11 +125,11 @@ class Regularized(Method):
             )
 
     def attach(self) -> None:
-        """The regulariser's hooks are on the model again."""
+        """Attach the regulariser's hooks again."""
         self.regularizer.open()
 
     def release(self) -> None:
-        """They are off."""
+        """Remove them."""
         self.regularizer.close()
 
     def get_extra_state(self) -> Tensor:
@@ -134,10 +140,6 @@ class Regularized(Method):
         """Take back what :meth:`get_extra_state` gave."""
         state = unpacked(state)
         self._seen = to_device(state["seen"], device_of(self.network))
-
-    def before_epoch(self, epoch: int, epochs: int, optimizer: Optimizer) -> None:
-        """A loop that calls this knows what surrounds a step."""
-        self._untold.told()
 
     def after_step(self) -> None:
         """Let the regulariser adapt to the features of the step, those of all its mini-batches together."""

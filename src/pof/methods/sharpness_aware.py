@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from pof._support.batches import Inputs, first_samples, for_training, samples_of, unpack
 from pof._support.checks import finite, whole_number
 from pof._support.modules import device_of, frozen_statistics, in_training, packed, unpacked
-from pof._support.passes import is_perturbed
 from pof._support.random import preserved
 from pof._support.untold import Untold
 from pof.combine.statistics import estimate_statistics
@@ -37,7 +36,7 @@ from pof.optim.rise import LevelKind
 Kind = Literal["sam", "asam", "sam-on", "msam"]
 # The radii that the papers recommend for networks like these.
 DEFAULT_RHO: dict[Kind, float] = {"sam": 0.05, "asam": 0.5, "sam-on": 0.5, "msam": 0.3}
-WRAPPERS: dict[Kind, Callable[..., PerturbingOptimizer]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON, "msam": MSAM}
+WRAPPERS: dict[Kind, type[SAM | ASAM | SAMON | MSAM]] = {"sam": SAM, "asam": ASAM, "sam-on": SAMON, "msam": MSAM}
 
 
 class SharpnessAware(Method):
@@ -109,8 +108,10 @@ class SharpnessAware(Method):
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
         self._untold = Untold(
-            "the optimizer perturbs nothing, so each step is one of plain training: take the one that"
-            " method.build_optimizer(torch.optim.SGD, lr=...) makes, whose step takes a closure"
+            "no step was one of pof's sharpness-aware optimizers, and one that perturbs nothing takes steps of plain"
+            " training: take the one that method.build_optimizer(torch.optim.SGD, lr=...) makes, whose step takes a"
+            " closure",
+            tells=PerturbingOptimizer,
         )
         self._calibrated = False
         self.shares: dict[str, float] = {}
@@ -244,12 +245,8 @@ class SharpnessAware(Method):
                 the method's options say.
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps
-        if (why := self._not_own(inner)) is not None:
-            raise ValueError(
-                f"{type(inner).__name__} {why}: give the optimizer that method.build_optimizer(torch.optim.SGD, lr=...)"
-                " makes"
-            )
-        self._optimizer = cast(PerturbingOptimizer, inner)
+        if inner is not self._optimizer:
+            self._take(inner)
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
@@ -257,23 +254,41 @@ class SharpnessAware(Method):
             for group in optimizer.param_groups:
                 group["budget"] = annealed(self.budget, epoch, epochs, self.anneal)
 
-    def _not_own(self, optimizer: Optimizer) -> str | None:
-        """Say in which way an optimizer that somebody else made does not do what the options say."""
+    def _take(self, optimizer: Optimizer) -> None:
+        """Go on with an optimizer that somebody else made, if it does what the options say."""
+        if (why := self._other_than_asked(optimizer)) is not None:
+            raise ValueError(
+                f"{type(optimizer).__name__} {why}: give the optimizer that method.build_optimizer(torch.optim.SGD,"
+                " lr=...) makes"
+            )
+        self._optimizer = cast(PerturbingOptimizer, optimizer)
+
+    def _other_than_asked(self, optimizer: Optimizer) -> str | None:
+        """Say in which way an optimizer does not do what the options say."""
         if not isinstance(optimizer, PerturbingOptimizer):
             return "perturbs nothing"
-        if type(optimizer) is not WRAPPERS[self.kind]:
+        groups = optimizer.param_groups
+        adaptive = all(group.get("adaptive") for group in groups)
+        if not isinstance(optimizer, WRAPPERS[self.kind]) and not (self.kind == "asam" and adaptive):
             return f"is not of the kind {self.kind}"
-        if self.layers == "head" and getattr(optimizer, "only", None) is None:
-            return "perturbs all layers, not the head alone"
-        groups = [{name: group.get(name) for name in ("rho", "budget")} for group in optimizer.param_groups]
-        if self.budget is not None and all(group["budget"] is None for group in groups):
+        if self.layers == "head" and not self._of_head(optimizer):
+            return "perturbs other layers than the head"
+        if self.budget is not None and all(group.get("budget") is None for group in groups):
             return f"does not know the budget {self.budget:g}"
-        sets_all = self.last_epochs is not None or self.budget is not None or self._every is not None
-        if self._calibrated and not sets_all and self.rho not in {group["rho"] for group in groups}:
+        sets_radius = self.last_epochs is not None or self._every is not None
+        for name, is_set in (("rho", sets_radius), ("budget", self.budget is not None)):
+            if is_set and any(group.get(name) != groups[0].get(name) for group in groups):
+                return f"has groups of several values of {name}, and would get one for all from these options"
+        if self._calibrated and not sets_radius and self.rho not in {group["rho"] for group in groups}:
             return f"does not have the radius {self.rho:g} from the data"
-        if sets_all and any(group != groups[0] for group in groups):
-            return "has groups of several radii or budgets, which last_epochs, budget and calibrate(every=) set alike"
         return None
+
+    def _of_head(self, optimizer: PerturbingOptimizer) -> bool:
+        """Whether all that an optimizer perturbs is the head's."""
+        head = {id(parameter) for parameter in self.network.head.parameters()}
+        updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        only = getattr(optimizer, "only", None)
+        return all(id(parameter) in head for parameter in (updated if only is None else only))
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
         """Take the radius anew where that is due.
@@ -316,9 +331,7 @@ class SharpnessAware(Method):
     ) -> StepOutput:
         """Loss and logits of one pass; with an ``ascent_share``, an ascent is made of the first samples only."""
         optimizer = self._optimizer
-        if self.training and optimizer is None and self._untold.watches:
-            if is_perturbed(self.model):  # by one that the loop made itself
-                self._untold.told()
+        if self.training:
             self._untold.noticed(self.model)
         if self.training and optimizer is not None and optimizer.will_ascend:
             inputs, targets = self._of_ascent(inputs, targets)

@@ -34,7 +34,7 @@ def build_model(
             a name on the Hugging Face hub; ``package.module:factory``.  docs/models.md has all of them.
         num_classes: number of outputs C: mostly that of the classes.
         in_channels: channels of the images.
-        in_features: width D of feature vectors (N, D), in the place of images: of factories, and T of texts (N, T).
+        in_features: width D of feature vectors (N, D), instead of images: of factories, and T of texts (N, T).
         weights: a file for :func:`pof.weights.load_weights`; ``"pretrained"``, the published weights of timm,
             torchvision or Hugging Face, with a new head unless it has as many classes; for ``hf:`` also a folder of
             Transformers.

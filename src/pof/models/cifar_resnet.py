@@ -43,11 +43,9 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         whole_number("depth", depth, 0, 1000)
-        whole_number("width", width, 0, 100)
+        whole_number("width", width, 1, 100)
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"the depth of a CIFAR ResNet is 6 n + 2 (20, 32, 44, 56, 110); got {depth}")
-        if width < 1:
-            raise ValueError(f"the width of a CIFAR ResNet is a positive factor; got {width}")
         if shortcut not in {"pad", "projection"}:
             raise ValueError(f"shortcut is 'pad' or 'projection'; got {shortcut!r}")
         blocks = (depth - 2) // 6

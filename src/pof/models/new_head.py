@@ -1,4 +1,4 @@
-"""A new head for a pre-trained backbone, in the place of the old one."""
+"""A new head for a pre-trained backbone, instead of the old one."""
 
 from __future__ import annotations
 

@@ -30,11 +30,9 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> None:
         super().__init__()
         whole_number("depth", depth, 0, 1000)
-        whole_number("width", width, 0, 100)
+        whole_number("width", width, 1, 100)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"the depth of a wide ResNet is 6 n + 4 (10, 16, 22, 28, ...); got {depth}")
-        if width < 1:
-            raise ValueError(f"the width of a wide ResNet is a positive factor; got {width}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is a probability in [0, 1); got {dropout}")
         blocks = (depth - 4) // 6

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from pof._support.modules import frozen_statistics
 from pof._support.norms import global_norm
-from pof._support.passes import register, second_pass
+from pof._support.passes import second_pass
 from pof.optim._entries import Entry, build_base, defines, rescaled
 from pof.optim._equations import perturb_, radius_within
 
@@ -342,7 +342,6 @@ class PerturbingOptimizer(Optimizer, ABC):
     def _reset(self) -> None:
         self._saved, self._frozen, self._ascended = None, ExitStack(), False
         self.loss_scale, self.radius = 1.0, None
-        register(self)
 
     def _share(self) -> None:
         self.param_groups = self.base_optimizer.param_groups

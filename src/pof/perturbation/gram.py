@@ -4,7 +4,7 @@ g_W = dZ^T F has a rank of at most M, the number of samples.  With the Gram matr
 
     ||g||^2 = sum(dZ * K dZ),    R = K dZ / ||g||,    R~ = (F~ F^T + 1) dZ / ||g||:
 
-O(M (C + D)) operations per sample in the place of O(C D), and no (C, D) tensor.
+O(M (C + D)) operations per sample instead of O(C D), and no (C, D) tensor.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class CrossEntropy(Loss):
             loss = self._mean(logits, targets)
             if soft or not math.isnan(loss.item()):
                 return loss
-        # Where no target counts, all are ignored: 0, with gradients of 0, in the place of 0 / 0.
+        # Where no target counts, all are ignored: 0, with gradients of 0, instead of 0 / 0.
         counts = weight_of(self, targets) > 0
         loss = self._mean(logits, torch.where(counts, targets, IGNORED))
         return torch.where(counts, loss, torch.zeros_like(loss))

@@ -1,8 +1,8 @@
 """The bracketed searches behind every radius: the last point of a ray up to which a condition holds.
 
-:func:`crossing` takes one candidate after the other, each where the ones before say that the point is: for processors,
-where a value is read at no cost.  :func:`last_of` evaluates many candidates at once and reads nothing back: for
-accelerators, where the number of kernels is what costs, and for conditions that are no more than true or false.
+:func:`crossing` takes one candidate after the other, each interpolated from the ones before: for processors, where a
+value is read at no cost.  :func:`last_of` evaluates many candidates at once and reads nothing back: for accelerators,
+where the number of kernels is what costs, and for conditions that are no more than true or false.
 :func:`last_near` is good to 5 %, for candidates that cost a pass of a network each.
 """
 
@@ -18,6 +18,8 @@ Condition = Callable[[Tensor], Tensor]
 """Increasing candidates (K,) -> (K,) bool: true up to one of them and false behind."""
 _Point = tuple[float, float]
 _TINY, _FAR = math.ulp(0.0), 1e36
+_EVALUATIONS, _DOUBLINGS, _HALVINGS = 200, 40, 3
+"""At most."""
 
 
 def last_of(
@@ -59,7 +61,7 @@ def last_of(
     return torch.addcmul(lower, size, lower.sign(), value=0.5 * share), exponent < highest
 
 
-def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *, evaluations: int = 200) -> float:
+def crossing(sides: Callable[[float], tuple[float, float]], precision: float) -> float:
     """Find the xi > 0 up to which the first of two positive numbers is larger than the second.
 
     The root of the logarithm of their ratio: sums of exponentials make it nearly a line where they themselves change
@@ -72,7 +74,6 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
         sides: xi -> the two numbers, >= 0.
         precision: relative; an interpolated point is taken unseen where it is so close to the last, or will be so close
             to the next: that step times the ratio of the last two, which falls where the iteration converges.
-        evaluations: at most.
 
     Returns:
         xi; 0 where the first is not larger at 0, and infinity where it always is.
@@ -90,7 +91,7 @@ def crossing(sides: Callable[[float], tuple[float, float]], precision: float, *,
         return math.inf
     a, b, c = bracket
     before, extrapolated = 0.0, False
-    for _ in range(evaluations):
+    for _ in range(_EVALUATIONS):
         if a[1] == 0.0:
             return a[0]
         width, tolerance = b[0] - a[0], precision * max(a[0], b[0])
@@ -155,23 +156,21 @@ def _middle(low: float, high: float) -> float:
     return math.sqrt(low) * math.sqrt(high) if high > 4.0 * low else 0.5 * (low + high)
 
 
-def last_near(
-    holds: Callable[[float], bool], guess: float, *, doublings: int = 40, halvings: int = 3
-) -> tuple[float, bool]:
+def last_near(holds: Callable[[float], bool], guess: float) -> tuple[float, bool]:
     """Find the last xi > 0 up to which a condition holds: outwards from a guess, then halved as a ratio.
 
     Returns:
         xi, within 5 %, and whether it was found: if not, the last candidate.
     """
     lower, upper, xi = 0.0, math.inf, guess
-    for _ in range(1 + doublings):
+    for _ in range(1 + _DOUBLINGS):
         lower, upper = (xi, upper) if holds(xi) else (lower, xi)
         if lower and upper < math.inf:
             break
         xi = 2.0 * lower or 0.5 * upper
     else:
         return lower or upper, False
-    for _ in range(halvings):
+    for _ in range(_HALVINGS):
         xi = math.sqrt(lower * upper)
         lower, upper = (xi, upper) if holds(xi) else (lower, xi)
     return math.sqrt(lower * upper), True

@@ -44,7 +44,7 @@ class Targets(ABC):
 
     @abstractmethod
     def excess(self, probabilities: Tensor) -> Tensor:
-        """The difference p - P (N, C), in the place of p."""
+        """The difference p - P (N, C), instead of p."""
 
     def weights(self, like: Tensor) -> Tensor:
         """The sample weights w (N,)."""

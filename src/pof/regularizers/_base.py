@@ -192,6 +192,7 @@ def zero(features: Tensor | None) -> Tensor:
 
 def counted_of(targets: Any) -> Tensor | None:
     """Which samples have a part, (N,) bool: all but those with the label -100; None where all are known to."""
+    targets = class_targets(targets)
     if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or not may_ignore(targets):
         return None
     return targets != IGNORED
@@ -238,14 +239,10 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
     """
     if targets is None:
         raise ValueError("a reference for each class needs the targets: call regularizer(features, targets)")
-    if isinstance(targets, Tensor) and targets.dtype != torch.bool:
+    targets = class_targets(targets)
+    if isinstance(targets, Tensor):
         targets = class_targets(targets, num_classes)
-    if (
-        not isinstance(targets, Tensor)
-        or targets.shape != features.shape[:1]
-        or targets.is_floating_point()
-        or targets.dtype == torch.bool
-    ):
+    if not isinstance(targets, Tensor) or targets.shape != features.shape[:1] or targets.is_floating_point():
         tensor = isinstance(targets, Tensor)
         got = f"{targets.dtype} of shape {tuple(targets.shape)}" if tensor else "several targets per sample"
         raise ValueError(

@@ -65,13 +65,14 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
         Qualified names, in the order in which they run.
 
     Raises:
-        ValueError: if no convolution has an output larger than 1 x 1, or these are the stem alone, as in a transformer:
-            name its blocks instead.
+        ValueError: if no convolution has an output larger than 1 x 1, or all are in the stem, as in a transformer: name
+            its blocks instead.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     device = device_of(model)
     with evaluating(model):
-        maps = feature_maps(model, names, to_device(inputs, device))
+        ran = feature_maps(model, tuple(layers), to_device(inputs, device))
+    maps = {name: output for name, output in ran.items() if isinstance(layers[name], nn.Conv2d)}
     chosen: dict[torch.Size, str] = {}
     for name, output in maps.items():
         resolution = output.shape[-2:]
@@ -80,23 +81,18 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
             chosen[resolution] = name
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no convolution with a map: give the layers by name")
-    if len(chosen) == 1 and (behind := _behind_the_stem(model)) is not None:
-        (stem,) = chosen.values()
-        raise ValueError(
-            f"{type(model).__name__} has no convolution but its stem, {stem!r}, which says nothing of what is behind:"
-            f" give layers by name, such as {behind!r} (--regularizer.layers '[\"{behind}\"]')"
-        )
     coarsest = sorted(chosen, key=torch.Size.numel)[:count]
-    return tuple(name for name in maps if name in {chosen[resolution] for resolution in coarsest})
-
-
-def _behind_the_stem(model: nn.Module) -> str | None:
-    """Name a matrix in the middle, where most parameters before the last matrix are of no convolution; else None."""
-    matrices = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][:-1]
-    convolved: int = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d))
-    if sum(module.weight.numel() for _, module in matrices) <= convolved:
-        return None
-    return str(matrices[len(matrices) // 2][0])
+    found = tuple(name for name in maps if name in {chosen[resolution] for resolution in coarsest})
+    order = list(ran)
+    behind = order[order.index(found[-1]) + 1 : -1]  # matrices, but for the head
+    if len(behind) > 2 * len(maps):
+        middle = behind[len(behind) // 2]
+        raise ValueError(
+            f"{type(model).__name__} has no convolution behind its stem, {found[-1]!r}, which says nothing of the"
+            f" {len(behind)} layers there: give layers by name, such as {middle!r}"
+            f" (--regularizer.layers {middle})"
+        )
+    return found
 
 
 def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, output: Tensor) -> None:

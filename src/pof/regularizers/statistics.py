@@ -150,7 +150,7 @@ def features_and_targets(
         check_features(features)
         classes = by_class or _are_classes(targets, num_classes)
         targets = class_targets(targets, num_classes) if classes and isinstance(targets, Tensor) else targets
-        counted = counted_of(targets)
+        counted = counted_of(targets) if classes else None
         if classes:
             check_targets(targets, features, num_classes)
         else:  # of another task

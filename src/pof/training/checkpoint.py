@@ -61,7 +61,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """The same with numbers of Python in the place of NumPy's (a rate, a radius), which are not read again."""
+    """The same with numbers of Python instead of NumPy's (a rate, a radius), which are not read again."""
     if type(value) is dict:
         return {key: _plain(item) for key, item in value.items()}
     if type(value) in {list, tuple}:

@@ -26,7 +26,7 @@ from pof._support.agreement import agree, naming_lost
 from pof._support.checks import MOST_EPOCHS, finite, whole_number
 from pof._support.devices import accelerator
 from pof._support.modules import check_values, modes_kept, refuse_lazy, refuse_no_grad
-from pof._support.precision import AUTOCAST, AskedPrecision, Precision, find_precision
+from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
 from pof.methods import Method
 from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
@@ -102,44 +102,18 @@ def fit(
         CheckpointError: if the state to resume from is damaged or of another configuration.
     """
     _check_numbers(epochs, accumulation, checkpoint_every, clip_norm)
-    place = _checked(method, schedule, resume, checkpoint_dir, device, train_loader, val_loader)
-    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as stop, telling(log, progress) as tell:
-        made, found, length = _made(method, optimizer), find_precision(precision, place), _length(train_loader)
-        rates, steps = schedule.settled(Schedule(method.schedule_kind)), math.ceil(length / accumulation)
-        times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
-        settings = _settings(method, made, times, found, clip_norm, metric) | {"resume": resume}
-        _agree(settings, length, place, val_loader, checkpoint_dir)
-        parts = Stepper(method, made, found, clip_norm), micro_batches(train_loader, method.needs_reference, place)
-        return Loop(method, *parts, times, val_loader, _path(checkpoint_dir), tell, metric).run(resume, stop)
-
-
-def _checked(
-    method: Method,
-    schedule: Schedule,
-    resume: bool,
-    checkpoint_dir: str | Path | None,
-    device: str | torch.device | None,
-    train_loader: Any,
-    val_loader: Any,
-) -> torch.device:
-    """Refuse arguments that cannot be, and put the method on its device."""
     _check_choices(method, schedule, resume, checkpoint_dir)
     place = _placed(method, device)
     _check_loaders(train_loader, val_loader, checkpoint_dir)
-    return place
-
-
-def _settings(
-    method: Method,
-    made: Optimizer,
-    times: Timetable,
-    precision: Precision,
-    clip_norm: float | None,
-    metric: AskedMetric,
-) -> dict[str, Any]:
-    """What must be the same in all processes."""
-    settings = fingerprint(method, made, times, AUTOCAST[precision], clip_norm, metric)
-    return settings | shared(method, times.checkpoint_every)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    with naming_lost(), _attached(method), modes_kept(method), Interrupts() as stop, telling(log, progress) as tell:
+        made, found, length = _made(method, optimizer), find_precision(precision, place), length_of(train_loader)
+        rates, steps = schedule.settled(Schedule(method.schedule_kind)), math.ceil(length / accumulation)
+        times = Timetable(epochs, steps, accumulation, checkpoint_every, rates)
+        alike = fingerprint(method, made, times, AUTOCAST[found], clip_norm, metric) | shared(method, checkpoint_every)
+        _agree(alike | {"resume": resume}, length, place, val_loader, folder)
+        parts = Stepper(method, made, found, clip_norm), micro_batches(train_loader, method.needs_reference, place)
+        return Loop(method, *parts, times, val_loader, folder, tell, metric).run(resume, stop)
 
 
 def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:
@@ -148,10 +122,6 @@ def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loade
     agree({"the length of train_loader": length, **settings, **own})
     if not length:
         raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
-
-
-def _path(folder: str | Path | None) -> Path | None:
-    return None if folder is None else Path(folder)
 
 
 @contextmanager
@@ -297,7 +267,8 @@ def _may_share(loader: DataLoader[Any]) -> bool:
     return not plain or any(isinstance(each, DistributedSampler) for each in samplers)
 
 
-def _length(loader: Any) -> int:
+def length_of(loader: Any) -> int:
+    """Mini-batches of a pass over a training loader; a ValueError where it does not know."""
     try:
         length: int = len(loader)
     except TypeError as error:

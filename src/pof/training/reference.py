@@ -1,4 +1,4 @@
-"""The reference mini-batch for a training loop of one's own, out of the loader that is there already.
+"""The reference mini-batch for a custom training loop, out of the loader that is there already.
 
 PoF takes direction and radius from a mini-batch B that is independent of the one trained on, B~ (Sato et al., ICML
 2022, section 4).  :func:`with_reference` follows the rule of :func:`pof.fit`, so that both give the same steps.

@@ -7,6 +7,7 @@ them; labels and other whole numbers may not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,11 +23,8 @@ NOISE = 0.1
 
 def sampled(batch: Any) -> list[dict[str, Any]]:
     """Shape and evenly spaced values of each tensor of a mini-batch, on the CPU."""
-    return [{"shape": list(t.shape), "values": _spread(t)} for t in tensors_of(batch) if _is_real(t)][:TENSORS]
-
-
-def _is_real(tensor: Tensor) -> bool:
-    return is_plain(tensor) and not tensor.is_complex() and not tensor.is_quantized
+    real = (t for t in tensors_of(batch) if is_plain(t) and not t.is_complex() and not t.is_quantized)
+    return [{"shape": list(t.shape), "values": _spread(t)} for t in islice(real, TENSORS)]
 
 
 def _spread(tensor: Tensor) -> Tensor:
@@ -78,7 +76,7 @@ def other_items(saved: dict[str, Any] | None, now: Callable[[], dict[str, Any] |
 
 
 def readable_again(loader: Any) -> bool:
-    """Whether a pass that is begun and left moves nothing but generators: not of streams, nor where nobody can know."""
+    """Whether starting and abandoning a pass changes nothing but generators; False for streams and unknown loaders."""
     if type(loader) in {list, tuple}:
         return True
     if isinstance(getattr(loader, "dataset", None), IterableDataset):

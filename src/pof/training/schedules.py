@@ -38,7 +38,7 @@ class Schedule:
         whole_number("warmup_steps", self.warmup_steps, 0)
         if not 0.0 <= self.warmup < 1.0 or (self.warmup and self.warmup_steps):
             raise ValueError(
-                f"warmup is a share of the run in [0, 1), in the place of warmup_steps; got {self.warmup} and"
+                f"warmup is a share of the run in [0, 1), instead of warmup_steps; got {self.warmup} and"
                 f" {self.warmup_steps} steps"
             )
         if any(not 0.0 < m < 1.0 for m in self.milestones):

@@ -63,7 +63,7 @@ class Selection:
     def collapsed(self, metrics: Judged | None, passed: float) -> bool:
         """Tell whether validation surely went more than half of the way from the incoming error to chance, and stays.
 
-        It is let recover until a share of :data:`LATE` of the run has passed.
+        It may recover until a share of :data:`LATE` of the run has passed.
 
         Surely: were the true error half of the way, one as large on the n samples would have a probability below 0.001,
         by Chernoff's bound.  Few samples say it of no network, and neither does one that came in near chance, an error

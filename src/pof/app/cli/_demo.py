@@ -20,13 +20,14 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> int:
     """Train a small network on a few digits, and improve it."""
+    from pof._support.devices import torch_threads
     from pof.app.cli._display import console
     from pof.app.cli._improve import show
     from pof.app.cli._progress import SearchProgress
-    from pof.app.demo import BUDGET, DATA, TRAINING, improve_digits, one_thread, train_digits
+    from pof.app.demo import BUDGET, DATA, TRAINING, improve_digits, train_digits
 
     folder = Path(options.out) if options.resume else _unused(Path(options.out))
-    with one_thread():
+    with torch_threads(1):  # the same bits on any number of cores; more make so small a network no faster
         console.print(f"training a small CNN on {DATA.train_size} digits, {TRAINING.epochs} epochs", highlight=False)
         base = train_digits(folder)
         console.print(f"improving it within {BUDGET:g} passes over them", highlight=False)

@@ -103,7 +103,6 @@ def _jobs(options: ExperimentOptions) -> int:
     whole_number("threads", options.threads, 1, MOST_PROCESSES)
     if options.jobs is not None:
         whole_number("jobs", options.jobs, 1, MOST_PROCESSES)
-    if options.jobs is not None:
         return options.jobs
     import torch
 

@@ -16,7 +16,6 @@ from pof.app.experiment.estimate import time_pass
 from pof.app.experiment.plan import Stage
 from pof.app.improve.candidates import UNFITTED, families
 from pof.app.improve.rungs import most_candidates
-from pof.app.inherit import check_split, check_trained
 from pof.app.methods import average_of
 from pof.app.options import (
     DataOptions,
@@ -28,8 +27,6 @@ from pof.app.options import (
     schedule_of,
 )
 from pof.app.run_folder import Run
-from pof.app.splits import load, split
-from pof.data import check_countable
 from pof.data.batch_sampler import drops_last
 from pof.training.fit import find_device
 
@@ -66,14 +63,15 @@ def show_search(model: ModelOptions, data: DataOptions, options: ImproveOptions,
     """Print what a search would try, and about how long it takes."""
     about, samples, seconds = _about(model, data, training, "improve")
     possible = most_candidates(options.budget, _steps(samples, training))
-    names = options.candidates or list(families(None))[:possible]
-    alone = "" if options.candidates else f" (only {', '.join(UNFITTED)} if the network does not fit its training data)"
+    names, condition = options.candidates, ""
+    if not names:
+        names = list(families(None))[:possible]
+        condition = f" (only {', '.join(UNFITTED)} if the network does not fit its training data)"
+        condition += "; fewer, if finding the rates takes much"
     _show(
         {
             **about,
-            "candidates": ", ".join(names)
-            + alone
-            + ("" if options.candidates else "; fewer, if finding the rates takes much"),
+            "candidates": ", ".join(names) + condition,
             "cost": f"{options.budget:g} forward-backward passes over the training data, all candidates together",
             "time": f"about {duration(options.budget * seconds)} on this machine in one process, without validation",
             "folder": options.out,
@@ -85,14 +83,8 @@ def _about(
     model: ModelOptions, data: DataOptions, training: TrainOptions, purpose: str | None
 ) -> tuple[dict[str, str], int, float]:
     """Network and data in words, the number of training samples, and seconds of a pass over them."""
-    check_split(model, data)
-    loaded = load(data, model)
-    splits = split(loaded, data)
-    check_countable(loaded, training.loss, splits.judged)
-    if purpose is not None:
-        check_trained(model, purpose)
-    job.refuse_to_hold(model, loaded, training)
-    network = load_network(model, loaded, training.loss, purpose=purpose)
+    loaded, splits = job.load_for(model, data, training, purpose)
+    network = load_network(model, loaded, training.loss)
     if training.freeze_head:
         job.freeze_head(network, model)
     samples, seconds = time_pass(Stage("", model, data, training, None), None, timed=True)

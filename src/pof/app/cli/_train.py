@@ -8,7 +8,7 @@ from typing import Any
 
 from pof.app import job
 from pof.app.cli._display import Display, console, metrics_table
-from pof.app.inherit import loss_of, run_folder
+from pof.app.inherit import check_trained, loss_of, run_folder
 from pof.app.loggers import tracking
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
 
@@ -50,15 +50,14 @@ def train(
 
 def post_train(model: ModelOptions, data: DataOptions, training: TrainOptions, run: RunOptions) -> int:
     """Post-train a network that is trained already."""
-    if model.weights is None:
-        raise ValueError("post-train needs a trained network: give --weights FILE (or the folder of a run)")
+    check_trained(model, "post-train")
     if data.validation and run_folder(model.weights) is None:
         console.print(
             "note: if this network was trained on the samples now held out for validation, they favour it over every"
             " epoch; --validation 0 hands back the last epoch unjudged",
             soft_wrap=True,
         )
-    if model.source_classes is None and (own := loss_of(model.weights)) != training.loss:
+    if (own := loss_of(model.weights)) != training.loss:
         console.print(
             f"note: {model.weights} was trained with the loss {own}, and is post-trained with {training.loss}: give"
             f" --loss {own} to go on with that",

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from pof._support.devices import torch_threads
 from pof._support.precision import find_precision
 from pof._support.random import isolated
 from pof.app import job
@@ -144,7 +144,7 @@ def time_pass(stage: Stage, threads: int | None, *, timed: bool) -> tuple[int, f
     if not timed:
         return samples, None
     training = replace(stage.training, method="finetune", average=AverageOptions())
-    with _threads(threads), isolated(0, device):
+    with torch_threads(threads), isolated(0, device):
         network = load_network(stage.model, loaded, training.loss).to(device)
         method = build_method(Context(network, stage.model.head, training, loaded.num_classes, ()))
         precision = find_precision(training.precision, device)
@@ -165,13 +165,3 @@ def time_pass(stage: Stage, threads: int | None, *, timed: bool) -> tuple[int, f
 def _synchronise(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

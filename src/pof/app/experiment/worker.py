@@ -6,12 +6,11 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -52,7 +51,7 @@ def run_stage(stage: Stage, runs: Path) -> bool:
         if stage.parent is not None:
             appears(runs / stage.parent)
             model = replace(model, weights=str((runs / stage.parent).resolve()))
-        result = job.train(model, stage.data, stage.training, RunOptions(str(folder), resume=True), _nowhere)
+        result = job.train(model, stage.data, stage.training, RunOptions(str(folder), resume=True), lambda row: None)
         if result.after is None:
             return False
         discard_state(folder)
@@ -91,7 +90,3 @@ def _locked(runs: Path, name: str) -> AbstractContextManager[object]:
     folder = runs / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / name)
-
-
-def _nowhere(row: Mapping[str, Any]) -> None:
-    """The run folder's own log is enough."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from pof._support.preprocessing import Preprocessing
 from pof.models.card import NetworkCard
-from pof.models.sources.huggingface import Classifier
+from pof.models.sources.huggingface import Classifier, quiet
+from pof.models.sources.image_processor import FILTERS
 
 Network = Callable[[Tensor], Any]
-RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-"""Pillow's numbers, which image processors of Transformers take."""
 
 
 class ExportError(ValueError):
@@ -39,7 +37,7 @@ def to_hf(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
     names = card.classes if card.outputs is None else tuple(map(str, range(card.outputs)))
     inner.config.id2label = dict(enumerate(names))
     inner.config.label2id = {name: c for c, name in enumerate(names)}
-    with _without_bars():
+    with quiet():
         inner.save_pretrained(folder)
     if card.preprocessing is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor(card.preprocessing), indent=2) + "\n")
@@ -72,24 +70,9 @@ def to_timm(network: nn.Module, card: NetworkCard, folder: Path) -> Network:
 
 
 def _read(kind: Any, folder: Path) -> Network:
-    with _without_bars():
+    with quiet():
         found: Network = kind.from_pretrained(folder).eval()
     return found
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without the progress bars of Transformers."""
-    from transformers import utils
-
-    logging: Any = utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def processor(how: Preprocessing) -> dict[str, Any]:
@@ -100,7 +83,7 @@ def processor(how: Preprocessing) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": down, "width": across} if how.squash else {"shortest_edge": down},
-        "resample": RESAMPLE[how.interpolation],
+        "resample": FILTERS.index(how.interpolation),
         "do_center_crop": True,
         "crop_size": {"height": how.size, "width": how.size},
         "do_rescale": True,

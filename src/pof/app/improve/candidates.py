@@ -51,7 +51,7 @@ class Candidate:
 
 
 def families(chosen: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
-    """Look up what is to be tried: names of families or methods, or a mapping of one's own names to options."""
+    """Look up what is to be tried: names of families or methods, or a mapping of your own names to options."""
     if chosen is None:
         return FAMILIES
     if not 0 < len(chosen) <= MOST:

@@ -40,14 +40,14 @@ from pof.app.improve.result import (
     row_of,
     rows_of,
 )
-from pof.app.improve.rungs import CHOOSING, CHOOSING_UNFITTED, Rung, most_candidates, rungs
+from pof.app.improve.rungs import CHOOSING, CHOOSING_UNFITTED, most_candidates, rungs
 from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
 from pof.app.run_folder import write_json
 from pof.combine import greedy_soup
 from pof.head.split import split
-from pof.training.fit import find_device
-from pof.weights import save_model
+from pof.training.fit import find_device, length_of
+from pof.weights import NETWORK_FILE, save_model
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the way from the incoming network to a candidate."""
@@ -112,7 +112,9 @@ def improve(
     network = model.to(find_device(device))
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (logits, targets, first), length = _finite_logits(network, val_loader, head), _length(train_loader)
+        (logits, targets, first), length = _finite_logits(network, val_loader, head), length_of(train_loader)
+        if not length:
+            raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
         own = {"weights": digest(network.state_dict()), "labels of val_loader": digest({"": targets}), SEEN: first}
         asked = question(budget, candidates, seed, lr, base)
         asked |= {**own, "length of train_loader": length, "head": head, **(settings or {})}
@@ -120,7 +122,7 @@ def improve(
         chooses, confirms = halves(targets, seed)
         steps = -(-length // base.accumulation)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
-        race = Race(*given, folder, seed, log or _quiet, engine or (Processes(jobs) if jobs > 1 else None))
+        race = Race(*given, folder, seed, log or (lambda row: None), engine or (Processes(jobs) if jobs > 1 else None))
         fit, named = fit_of(network, train_loader, head), candidates is not None
         fits = fit.fits if (known := rates_in(folder)) is None else known["fits"]
         alone = not named and not fits
@@ -130,32 +132,16 @@ def improve(
         incoming = figures(logits[chooses], targets[chooses])
         plain = all(candidate.options.method == "finetune" for candidate in tried)
         notes = notes_on(fit, incoming, len(confirms), (spent, budget, _left(budget, spent)), plain=plain)
-        result = _raced(race, tried, plan, spent, logits, confirms, incoming, notes)
+        result = _judged(race, race.go(tried, plan), incoming, (logits, confirms), spent, notes)
         return _kept(result, None if out is None else folder, metadata)
 
 
 def _kept(result: ImproveResult, folder: Path | None, metadata: Mapping[str, str] | None) -> ImproveResult:
     """Write the network and the figures, if anywhere."""
     if folder is not None:
-        save_model(result.model, folder / "model.safetensors", metadata=metadata)
+        save_model(result.model, folder / NETWORK_FILE, metadata=metadata)
         write_json(folder / "result.json", as_json(result))
     return result
-
-
-def _raced(
-    race: Race,
-    tried: Sequence[Candidate],
-    plan: Sequence[Rung],
-    spent: float,
-    logits: Tensor,
-    confirms: Tensor,
-    incoming: Figures,
-    notes: tuple[str, ...],
-) -> ImproveResult:
-    """Let the candidates race, put the best together, and judge; ``logits`` (N, C) are the incoming network's."""
-    runs = race.go(tried, plan)
-    rows = _rows(runs, pool := _pool(race, runs), incoming)
-    return _deliver(race, pool, incoming, logits, confirms, rows, spent + sum(run.passes for run in runs), notes)
 
 
 def _candidates(
@@ -194,7 +180,7 @@ def _rates(
     """The first rate of each family, and the passes that it took to find them."""
     if lr is not None:
         return {name: first_rate(float(lr), str(options["method"])) for name, options in kinds.items()}, 0.0
-    length = _length(race.train_loader)
+    length = length_of(race.train_loader)
     given = (race.incoming, race.head, race.train_loader, race.rewind, race.classes, length)
     search = RateSearch(*given, steps_of(budget, length))
     return search.rates(kinds, base), search.spent
@@ -249,17 +235,18 @@ def _best(pool: Sequence[_Entry], incoming: Figures) -> _Entry | None:
     return min(better, key=lambda entry: rank(entry.found), default=None)
 
 
-def _deliver(
+def _judged(
     race: Race,
-    pool: Sequence[_Entry],
+    runs: Sequence[Run],
     incoming: Figures,
-    logits: torch.Tensor,
-    confirms: torch.Tensor,
-    rows: list[Row],
+    confirming: tuple[Tensor, Tensor],
     spent: float,
     notes: tuple[str, ...],
 ) -> ImproveResult:
-    """Confirm the best network."""
+    """Put the best of the race together and confirm the best of all, by the incoming logits (N, C) of some samples."""
+    logits, confirms = confirming
+    pool = _pool(race, runs)
+    rows = _rows(runs, pool, incoming)
     targets = race.targets[confirms]
     before = metrics_of(logits[confirms], targets)
     after, confirmation, improved = before, None, False
@@ -282,7 +269,7 @@ def _deliver(
         after,
         1.0 if confirmation is None else confirmation.p_error,
         confirmation,
-        spent,
+        spent + sum(run.passes for run in runs),
         message,
         notes,
         table,
@@ -292,7 +279,7 @@ def _deliver(
 
 def _finite_logits(
     network: nn.Module, val_loader: Iterable[Any], head: str | None
-) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, Any]]]:
+) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
     """The incoming network's logits, the targets, and a few values of the first mini-batch."""
     first: list[dict[str, Any]] = []
 
@@ -325,17 +312,3 @@ def _check_held_out(train_loader: Any, val_loader: Any) -> None:
         raise ValueError(
             "val_loader gives the data of train_loader, and would favour whatever fits them best: give held-out data"
         )
-
-
-def _length(loader: Any) -> int:
-    try:
-        length = len(loader)
-    except TypeError as error:
-        raise ValueError("the training loader needs a length: give it __len__") from error
-    if length == 0:
-        raise ValueError("the training loader is empty: is its batch size larger than the data, with drop_last?")
-    return length
-
-
-def _quiet(row: Mapping[str, Any]) -> None:
-    """Nobody listens."""

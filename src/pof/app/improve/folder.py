@@ -17,10 +17,11 @@ from pof.app.options import TrainOptions, plain
 from pof.app.run_files import RunError
 from pof.app.run_folder import check_removable, clear, write_json
 from pof.training.same_data import are_same, sampled
+from pof.weights import NETWORK_FILE
 
 RATES = "rates.json"
 OF_A_SEARCH = {
-    *("improve.json", "journal.jsonl", "runs", "config.yaml", "model.safetensors", "result.json", "test.json"),
+    *("improve.json", "journal.jsonl", "runs", "config.yaml", NETWORK_FILE, "result.json", "test.json"),
     *("report.html", "networks.html", "flatness.json", RATES),
 }
 """What a search and the commands about it write into its folder."""

@@ -19,11 +19,11 @@ from pof.app.improve.deliver import improve
 from pof.app.improve.folder import OF_A_SEARCH
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
-from pof.app.inherit import check_split, check_trained, same_data, trained_with
+from pof.app.inherit import check_trained, same_data, trained_with
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
 from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
-from pof.app.splits import load, split, training_batches
-from pof.data import Data, ImageData, check_countable, eval_loader
+from pof.app.splits import load, training_batches
+from pof.data import Data, ImageData, eval_loader
 from pof.data.description import DataSplit
 from pof.head.search import find_head
 from pof.training.evaluation import Metrics, evaluate
@@ -47,11 +47,8 @@ def improve_network(
     device = find_device(options.device)
     if options.validation_data is not None:
         data = replace(data, validation=0.0)
-    check_split(model, data)
-    loaded = load(data, model)
-    splits = split(loaded, data)
-    check_countable(loaded, training.loss, splits.judged)
-    network = load_network(model, loaded, purpose="improve").to(device)
+    loaded, splits = job.load_for(model, data, training, "improve")
+    network = load_network(model, loaded).to(device)
     card = card_of(model, loaded, model.head or find_head(network))
     training = replace(training, batch_size=min(training.batch_size, len(splits.train)))
     evaluating = partial(eval_loader, batch_size=job.EVAL_BATCH, workers=data.workers, device=device)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pof._support.described import flat
 from pof._support.files import write_text
-from pof.app.loggers import flat
 from pof.app.report.collection import RunFigures, Start, collect
 from pof.app.report.figures import Figure, figures_of
 from pof.app.report.quantities import side_by_side
@@ -83,7 +83,7 @@ def reading(networks: Sequence[RunFigures]) -> list[str]:
 
 def settings(values: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Set nested values side by side, a row for each key."""
-    trees = {name: flat("", tree) for name, tree in values.items()}
+    trees = {name: flat(tree) for name, tree in values.items()}
     rows = []
     for key in dict.fromkeys(key for tree in trees.values() for key in tree):
         texts = [_text(tree.get(key)) for tree in trees.values()]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from pof._support.text import number_of
-from pof.app.cards import load_network
+from pof.app.cards import load_network, weights_file
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
 from pof.app.places import identified
 from pof.app.run_files import (
@@ -32,6 +32,7 @@ from pof.app.runs import check_trusted
 from pof.data import Data
 from pof.models import PRETRAINED
 from pof.training.evaluation import Metrics
+from pof.weights import NETWORK_FILE
 
 BEFORE = "before"
 
@@ -93,8 +94,7 @@ def read_run(folder: str | Path, *, trust_factories: bool = False) -> Record:
     if training.loss != "cross-entropy":
         raise RunError(f"{folder} was trained with the loss {training.loss!r}; reports and flatness are of classifiers")
     environment, result, rows = read_environment(path), read_result(path), read_rows(path)
-    if not (path / "model.safetensors").exists():
-        raise RunError(f"{folder} has no model.safetensors: has that run ended? Go on with it by --resume")
+    weights_file(path)  # or says that the run has not ended
     check_trusted(path, model, data, trust_factories)
     return Record(path, config, model, data, training, environment, rows, result)
 
@@ -130,7 +130,7 @@ def subject_of_file(file: str | Path, name: str, model: ModelOptions, data: Data
 def with_incoming(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
     """Describe the networks of runs, and before them the ones that they started from."""
     names = short_names([record.folder for record in records])
-    runs = {_key(r.folder / "model.safetensors"): subject_of_run(r, n) for r, n in zip(records, names, strict=True)}
+    runs = {_key(r.folder / NETWORK_FILE): subject_of_run(r, n) for r, n in zip(records, names, strict=True)}
     found: dict[str, Subject] = {}
     notes, starts = [], {}
     for record, name in zip(records, names, strict=True):
@@ -198,7 +198,7 @@ def _incoming(record: Record) -> Path | str | None:
         return weights
     for base in (Path(), *record.folder.resolve().parents):
         path = base / weights
-        path = path / "model.safetensors" if path.is_dir() else path
+        path = path / NETWORK_FILE if path.is_dir() else path
         if path.exists() and (known is None or known == content_of(str(path))):
             return path
     return None

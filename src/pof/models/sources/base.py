@@ -28,7 +28,7 @@ class Request:
         weights: ``"pretrained"``, a file, or a folder; None for a random initialisation.
         args: further arguments, as the source takes them.
         classes: names of the classes, in the order of the outputs; empty if the head will be replaced.
-        in_features: width of feature vectors, in the place of images; None for images.
+        in_features: width of feature vectors, instead of images; None for images.
     """
 
     name: str

@@ -95,7 +95,7 @@ def _build(request: Request) -> nn.Module:
     origin = _origin(request)
     config = _config(request, origin or request.name)
     if zero_shot.is_zero_shot(config):
-        with _quiet():
+        with quiet():
             return zero_shot.build(request, config, origin)
     kept = config.num_labels == request.num_classes and origin is not None
     if kept:
@@ -108,7 +108,7 @@ def _build(request: Request) -> nn.Module:
                 " weights it can be built for them"
             )
         config.num_channels = request.in_channels
-    with _quiet():
+    with quiet():
         model, _ = _model(request, config, origin)
     return Classifier(model, **position_options(model, config, request.image_size)).train()
 
@@ -162,7 +162,7 @@ def _set_classes(request: Request, config: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and reports of Transformers: what is wrong is an error here."""
     from transformers.utils import logging as their_logging
 
@@ -194,12 +194,16 @@ def _preprocessing(request: Request) -> Preprocessing | None:
         return None
     if isinstance(getattr(config, OF_TIMM, None), dict):
         return preprocessing_in(config.pretrained_cfg, f"hf:{origin}")
-    size, found = side_of(getattr(config, "image_size", None)), read_processor(origin)
-    if found is None and origin != request.name:
-        found = read_processor(request.name)
-        before = side_of(getattr(_config(request, request.name), "image_size", None))
-        if found is not None and size not in {None, before}:  # such as 384 px, fine-tuned from 224
-            found = replace(found, size=size)
+    size, found, other = (
+        side_of(getattr(config, "image_size", None)),
+        read_processor(origin),
+        "image_size" in request.args,
+    )
+    if found is None and origin != request.name and (found := read_processor(request.name)) is not None:
+        before = _config(replace(request, args={}), request.name)  # such as 224 px, fine-tuned to 384
+        other = other or size != side_of(getattr(before, "image_size", None))
+    if found is not None and size is not None and other:
+        found = replace(found, size=size)
     if found is None and size is not None:
         warnings.warn(
             f"hf:{origin} comes without preprocessor_config.json, so images get the {size} px of its configuration and"
@@ -228,7 +232,7 @@ def _has_head(request: Request, config: Any, origin: str | None) -> bool:
         return True
     if any(hasattr(transformers, name) for name in names):
         return False
-    with _quiet():
+    with quiet():
         return not _model(request, config, origin)[1]
 
 

@@ -13,7 +13,7 @@ FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic
 """By Pillow's numbers."""
 CONVNEXT_SQUASHES_FROM = 384
 LEVELS = 1.0
-"""Mean difference, of 255, that rounding after a resize in torch in the place of Pillow may make."""
+"""Mean difference, of 255, that rounding after a resize in torch instead of Pillow may make."""
 
 
 def read_processor(name: str) -> Preprocessing | None:
