@@ -33,7 +33,7 @@ from pof.app.experiment.statistics import paired, spread
 from pof.app.improve import deliver
 from pof.app.improve.job import improve_network
 from pof.app.improve.judge import Confirmation, Figures, confirm, figures, logits_on
-from pof.app.improve.search import rank
+from pof.app.improve.race import rank
 from pof.app.options import ImproveOptions
 from pof.app.run_folder import write_json
 from pof.app.splits import load, split

@@ -116,7 +116,7 @@ def test_the_root_holds_the_door_and_the_weights() -> None:
 
 def test_of_the_application_the_door_knows_improve_and_runs_alone() -> None:
     found = {target for target in imported("pof") if target.startswith("pof.app")}
-    assert found == {"pof.app.improve.deliver", "pof.app.improve.result", "pof.app.runs"}
+    assert found == {"pof.app.improve.improve", "pof.app.improve.result", "pof.app.runs"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - {"pof"}))

@@ -5,7 +5,7 @@ from pof import methods as methods
 from pof import models as models
 from pof import optim as optim
 from pof import regularizers as regularizers
-from pof.app.improve.deliver import improve as improve
+from pof.app.improve.improve import improve as improve
 from pof.app.improve.result import ImproveResult as ImproveResult
 from pof.app.runs import LoadedRun as LoadedRun
 from pof.app.runs import load_run as load_run

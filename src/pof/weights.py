@@ -37,8 +37,7 @@ EXTRA_STATE = "_extra_state"
 COUNTER = "num_batches_tracked"
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
-NETWORK_FILE = "model.safetensors"
-"""In the folder of a run, which may be given instead of it."""
+NETWORK_FILE = "model.safetensors"  # in the folder of a run, which may be given instead
 NAMED_IN_ERRORS = 5
 MAX_EXPANSION = 100
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import pof
 from pof.app.improve.candidates import FAMILIES, check_options, families
 from pof.app.improve.judge import figures, halves
+from pof.app.improve.race import schedule_in
 from pof.app.improve.rate import candidate_options
 from pof.app.improve.rungs import most_candidates
-from pof.app.improve.search import schedule_in
 from pof.app.options import TrainOptions
 from tests.app.improve.test_improve import FAST, data, loaders, network
 

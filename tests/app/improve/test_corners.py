@@ -19,8 +19,8 @@ from pof._support.random import isolated
 from pof.app.improve import rate, search
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import fit_of
+from pof.app.improve.race import JUDGED, Race, folder_of
 from pof.app.improve.rungs import Rung
-from pof.app.improve.search import JUDGED, Race, folder_of
 from pof.app.options import TrainOptions
 from tests.app.improve.test_improve import FAST, Killed, data, loaders, network
 

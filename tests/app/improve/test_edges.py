@@ -19,8 +19,8 @@ import pof
 from pof.app.improve import rate
 from pof.app.improve.candidates import Candidate, families
 from pof.app.improve.judge import figures
+from pof.app.improve.race import Race, Run, rank
 from pof.app.improve.rungs import Rung
-from pof.app.improve.search import Race, Run, rank
 from pof.app.method_options import SAMOptions
 from pof.app.options import TrainOptions
 from pof.app.run_files import RunError

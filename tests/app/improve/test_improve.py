@@ -99,7 +99,7 @@ def test_where_nothing_helps_the_incoming_network_itself_is_handed_back() -> Non
 
 def test_a_choice_that_is_not_confirmed_is_not_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
     worse = Confirmation(150, 1, 2, 1.0, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    monkeypatch.setattr("pof.app.improve.deliver.confirm", lambda *_: worse)
+    monkeypatch.setattr("pof.app.improve.improve.confirm", lambda *_: worse)
     model = network()
     result = pof.improve(model, *loaders(), candidates=["sgd"], **FAST)
     assert not result.improved and result.chosen == "incoming" and result.model is model

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pof.app.comparison import in_words
-from pof.app.improve.deliver import _best, _Entry
+from pof.app.improve.improve import _best, _Entry
 from pof.app.improve.judge import Confirmation, Figures, confirm, figures, halves, logits_on
 from pof.app.improve.result import message_of, row_of
 from pof.app.improve.rungs import CHOOSING_UNFITTED, Rung, most_candidates, rungs

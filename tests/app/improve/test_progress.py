@@ -10,7 +10,7 @@ import pytest
 import pof
 from pof.app.cli._display import PlainConsole
 from pof.app.cli._progress import SearchProgress
-from pof.app.improve.search import JUDGED
+from pof.app.improve.race import JUDGED
 from tests.app.improve.test_improve import FAST, loaders, network
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import pof
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import Figures
+from pof.app.improve.race import JUDGED, Race, Run
 from pof.app.improve.result import rows_of
 from pof.app.improve.rungs import Rung
-from pof.app.improve.search import JUDGED, Race, Run
 from pof.app.options import TrainOptions
 from pof.app.run_files import RunError
 from tests.app.improve.test_improve import FAST, Killed, loaders, network

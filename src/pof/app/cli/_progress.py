@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pof.app.cli._display import DESCRIPTION, console
-from pof.app.improve.search import JUDGED
+from pof.app.improve.race import JUDGED
 
 EVERY = 10.0
 """Seconds between plain lines."""

@@ -15,8 +15,8 @@ from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.cards import card_of, load_network
 from pof.app.engine.base import Engine
-from pof.app.improve.deliver import improve
 from pof.app.improve.folder import OF_A_SEARCH
+from pof.app.improve.improve import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.inherit import check_trained, same_data, trained_with

@@ -15,7 +15,7 @@ from pof._support.precision import widest
 from pof.app.comparison import SIGNIFICANT, in_words
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import FITTED, Confirmation, Figures, TrainingFit
-from pof.app.improve.search import HALFWAY, KINDS, Run
+from pof.app.improve.race import HALFWAY, KINDS, Run
 from pof.training.evaluation import Metrics
 
 ENOUGH = 100
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ImproveResult:
-    """What :func:`pof.app.improve.deliver.improve` found."""
+    """What :func:`pof.app.improve.improve.improve` found."""
 
     model: nn.Module
     """The network that is handed back: a new one, or the incoming one itself, untouched."""

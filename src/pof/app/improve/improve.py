@@ -1,7 +1,7 @@
 """``improve``: find out what makes a trained network better, and hand back that or the network as it came.
 
 1. The incoming network is measured, and the largest stable learning rates are searched for.
-2. Candidates race within the budget (``search.py``): short runs, then a long one of the best.  A network that does
+2. Candidates race within the budget (``race.py``): short runs, then a long one of the best.  A network that does
    not fit its training data gets plain training alone.
 3. Without more training, the best networks are put together: interpolated with the incoming one, and a greedy soup.
 4. The one that is best on half of the validation data is confirmed on the other half, or the incoming one is kept.
@@ -27,6 +27,7 @@ from pof.app.engine.processes import Processes
 from pof.app.improve.candidates import MOST, UNFITTED, Candidate, check_options, families, make_candidates
 from pof.app.improve.folder import RATES, SEEN, digest, question, rates_in, seen, take
 from pof.app.improve.judge import Figures, confirm, figures, fit_of, halves, logits_on
+from pof.app.improve.race import Race, Run, rank
 from pof.app.improve.rate import RateSearch, check_shared, first_rate, steps_of
 from pof.app.improve.result import (
     ImproveResult,
@@ -41,7 +42,6 @@ from pof.app.improve.result import (
     rows_of,
 )
 from pof.app.improve.rungs import CHOOSING, CHOOSING_UNFITTED, most_candidates, rungs
-from pof.app.improve.search import Race, Run, rank
 from pof.app.options import TrainOptions
 from pof.app.run_folder import write_json
 from pof.combine import greedy_soup
