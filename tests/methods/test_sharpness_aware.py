@@ -159,6 +159,11 @@ def test_groups_of_their_own_radii_are_left_alone_or_refused() -> None:
 def test_an_optimizer_that_does_what_the_options_say_is_taken_whoever_made_it() -> None:
     asam = pof.SharpnessAware(network(), kind="asam")
     asam.before_epoch(0, 1, sam(asam, adaptive=True))
+    others = pof.SAMON(list(asam.trainable_parameters()), torch.optim.SGD, model=asam.model, adaptive=True, lr=0.1)
+    part = sam(asam, adaptive=True, only=list(asam.network.head.parameters()))
+    for other in (others, part):
+        with pytest.raises(ValueError, match="is not of the kind asam"):
+            asam.before_epoch(0, 1, other)
     head = pof.SharpnessAware(network(), layers="head")
     of_head = list(head.network.head.parameters())
     head.before_epoch(0, 1, sam(head, only=of_head))
@@ -167,6 +172,19 @@ def test_an_optimizer_that_does_what_the_options_say_is_taken_whoever_made_it() 
     for parameter in head.model.parameters():
         parameter.requires_grad_(any(parameter is own for own in of_head))
     head.before_epoch(0, 1, sam(head))
+    head.before_epoch(0, 1, sam(head, only=list(head.model.parameters())))  # the others stand still
+
+
+def test_a_group_of_its_own_radius_in_the_methods_own_optimizer() -> None:
+    method = pof.SharpnessAware(network(), last_epochs=1)
+    _, *rest = method.trainable_parameters()
+    for parameter in rest:
+        parameter.requires_grad_(False)
+    optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
+    optimizer.add_param_group({"params": [p.requires_grad_(True) for p in rest], "rho": 0.0})
+    with pytest.raises(ValueError, match=r"several values of rho.*leave out last_epochs"):
+        method.before_epoch(0, 1, optimizer)
+    assert [group["rho"] for group in optimizer.param_groups] == [method.rho, 0.0]
 
 
 def test_a_loop_may_change_its_optimizer_once_it_was_taken() -> None:

@@ -96,7 +96,7 @@ class RegularizerOptions:
         alpha: Share of the old value in the moving average of adarand.
         lr: Learning rate of the reference means of adarand.
         k: Number of singular values that bss penalises.
-        layers: Name of the layer whose output delta compares, or a list of several. By default they are the widest
+        layers: Names of the layers whose outputs delta compares, separated by commas. By default they are the widest
             convolutions.
     """
 

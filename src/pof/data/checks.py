@@ -18,7 +18,7 @@ def check_hard(name: str, part: str, labels: Tensor | None) -> None:
     """Refuse probabilities, (N, C) floating-point labels, in a part whose errors are counted."""
     if labels is not None and labels.is_floating_point() and labels.ndim == 2:
         remedy = (
-            "hold none of them out (validation 0), or give validation data with class indices"
+            "judge by other data (validation 0 holds none of them out)"
             if part == "train"
             else "give class indices there"
         )

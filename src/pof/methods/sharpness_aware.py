@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, for_training, samples_of, unpack
 from pof._support.checks import finite, whole_number
 from pof._support.modules import device_of, frozen_statistics, in_training, packed, unpacked
@@ -107,11 +108,12 @@ class SharpnessAware(Method):
         self.budget, self.anneal, self.layers = budget, anneal, layers
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
         self._optimizer: PerturbingOptimizer | None = None
+        self._taken: PerturbingOptimizer | None = None
         self._untold = Untold(
             "no step was one of pof's sharpness-aware optimizers, and one that perturbs nothing takes steps of plain"
             " training: take the one that method.build_optimizer(torch.optim.SGD, lr=...) makes, whose step takes a"
             " closure",
-            tells=PerturbingOptimizer,
+            tells="rho",
         )
         self._calibrated = False
         self.shares: dict[str, float] = {}
@@ -245,7 +247,7 @@ class SharpnessAware(Method):
                 the method's options say.
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps
-        if inner is not self._optimizer:
+        if inner is not self._taken:
             self._take(inner)
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
@@ -255,40 +257,49 @@ class SharpnessAware(Method):
                 group["budget"] = annealed(self.budget, epoch, epochs, self.anneal)
 
     def _take(self, optimizer: Optimizer) -> None:
-        """Go on with an optimizer that somebody else made, if it does what the options say."""
-        if (why := self._other_than_asked(optimizer)) is not None:
+        """Go on with an optimizer, if it does what the options say: somebody else may have made it."""
+        if optimizer is not self._optimizer and (why := self._other_than_asked(optimizer)) is not None:
             raise ValueError(
                 f"{type(optimizer).__name__} {why}: give the optimizer that method.build_optimizer(torch.optim.SGD,"
                 " lr=...) makes"
             )
-        self._optimizer = cast(PerturbingOptimizer, optimizer)
+        groups = optimizer.param_groups
+        for name, is_set in (("rho", self._sets_radius()), ("budget", self.budget is not None)):
+            if is_set and any(group.get(name) != groups[0].get(name) for group in groups):
+                raise ValueError(
+                    f"{type(optimizer).__name__} has groups of several values of {name}, and these options set one for"
+                    " all: give all groups the same, or leave out last_epochs, budget and calibrate(every=)"
+                )
+        self._optimizer = self._taken = cast(PerturbingOptimizer, optimizer)
+
+    def _sets_radius(self) -> bool:
+        return self.last_epochs is not None or self._every is not None
 
     def _other_than_asked(self, optimizer: Optimizer) -> str | None:
         """Say in which way an optimizer does not do what the options say."""
         if not isinstance(optimizer, PerturbingOptimizer):
             return "perturbs nothing"
         groups = optimizer.param_groups
-        adaptive = all(group.get("adaptive") for group in groups)
-        if not isinstance(optimizer, WRAPPERS[self.kind]) and not (self.kind == "asam" and adaptive):
+        whole = isinstance(optimizer, SAM) and optimizer.only is None
+        is_asam = self.kind == "asam" and whole and all(group["adaptive"] for group in groups)
+        if not isinstance(optimizer, WRAPPERS[self.kind]) and not is_asam:
             return f"is not of the kind {self.kind}"
         if self.layers == "head" and not self._of_head(optimizer):
             return "perturbs other layers than the head"
         if self.budget is not None and all(group.get("budget") is None for group in groups):
             return f"does not know the budget {self.budget:g}"
-        sets_radius = self.last_epochs is not None or self._every is not None
-        for name, is_set in (("rho", sets_radius), ("budget", self.budget is not None)):
-            if is_set and any(group.get(name) != groups[0].get(name) for group in groups):
-                return f"has groups of several values of {name}, and would get one for all from these options"
-        if self._calibrated and not sets_radius and self.rho not in {group["rho"] for group in groups}:
+        if self._calibrated and not self._sets_radius() and self.rho not in {group["rho"] for group in groups}:
             return f"does not have the radius {self.rho:g} from the data"
         return None
 
     def _of_head(self, optimizer: PerturbingOptimizer) -> bool:
-        """Whether all that an optimizer perturbs is the head's."""
+        """Whether all that an optimizer perturbs is the head's, as far as FSDP2 lets parameters be known again."""
+        if distributed.has_fsdp(self.model):
+            return True
         head = {id(parameter) for parameter in self.network.head.parameters()}
         updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         only = getattr(optimizer, "only", None)
-        return all(id(parameter) in head for parameter in (updated if only is None else only))
+        return all(id(p) in head for p in (updated if only is None else only) if p.requires_grad)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
         """Take the radius anew where that is due.

@@ -192,10 +192,12 @@ def zero(features: Tensor | None) -> Tensor:
 
 def counted_of(targets: Any) -> Tensor | None:
     """Which samples have a part, (N,) bool: all but those with the label -100; None where all are known to."""
-    targets = class_targets(targets)
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or not may_ignore(targets):
+    if not isinstance(targets, Tensor):
         return None
-    return targets != IGNORED
+    labels: Tensor = class_targets(targets)
+    if labels.ndim != 1 or labels.is_floating_point() or not may_ignore(labels):
+        return None
+    return labels != IGNORED
 
 
 def kept(values: Tensor, counted: Tensor | None) -> Tensor:
@@ -239,7 +241,6 @@ def check_targets(targets: Tensor | None, features: Tensor, num_classes: int) ->
     """
     if targets is None:
         raise ValueError("a reference for each class needs the targets: call regularizer(features, targets)")
-    targets = class_targets(targets)
     if isinstance(targets, Tensor):
         targets = class_targets(targets, num_classes)
     if not isinstance(targets, Tensor) or targets.shape != features.shape[:1] or targets.is_floating_point():

@@ -84,13 +84,12 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
     coarsest = sorted(chosen, key=torch.Size.numel)[:count]
     found = tuple(name for name in maps if name in {chosen[resolution] for resolution in coarsest})
     order = list(ran)
-    behind = order[order.index(found[-1]) + 1 : -1]  # matrices, but for the head
-    if len(behind) > 2 * len(maps):
+    behind = [name for name in order[order.index(found[-1]) + 1 :] if ran[name].ndim > 2]  # of tokens: no classifier's
+    if len(behind) > len(maps):
         middle = behind[len(behind) // 2]
         raise ValueError(
             f"{type(model).__name__} has no convolution behind its stem, {found[-1]!r}, which says nothing of the"
-            f" {len(behind)} layers there: give layers by name, such as {middle!r}"
-            f" (--regularizer.layers {middle})"
+            f" {len(behind)} matrices there: give layers by name, such as {middle!r} (--regularizer.layers {middle})"
         )
     return found
 
