@@ -14,11 +14,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pof.methods.sharpness_aware import DEFAULT_RHO
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "improve.md", ROOT / "README.md")
 FIGURE = ROOT / "docs" / "figures" / "gains.svg"
 PLACE = re.compile(r"<!-- (?P<name>[\w-]+)(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
 NONE = "–"
+WORDED = {"kind constant": "constant", "sampling fixed": "fixed factor", "rho auto": "rho from the data"}
 # Of benchmarks/improve.py: what stands for the names in its files.
 SEARCH = {
     "improve": "`pof improve`, as handed back",
@@ -138,11 +141,30 @@ def lines_of(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
-def origin(name: str, found: dict[str, Any]) -> str:
+def settings_of(found: dict[str, Any], methods: list[str]) -> str:
+    """The learning rate of each row, and the options beside it that are not as they are by default; SAM's radius."""
+    recipe, rates = found["recipe"], {}
+    for name in methods or dict.fromkeys(entry["method"] for entry in found["entries"]):
+        options = dict(recipe["methods"][name])
+        rate = options.pop("lr", recipe["train"]["lr"])
+        nested = {key: value for part in options.values() if isinstance(part, dict) for key, value in part.items()}
+        if options["method"] in DEFAULT_RHO:
+            nested.setdefault("rho", DEFAULT_RHO[options["method"]])
+        text = ", ".join(WORDED.get(f"{key} {value}", f"{key} {value}") for key, value in nested.items())
+        rates.setdefault(rate, []).append(f"{name} ({text})" if text else name)
+    return "; ".join(f"{rate:g} for {', '.join(rows)}" for rate, rows in rates.items())
+
+
+def origin(name: str, found: dict[str, Any], methods: list[str]) -> str:
     seeds = sorted({entry["figures"]["n"] for entry in found["entries"]})
     count = " or ".join(map(str, seeds))
     hardware = f", {found['hardware']}" if "hardware" in found else ""
-    return f"{count} seed{'s' if count != '1' else ''}; `{name}.json`, commit {', '.join(found['commits'])}{hardware}."
+    before = next((entry["before"] for entry in found["entries"] if entry["before"]), None)
+    incoming = "" if before is None else f"Incoming {spread(before)}. "
+    source = (
+        f"{count} seed{'s' if count != '1' else ''}; `{name}.json`, commit {', '.join(found['commits'])}{hardware}."
+    )
+    return f"{incoming}Learning rates: {settings_of(found, methods)}. {source}"
 
 
 def rendered(page: str) -> str:
@@ -162,7 +184,7 @@ def rendered(page: str) -> str:
         if is_search:
             made, source = search(name, methods), origin_of_search(name)
         else:
-            made, source = table(found, methods), origin(name, found)
+            made, source = table(found, methods), origin(name, found, methods)
         return f"{opening}\n{made}\n\n{source}\n<!-- end -->"
 
     return PLACE.sub(fill, page)

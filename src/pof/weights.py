@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pof._support.files import replacing
 from pof._support.modules import check_values
+from pof._support.text import first_of
 
 # .tar: "model_best.pth.tar" of the ImageNet example, which is no archive of tar.
 PICKLED_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
@@ -38,7 +39,6 @@ COUNTER = "num_batches_tracked"
 # Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
 AVERAGING_COUNTER = "n_averaged"
 NETWORK_FILE = "model.safetensors"  # in the folder of a run, which may be given instead
-NAMED_IN_ERRORS = 5
 MAX_EXPANSION = 100
 
 
@@ -110,7 +110,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(file, framework="pt", device="cpu") as opened:
             return dict(opened.metadata() or {})
     except SafetensorError as error:
-        raise WeightsError(f"{file}: not a complete safetensors file ({error}); copy or download it again") from error
+        advice = "read it with pof.load_weights" if file.suffix in PICKLED_SUFFIXES else "copy or download it again"
+        raise WeightsError(f"{file}: not a complete safetensors file ({error}); {advice}") from error
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -177,7 +178,8 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = list(opened.keys())
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
     except SafetensorError as error:
-        raise WeightsError(f"{file}: not a complete safetensors file ({error}); copy or download it again") from error
+        advice = "read it with pof.load_weights" if file.suffix in PICKLED_SUFFIXES else "copy or download it again"
+        raise WeightsError(f"{file}: not a complete safetensors file ({error}); {advice}") from error
 
 
 def _read_pickled(file: Path) -> Any:
@@ -232,10 +234,10 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
         return next(iter(nested.values()))
     if nested:
         raise WeightsError(
-            f"{file}: several could be the state_dict, {_first(map(repr, nested))}: save the one that is meant:"
+            f"{file}: several could be the state_dict, {first_of(map(repr, nested))}: save the one that is meant:"
             f" torch.save(torch.load({file.name!r}, weights_only=True)[{next(iter(nested))!r}], 'weights.pth')"
         )
-    found = f"a dict with {_first(content)}" if isinstance(content, Mapping) else type(content).__name__
+    found = f"a dict with {first_of(content)}" if isinstance(content, Mapping) else type(content).__name__
     raise WeightsError(f"{file}: no state_dict in it: found {found}; expected tensors by name, or such a dict in it")
 
 
@@ -259,20 +261,24 @@ def _network_in(tensors: Mapping[str, Tensor], model: nn.Module, source: str) ->
     prefixes = [p for p in ends if {names[n] for n in names if f"{p}{n}" in tensors} == set(names.values())]
     if not prefixes:
         return dict(tensors)
-    if len(prefixes) > 1:
+    held = [{n.removeprefix(p): value for n, value in tensors.items() if n.startswith(p)} for p in prefixes]
+    if any(
+        o.keys() != held[0].keys() or any(v.dtype != o[n].dtype or not v.equal(o[n]) for n, v in held[0].items())
+        for o in held[1:]
+    ):
         places = " and ".join(repr(prefix[:-1]) for prefix in prefixes)
         raise WeightsError(
             f"{source} holds {len(prefixes)} networks, under {places}: save the one that is meant, such as"
             " pof.save_model(module.net, 'net.safetensors'), or of an average method.candidate()"
         )
-    others = {name for name in tensors if not name.startswith(prefixes[0])}
+    others = {name for name in tensors if not name.startswith(tuple(prefixes))}
     if said := [name for name in others if not OF_A_LOSS.fullmatch(name) and not name.endswith(EXTRA_STATE)]:
         warnings.warn(
             f"{source}: the network is taken from under {prefixes[0][:-1]!r}, {len(said)} other tensors are left"
-            f" out: {_first(sorted(said))}",
+            f" out: {first_of(sorted(said))}",
             stacklevel=3,
         )
-    return {name.removeprefix(prefixes[0]): value for name, value in tensors.items() if name not in others}
+    return held[0]
 
 
 def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -302,7 +308,7 @@ def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     ]
     unlike = [f"{name} {_kind(value)}" for name, value in given.items() if not _fits(value, own[name])]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "of another kind": unlike}
-    problems = [f"{len(items)} {kind}: {_first(items)}" for kind, items in kinds.items() if items]
+    problems = [f"{len(items)} {kind}: {first_of(items)}" for kind, items in kinds.items() if items]
     if problems:
         raise WeightsError(f"{source} does not fit the {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(given)
@@ -342,9 +348,3 @@ def _without_prefixes(tensors: Mapping[str, Any]) -> dict[str, str]:
 
 def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _first(items: Any) -> str:
-    names = [str(item) for item in items]
-    more = f" and {len(names) - NAMED_IN_ERRORS} more" if len(names) > NAMED_IN_ERRORS else ""
-    return ", ".join(names[:NAMED_IN_ERRORS]) + more

@@ -314,7 +314,7 @@ def test_soft_labels_are_refused_where_errors_are_counted(
             assert "has probabilities as test labels" in found
             assert not (tmp_path / name).exists()
     found = run("train", "--data", "soft_data:training", *TRAIN, "--validation", "0.5", "--out", "held")
-    assert "has probabilities as train labels, and errors are counted by classes: judge by other data" in found
+    assert "has probabilities as train labels, and errors are counted by classes: give other data" in found
     of = ["--data", "soft_data:test", "--weights", "hard/model.safetensors"]
     assert "has probabilities as test labels" in run("evaluate", *of)
     assert "has probabilities as test labels" in run("improve", *of, "--budget", "4", "--out", "better")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 def reason(error: BaseException | None, most: int = 300) -> str:
@@ -10,8 +10,9 @@ def reason(error: BaseException | None, most: int = 300) -> str:
     return " ".join(str(error).split())[:most]
 
 
-def first_of(names: Sequence[str], most: int = 5) -> str:
+def first_of(items: Iterable[object], most: int = 5) -> str:
     """The first few of some names, and how many more there are."""
+    names = [str(item) for item in items]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,15 @@ def inherited(model: ModelOptions, data: DataOptions, given: Collection[str]) ->
             # A root belongs to the words that were said below it.
             own_words = "data" in given and data.data != before.data
             data = _completed(data, {*given, "data_root"} if own_words else given, **_values(before, given))
-    factories = {"model": model.is_factory, "data": is_factory(data.data)}
-    for name, value in (("model", model.model), ("data", data.data)):
+    named = {"model": model.model, "data": data.data}
+    for name, value in named.items():
         if not value:
             if model.weights not in {None, PRETRAINED} and not Path(str(model.weights)).exists():
                 raise RunError(f"no such file or folder: {model.weights}")
             raise ValueError(f"give --{name}, or as --weights the folder of a run, which says it itself")
-        if factories[name] and name not in given:
-            raise consent_to(model.weights, name, value)
+    factories = {"model": model.is_factory, "data": is_factory(data.data)}
+    if asked := {name: value for name, value in named.items() if factories[name] and name not in given}:
+        raise consent_to(model.weights, asked)
     return model, data
 
 
@@ -63,11 +64,11 @@ def given_in(*groups: Any) -> set[str]:
     return {field.name for field, value in options if value not in (field.default, "", {})}
 
 
-def consent_to(weights: str | None, option: str, factory: str) -> RunError:
-    """The refusal to import a factory that only the weights name."""
-    return RunError(
-        f"{weights} names the factory {factory!r}, whose code would run: give --{option} {factory} if you trust it"
-    )
+def consent_to(weights: str | None, factories: Mapping[str, str]) -> RunError:
+    """The refusal to import factories that only the weights name, by the options that name them too."""
+    names = " and ".join(map(repr, factories.values()))
+    options = " ".join(f"--{option} {factory}" for option, factory in factories.items())
+    return RunError(f"{weights} names the factory {names}, whose code would run: give {options} if you trust it")
 
 
 def _completed(options: Any, given: Collection[str], **values: Any) -> Any:

@@ -43,7 +43,7 @@ def known_network(
     if "model" in given and not same_model(model.model, card.model):
         raise ValueError(f"--model {model.model}: the network in {model.weights} is {card.model}: leave out --model")
     if replace(model, model=card.model).is_factory and "model" not in given:
-        raise consent_to(weights, "model", card.model)
+        raise consent_to(weights, {"model": card.model})
     check_said(card, model, data)
     network = card.build()
     load_weights(network, weights_file(weights))

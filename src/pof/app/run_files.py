@@ -93,7 +93,7 @@ def no_run(folder: Path, lacking: str) -> RunError:
     texts += [f"the page of an experiment in it is {page}" for page in pages[:1]]
     if runs:
         are = "are the runs" if len(runs) > 1 else "is the run"
-        texts.append(f"in it {are} {first_of(list(map(str, runs)), 3)}")
+        texts.append(f"in it {are} {first_of(runs, 3)}")
     return RunError("; ".join(texts))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pof._support.factory import is_factory
 from pof._support.preprocessing import Preprocessing
@@ -59,6 +59,8 @@ class LoadedRun:
         Raises:
             ValueError: if the network takes no image files, or a number is out of range.
         """
+        if isinstance(paths, str | Tensor) or not all(isinstance(path, str | os.PathLike) for path in paths):
+            raise ValueError("predict takes a list of paths of images: for inputs in tensors call run.model(inputs)")
         return predict(self.model, self.card, paths, top=top, temperature=temperature)
 
 

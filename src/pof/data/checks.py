@@ -17,12 +17,11 @@ class DataError(ValueError):
 def check_hard(name: str, part: str, labels: Tensor | None) -> None:
     """Refuse probabilities, (N, C) floating-point labels, in a part whose errors are counted."""
     if labels is not None and labels.is_floating_point() and labels.ndim == 2:
-        remedy = (
-            "judge by other data (validation 0 holds none of them out)"
-            if part == "train"
-            else "give class indices there"
+        where = "other data (validation 0 holds out none of these)" if part == "train" else "class indices there"
+        raise DataError(
+            f"{name} has probabilities as {part} labels, and errors are counted by classes: give {where}, or, for"
+            " several labels per sample, --loss bce"
         )
-        raise DataError(f"{name} has probabilities as {part} labels, and errors are counted by classes: {remedy}")
 
 
 def check_labels(labels: Tensor, *, num_classes: int, name: str) -> None:

@@ -99,7 +99,7 @@ def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     check_hard(name, "test", test)
     found, largest = sorted({*train.tolist(), *test.tolist()}), int(train.max())
     if found[0] >= 0 and len(found) <= largest:
-        shown = first_of([str(label) for label in found])
+        shown = first_of(found)
         raise DataError(
             f"{name}: labels are {shown}, which would make {largest + 1} classes, {largest + 1 - len(found)} of them"
             " empty: count classes from 0 without gaps (torch.unique(labels, return_inverse=True) does), or give the"

@@ -172,5 +172,5 @@ def _check_files(file: Path, paths: list[str]) -> None:
     if absent:
         raise DataError(
             f"{file}: {len(absent)} of {len(paths)} images are not there, or no regular files:"
-            f" {first_of([repr(path) for path in absent], 3)}; paths are relative to the index's folder"
+            f" {first_of(map(repr, absent), 3)}; paths are relative to the index's folder"
         )

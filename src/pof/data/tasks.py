@@ -26,7 +26,10 @@ def outputs_of(data: Data, loss: str) -> int:
     targets = data.test_labels if isinstance(data, StreamData) else data.train_labels
     numbers, several = targets.is_floating_point(), targets.ndim == 2
     if loss == "cross-entropy" and numbers and not several:
-        raise DataError(f"{data.name} has a number as target, no class: give --loss mse, bce or one of your own")
+        raise DataError(
+            f"{data.name} has a number as target, no class: give --loss mse, bce or one of your own (pof improve has"
+            " none: it compares classifiers)"
+        )
     if loss == "ordinal" and numbers:
         raise DataError(f"{data.name} has floating-point targets; ordinal needs class indices, integers from 0")
     if loss == "bce" and not numbers and data.num_classes != 2:

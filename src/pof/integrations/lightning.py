@@ -23,6 +23,7 @@ from pof._support.modules import frozen_norms, train
 from pof._support.random import preserved
 from pof.integrations._ahead import AheadLoader
 from pof.integrations._losses import inner
+from pof.integrations._module import check_module
 from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
 from pof.methods.base import refuse_unknown_epochs
@@ -110,13 +111,7 @@ class PostTraining(LightningModule):
         super().setup(stage)
         if stage != "fit":
             return
-        if not isinstance(getattr(self, "method", None), Method):
-            raise ValueError(f"{type(self).__name__} needs self.method, such as self.method = pof.PoF(model)")
-        if not self.automatic_optimization:
-            raise ValueError(
-                "PostTraining needs automatic_optimization=True: in a loop by hand, call self.method(...) and"
-                " pof.with_reference(loader) yourself"
-            )
+        check_module(self, PostTraining)
         self._loader, self._held, self._pass, self._begun = None, [], 1, None
         self._taken, self._weight, self._unfinished, self._positions = 0, None, None, ()
         inner(self.method).attach()  # an average goes on where it was

@@ -90,6 +90,9 @@ class SharpnessAware(Method):
             raise ValueError(f"layers 'head' is for kind sam; {kind} perturbs what its paper says")
         if last_epochs is not None:
             whole_number("last_epochs", last_epochs, 1)
+        if isinstance(rho, str):
+            remedy = "for a radius from the data leave it out and call method.calibrate(loader)"
+            raise ValueError(f"rho must be a number; got {rho!r} ({remedy})")
         if rho is not None:
             finite("rho", rho, 0)
         if not 0.0 < ascent_share <= 1.0:
@@ -131,12 +134,17 @@ class SharpnessAware(Method):
         """Wrap a plain optimizer.
 
         Args:
-            base: an optimizer class; ``"msam"`` needs one with momentum.
+            base: an optimizer class, or a function of the parameters; ``"msam"`` needs one with momentum.
             **options: its options.
 
         Returns:
             The sharpness-aware optimizer over the trainable parameters.
         """
+        if callable(base) and not isinstance(base, type):
+            made = base(list(self.trainable_parameters()), **options)
+            if isinstance(made, PerturbingOptimizer):  # the function's own; looked at before the first epoch
+                return made
+            base, options = lambda _: made, {}
         self._optimizer = self._around(base, **options)
         return self._optimizer
 

@@ -277,7 +277,8 @@ def counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if logits.ndim != 2 or targets.is_floating_point() or targets.shape != logits.shape[:1]:
         raise ValueError(
             f"evaluate needs logits (N, C) and class indices (N,); got {tuple(logits.shape)} and"
-            f" {tuple(targets.shape)} of {targets.dtype} (for other tasks give the loss, such as bce or mse)"
+            f" {tuple(targets.shape)} of {targets.dtype} (for other tasks give the loss, such as bce or mse;"
+            " pof.improve has none: it compares classifiers)"
         )
     if logits.shape[1] == 1:
         raise ValueError(

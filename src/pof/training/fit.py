@@ -79,7 +79,8 @@ def fit(
         method: such as :class:`pof.PoF` around a model.
         train_loader: yields ``(inputs, targets)`` or dicts with ``labels``; has a length.
         epochs: passes over ``train_loader``, >= 1.
-        optimizer: over ``method.trainable_parameters()``, or a function of them; by default SGD, wrapped as it wants.
+        optimizer: over ``method.trainable_parameters()``, or a function of them, which the method wraps as it wants
+            (:meth:`Method.build_optimizer`); by default SGD.
         schedule: of the learning rate, over all steps: a cosine to 0, for SWA (which refuses that) a constant rate.
         val_loader: for the selection, never the test set; draws alike in each epoch.  Without it the last epoch counts.
         checkpoint_dir: folder of the training state; None keeps none.
@@ -158,12 +159,11 @@ def _check_choices(method: Any, schedule: Any, resume: bool, checkpoint_dir: str
 
 
 def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
-    trainable = list(method.trainable_parameters())
     if isinstance(make, Optimizer):
         made = make
     else:
         usual = partial(default_optimizer, nesterov=method.nesterov)
-        made = method.build_optimizer(usual) if make is default_optimizer else make(trainable)
+        made = method.build_optimizer(usual if make is default_optimizer else make)
     if isinstance(made, torch.optim.LBFGS):
         raise ValueError(
             "LBFGS computes the loss several times in a step, and pof.fit takes gradients once: use SGD or Adam, or a"

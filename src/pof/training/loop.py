@@ -94,7 +94,6 @@ class Loop:
         if state is None:
             self.selection.begin(self.method, self.stepper.optimizer)
             self._validate(0, time.perf_counter())
-            self._save(None)
         try:
             while self.epoch < self.times.epochs or self.steps == self.times.stop_at:
                 if self.steps == self.times.stop_at and within is None:
@@ -115,6 +114,8 @@ class Loop:
         train(self.method, self.frozen)
         self.stepper.optimizer_mode(training=True)
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
+        if not self.steps:
+            self._save(None)
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             if self.steps == self.times.stop_at:  # and the epoch goes on: else its end comes before the pause
                 self._save(held)

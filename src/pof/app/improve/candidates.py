@@ -54,6 +54,8 @@ def families(chosen: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> 
     """Look up what is to be tried: names of families or methods, or a mapping of your own names to options."""
     if chosen is None:
         return FAMILIES
+    if isinstance(chosen, str):
+        raise ValueError(f"candidates is a list of names, such as [{chosen!r}]; got {chosen!r}")
     if not 0 < len(chosen) <= MOST:
         raise ValueError(f"candidates: give 1 to {MOST} names, or none for the usual ones; got {len(chosen)}")
     if isinstance(chosen, Mapping):

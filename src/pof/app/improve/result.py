@@ -120,7 +120,8 @@ def message_of(rows: Sequence[Row], found: Row | None, confirmation: Confirmatio
         f" {in_words(confirmation.nll, 4)}"
     )
     if improved:
-        return f"{found.name}: {counts}"
+        shown = confirmation.p_error < SIGNIFICANT or confirmation.nll[2] < 0
+        return f"{found.name}: {counts}" + ("" if shown else "; handed back as no worse, not shown to be better")
     return (
         f"nothing was confirmed: the best network was {found.name}, but {counts}; the incoming network is handed back"
     )
