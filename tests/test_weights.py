@@ -152,10 +152,25 @@ def test_what_is_beside_the_network_is_said_and_two_networks_are_refused(tmp_pat
     torch.save({**state, "net.aux.weight": torch.ones(1)}, tmp_path / "more.pt")
     with pytest.raises(WeightsError, match=r"does not fit the Sequential: 1 unexpected: aux\.weight"):
         load_weights(blank(), tmp_path / "more.pt")
-    torch.save({**state, **{f"ema.{k}": v for k, v in network().state_dict().items()}}, tmp_path / "two.pt")
+    torch.save({**state, **{f"ema.{k}": v + 1 for k, v in network().state_dict().items()}}, tmp_path / "two.pt")
     with pytest.raises(WeightsError, match=r"2 networks, under 'net' and 'ema': save the one .* pof\.save_model"):
         load_weights(other := blank(), tmp_path / "two.pt")
     assert_same(other, blank())
+
+
+def test_a_module_and_its_method_hold_one_network(tmp_path):
+    """As Lightning saves a module that keeps its network beside ``self.method``."""
+    state = network().state_dict()
+    both = {f"{prefix}{k}": v for prefix in ("net.", "method.network.model.") for k, v in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "c.ckpt")
+    load_weights(other := blank(), tmp_path / "c.ckpt")
+    assert_same(network(), other)
+
+
+def test_a_file_of_torch_is_no_broken_safetensors(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "net.pt")
+    with pytest.raises(WeightsError, match=r"not a complete safetensors file .*; read it with pof\.load_weights$"):
+        load_model(blank(), tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize("make", [pof.Finetune, pof.PoF, pof.SharpnessAware], ids=lambda make: make.__name__)

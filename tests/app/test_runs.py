@@ -551,3 +551,10 @@ def test_networks_of_arrays_are_used_again_on_the_arrays_as_they_are(
     assert json.loads((again / "result.json").read_text())["test_before"] == pytest.approx(expected, rel=1e-6)
     data = load(DataOptions(str(place)), ModelOptions("small-cnn", weights=base))
     assert isinstance(data, ImageData) and data.augmentation is None
+
+
+def test_inputs_in_tensors_go_to_the_model_itself(base: Path) -> None:
+    run = pof.load_run(base / "run")
+    for wrong in (torch.zeros(2, 3, 32, 32), [torch.zeros(3, 32, 32)], "image.png"):
+        with pytest.raises(ValueError, match=r"a list of paths of images: for inputs in tensors call run\.model"):
+            run.predict(wrong)

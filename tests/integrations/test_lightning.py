@@ -236,6 +236,36 @@ class Post(PostTraining, Existing):
         self.method = pof.PoF(self.net)
 
 
+class Behind(Existing, PostTraining):
+    def __init__(self) -> None:
+        super().__init__()
+        self.method = pof.PoF(self.net)
+
+
+class Calls(Existing):
+    """Knows that there is a method."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.method_loss(batch)
+
+
+class Mixed(Calls, PostTraining):
+    def __init__(self) -> None:
+        super().__init__()
+        self.method = pof.PoF(self.net)
+
+
+def test_a_training_step_that_knows_no_method_is_refused() -> None:
+    """By the order of the classes the network would be trained plainly, without a word."""
+    said = r"training_step of Existing comes before .* first, class Behind\(PostTraining, Existing\)"
+    with pytest.raises(ValueError, match=said):
+        lightning_trainer().fit(Behind(), datamodule=Data())
+    module = Mixed()
+    with recorded(module.method) as rows:
+        lightning_trainer(max_epochs=1).fit(module, datamodule=Data())
+    assert [row for row in rows if row]
+
+
 class Data(pl.LightningDataModule):  # type: ignore[misc, name-defined]
     def train_dataloader(self) -> Any:
         return loader()

@@ -414,3 +414,35 @@ def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ImportError, match=r"several processes need accelerate: pip install 'pof\[app\]'"):
         find_device(None)
+
+
+@pytest.mark.parametrize("kind", ["sam", "asam", "msam"])
+def test_a_function_that_makes_a_plain_optimizer_gets_it_wrapped(kind: Any) -> None:
+    """And one that makes a sharpness-aware optimizer gets that."""
+    data, found = batches(), []
+    wrapper = {"sam": pof.SAM, "asam": pof.ASAM, "msam": pof.MSAM}[kind]
+    rho = pof.SharpnessAware(mlp(), kind=kind).rho
+    for make in (
+        sgd(),
+        lambda p: wrapper(p, torch.optim.SGD, rho, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2),
+    ):
+        model = mlp()
+        pof.fit(pof.SharpnessAware(model, kind=kind), data, epochs=1, optimizer=make, schedule=CONSTANT, device="cpu")
+        found.append(model.state_dict())
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    plain = mlp()
+    pof.fit(pof.Finetune(plain), data, epochs=1, optimizer=sgd(), schedule=CONSTANT, device="cpu")
+    assert not torch.equal(plain.fc.weight, found[0]["fc.weight"])
+
+
+def test_a_start_that_is_refused_leaves_no_state(tmp_path: Path) -> None:
+    method = pof.SharpnessAware(mlp())
+    own = torch.optim.SGD(method.trainable_parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="SGD perturbs nothing"):
+        pof.fit(method, batches(), epochs=1, optimizer=own, checkpoint_dir=tmp_path, device="cpu")
+    pof.fit(method, batches(), epochs=1, optimizer=sgd(), checkpoint_dir=tmp_path, device="cpu")
+
+
+def test_a_radius_in_words_names_the_call() -> None:
+    with pytest.raises(ValueError, match=r"rho must be a number; got 'auto' .*method\.calibrate\(loader\)"):
+        pof.SharpnessAware(mlp(), rho="auto")  # type: ignore[arg-type]

@@ -108,3 +108,8 @@ def test_statistics_are_estimated_where_networks_are_judged_and_not_after_each_e
     monkeypatch.setattr("pof.methods.averaged.estimate_statistics", never)
     result = pof.improve(network(), *loaders(), candidates=["sgd", "ema constant"], **FAST)
     assert all(row.error is not None for row in result.table)
+
+
+def test_one_name_instead_of_a_list_is_said_so() -> None:
+    with pytest.raises(ValueError, match=r"candidates is a list of names, such as \['sgd'\]; got 'sgd'"):
+        families("sgd")

@@ -72,6 +72,13 @@ def test_the_message_says_all_that_decided(improved: bool) -> None:
     assert text.endswith("the incoming network is handed back") is not improved
 
 
+@pytest.mark.parametrize(("p", "nll", "shown"), [(0.86, (-0.1, 0.0, 0.1), False), (0.01, (-0.1, 0.0, 0.1), True)])
+def test_the_message_says_what_is_not_shown(p: float, nll: tuple[float, float, float], shown: bool) -> None:
+    row = row_of("sgd", None, 1.0, Figures(0.1, 0.5, 0.5, 1.0))
+    text = message_of([row, row], row, Confirmation(1000, 62, 59, p, nll, (0.0, 0.0, 0.0)), True)
+    assert text.endswith("; handed back as no worse, not shown to be better") is not shown
+
+
 def entry(error: float, nll: float) -> _Entry:
     found = Figures(error, nll, nll, 1.0)
     return _Entry(row_of("network", None, 0.0, found), nn.Identity(), found, True)
