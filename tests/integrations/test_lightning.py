@@ -252,7 +252,7 @@ class Calls(Existing):
 class Mixed(Calls, PostTraining):
     def __init__(self) -> None:
         super().__init__()
-        self.method = pof.PoF(self.net)
+        self.method = pof.Finetune(self.net)
 
 
 def test_a_training_step_that_knows_no_method_is_refused() -> None:
