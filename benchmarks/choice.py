@@ -30,7 +30,6 @@ from pof.app import job
 from pof.app.experiment.plan import RUNS, Plan, Trial, make_plan
 from pof.app.experiment.recipe import read_recipe
 from pof.app.experiment.statistics import paired, spread
-from pof.app.improve import deliver
 from pof.app.improve.job import improve_network
 from pof.app.improve.judge import Confirmation, Figures, confirm, figures, logits_on
 from pof.app.improve.race import rank
@@ -77,13 +76,13 @@ RULES = {
 def pool(plan: Plan, trial: Trial, out: Path, budget: float, most: int) -> tuple[list[Tensor], Tensor]:
     """Logits (N, C) of the incoming network and of all that the search might hand back, and targets (N,)."""
     stage, kept = plan.stages[str(trial.pretrain)], {}
-    data, pool_of = replace(stage.data, workers=0), deliver._pool
+    data, pool_of = replace(stage.data, workers=0), improving._pool
 
     def keep(race: Any, runs: Any) -> Any:
         kept["race"], kept["pool"] = race, pool_of(race, runs)
         raise Pooled
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(deliver, "_pool", keep):
+    with tempfile.TemporaryDirectory() as folder, patch.object(improving, "_pool", keep):
         shutil.copytree(folder_of(out, trial, budget), folder, dirs_exist_ok=True)
         for name in OF_A_RESULT:
             (Path(folder) / name).unlink(missing_ok=True)

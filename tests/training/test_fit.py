@@ -444,5 +444,5 @@ def test_a_start_that_is_refused_leaves_no_state(tmp_path: Path) -> None:
 
 
 def test_a_radius_in_words_names_the_call() -> None:
-    with pytest.raises(ValueError, match=r"rho must be a number; got 'auto' .*method\.calibrate\(loader\)"):
+    with pytest.raises(ValueError, match=r"rho must be a number; for .* method\.calibrate\(loader\)"):
         pof.SharpnessAware(mlp(), rho="auto")  # type: ignore[arg-type]

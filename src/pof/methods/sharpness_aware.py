@@ -32,6 +32,7 @@ from pof.methods.calibration import Calibration
 from pof.methods.loss import AskedLoss, chosen_loss, plain_step
 from pof.optim import ASAM, MSAM, SAM, SAMON, PerturbingOptimizer
 from pof.optim._equations import annealed
+from pof.optim._matching import other_than
 from pof.optim.rise import LevelKind
 
 Kind = Literal["sam", "asam", "sam-on", "msam"]
@@ -90,9 +91,10 @@ class SharpnessAware(Method):
             raise ValueError(f"layers 'head' is for kind sam; {kind} perturbs what its paper says")
         if last_epochs is not None:
             whole_number("last_epochs", last_epochs, 1)
-        if isinstance(rho, str):
-            remedy = "for a radius from the data leave it out and call method.calibrate(loader)"
-            raise ValueError(f"rho must be a number; got {rho!r} ({remedy})")
+        if isinstance(rho, str) and rho == "auto":
+            raise ValueError(
+                "rho must be a number; for a radius from the data leave it out, and call method.calibrate(loader)"
+            )
         if rho is not None:
             finite("rho", rho, 0)
         if not 0.0 < ascent_share <= 1.0:
@@ -285,29 +287,10 @@ class SharpnessAware(Method):
 
     def _other_than_asked(self, optimizer: Optimizer) -> str | None:
         """Say in which way an optimizer does not do what the options say."""
-        if not isinstance(optimizer, PerturbingOptimizer):
-            return "perturbs nothing"
-        groups = optimizer.param_groups
-        whole = isinstance(optimizer, SAM) and optimizer.only is None
-        is_asam = self.kind == "asam" and whole and all(group["adaptive"] for group in groups)
-        if not isinstance(optimizer, WRAPPERS[self.kind]) and not is_asam:
-            return f"is not of the kind {self.kind}"
-        if self.layers == "head" and not self._of_head(optimizer):
-            return "perturbs other layers than the head"
-        if self.budget is not None and all(group.get("budget") is None for group in groups):
-            return f"does not know the budget {self.budget:g}"
-        if self._calibrated and not self._sets_radius() and self.rho not in {group["rho"] for group in groups}:
-            return f"does not have the radius {self.rho:g} from the data"
-        return None
-
-    def _of_head(self, optimizer: PerturbingOptimizer) -> bool:
-        """Whether all that an optimizer perturbs is the head's, as far as FSDP2 lets parameters be known again."""
-        if distributed.has_fsdp(self.model):
-            return True
-        head = {id(parameter) for parameter in self.network.head.parameters()}
-        updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        only = getattr(optimizer, "only", None)
-        return all(id(p) in head for p in (updated if only is None else only) if p.requires_grad)
+        # FSDP2 lets no parameter be known again.
+        head = self.network.head if self.layers == "head" and not distributed.has_fsdp(self.model) else None
+        rho = self.rho if self._calibrated and not self._sets_radius() else None
+        return other_than(optimizer, self.kind, WRAPPERS[self.kind], head, self.budget, rho)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
         """Take the radius anew where that is due.

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof._support.random import isolated
-from pof.app.improve import rate, search
+from pof.app.improve import race, rate
 from pof.app.improve.candidates import Candidate
 from pof.app.improve.judge import fit_of
 from pof.app.improve.race import JUDGED, Race, folder_of
@@ -210,7 +210,7 @@ def test_all_draws_are_seeded_on_the_network_s_device(monkeypatch: pytest.Monkey
         places.extend(device or ["not said"])
         return isolated(seed, *device, **options)
 
-    for module in (search, rate):
+    for module in (race, rate):
         monkeypatch.setattr(module, "isolated", noted)
     pof.improve(network(), *loaders(), candidates=["sgd", "pof"], budget=2.0, device="cpu")
     assert set(places) == {torch.device("cpu")}

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -134,8 +133,6 @@ def improve(
         plain = all(candidate.options.method == "finetune" for candidate in tried)
         notes = notes_on(fit, incoming, len(confirms), (spent, budget, _left(budget, spent)), plain=plain)
         result = _judged(race, race.go(tried, plan), incoming, (logits, confirms), spent, notes)
-        if all(row.error is None for row in result.table[1:]):
-            warnings.warn(result.message, stacklevel=2)
         return _kept(result, None if out is None else folder, metadata)
 
 
