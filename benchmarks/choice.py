@@ -30,6 +30,7 @@ from pof.app import job
 from pof.app.experiment.plan import RUNS, Plan, Trial, make_plan
 from pof.app.experiment.recipe import read_recipe
 from pof.app.experiment.statistics import paired, spread
+from pof.app.improve import improve as improving
 from pof.app.improve.job import improve_network
 from pof.app.improve.judge import Confirmation, Figures, confirm, figures, logits_on
 from pof.app.improve.race import rank
