@@ -175,13 +175,19 @@ def test_an_optimizer_that_does_what_the_options_say_is_taken_whoever_made_it() 
     head.before_epoch(0, 1, sam(head, only=list(head.model.parameters())))  # the others stand still
 
 
-def test_a_group_of_its_own_radius_in_the_methods_own_optimizer() -> None:
+def of_one_parameter() -> tuple[pof.SharpnessAware, torch.optim.Optimizer, list[nn.Parameter]]:
+    """Late SAM, its own optimizer of the first parameter alone, and the others, unfrozen since."""
     method = pof.SharpnessAware(network(), last_epochs=1)
     _, *rest = method.trainable_parameters()
     for parameter in rest:
         parameter.requires_grad_(False)
     optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
-    optimizer.add_param_group({"params": [p.requires_grad_(True) for p in rest], "rho": 0.0})
+    return method, optimizer, [parameter.requires_grad_(True) for parameter in rest]
+
+
+def test_a_group_of_its_own_radius_in_the_methods_own_optimizer() -> None:
+    method, optimizer, rest = of_one_parameter()
+    optimizer.add_param_group({"params": rest, "rho": 0.0})
     with pytest.raises(ValueError, match=r"several values of rho.*leave out last_epochs"):
         method.before_epoch(0, 1, optimizer)
     assert [group["rho"] for group in optimizer.param_groups] == [method.rho, 0.0]
@@ -189,14 +195,8 @@ def test_a_group_of_its_own_radius_in_the_methods_own_optimizer() -> None:
 
 def test_a_loop_may_change_its_optimizer_once_it_was_taken() -> None:
     """Layers that are unfrozen on the way, a schedule of the radius."""
-    method = pof.SharpnessAware(network(), last_epochs=1)
-    _, *rest = method.trainable_parameters()
-    for parameter in rest:
-        parameter.requires_grad_(False)
-    optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
+    method, optimizer, rest = of_one_parameter()
     method.before_epoch(0, 2, optimizer)
-    for parameter in rest:
-        parameter.requires_grad_(True)
     optimizer.add_param_group({"params": rest})
     method.before_epoch(1, 2, optimizer)
     assert [group["rho"] for group in optimizer.param_groups] == [method.rho] * 2

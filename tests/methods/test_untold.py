@@ -84,7 +84,7 @@ def test_a_loop_that_does_what_it_has_to_is_left_alone(make: Callable[[nn.Module
     optimizer = plain(method)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for number in range(3):
+        for number in range(2 * STEPS):
             method(*batch(seed=number), *batch(seed=number + 1)).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -98,23 +98,14 @@ def test_a_sharpness_aware_optimizer_of_the_loop_itself_is_known(kind: type[Any]
     method = pof.SharpnessAware(mlp())
     optimizer = kind(list(method.trainable_parameters()), torch.optim.SGD, lr=0.1, momentum=0.9)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = method(*batch()).loss
-        loss.backward()
-        return loss
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(3):
-            optimizer.step(closure)
+    quiet_steps(method, optimizer, 2 * STEPS)
 
 
 def test_regularizers_that_do_not_adapt_keep_nothing_of_a_step() -> None:
     method = pof.Regularized(mlp(), pof.BSS())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        steps(method, plain(method), forgets=True)
+        steps(method, plain(method), 2 * STEPS, forgets=True)
     assert method._seen == []
 
 
@@ -247,17 +238,14 @@ def test_the_base_of_a_sharpness_aware_optimizer_may_be_stepped_by_hand() -> Non
     method = pof.SharpnessAware(mlp())
     optimizer = method.build_optimizer(torch.optim.SGD, lr=0.1)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = method(*batch()).loss
-        loss.backward()
-        return loss
+    class ByHand:
+        zero_grad = optimizer.zero_grad
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(2 * STEPS):
+        def step(self, closure: Callable[[], Tensor]) -> None:
             optimizer.run_passes(closure)  # type: ignore[attr-defined]
             optimizer.base_optimizer.step()  # type: ignore[attr-defined]
+
+    quiet_steps(method, ByHand(), 2 * STEPS)
 
 
 def test_a_long_step_says_nothing() -> None:
