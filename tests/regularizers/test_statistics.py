@@ -125,3 +125,13 @@ def test_bad_input_says_what_was_given_and_what_to_do(case: tuple) -> None:
     model, loader, message = case
     with pytest.raises(ValueError, match=message):
         class_statistics(model, loader, num_classes=5)
+
+
+def test_numbers_of_another_task_are_no_labels_to_be_ignored() -> None:
+    inputs = torch.randn(6, problem.DIM, generator=torch.Generator().manual_seed(0))
+    numbers = torch.tensor([-100, 30, -100, 50, 40, 20])
+    found = [
+        class_statistics(Identity(), [(inputs, targets)], num_classes=3, by_class=False)
+        for targets in (numbers, numbers.float())
+    ]
+    assert torch.equal(found[0].marginal_mean, found[1].marginal_mean)

@@ -200,7 +200,7 @@ def _preprocessing(request: Request) -> Preprocessing | None:
         "image_size" in request.args,
     )
     if found is None and origin != request.name and (found := read_processor(request.name)) is not None:
-        before = _config(replace(request, args={}), request.name)  # such as 224 px, fine-tuned to 384
+        before = _config(request, request.name)  # such as 224 px, fine-tuned to 384
         other = other or size != side_of(getattr(before, "image_size", None))
     if found is not None and size is not None and other:
         found = replace(found, size=size)
