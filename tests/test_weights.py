@@ -167,6 +167,19 @@ def test_a_module_and_its_method_hold_one_network(tmp_path):
     assert_same(network(), other)
 
 
+@pytest.mark.parametrize("prefixes", [("net.", "twin."), ("net.", "net.orig."), ("net.orig.", "net.")])
+def test_two_names_of_one_network_may_differ_in_what_only_counts(tmp_path, prefixes):
+    state = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).state_dict()
+    both = {f"{prefix}{k}": v for prefix in prefixes for k, v in state.items()}
+    both[f"{prefixes[1]}1.num_batches_tracked"] = torch.tensor(7)
+    torch.save(both, tmp_path / "c.pt")
+    load_weights(other := nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), tmp_path / "c.pt")
+    assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+    torch.save({**both, f"{prefixes[1]}1.running_var": torch.full((3,), 2.0)}, tmp_path / "two.pt")
+    with pytest.raises(WeightsError, match="2 networks, under"):
+        load_weights(other, tmp_path / "two.pt")
+
+
 def test_a_file_of_torch_is_no_broken_safetensors(tmp_path):
     torch.save(network().state_dict(), tmp_path / "net.pt")
     with pytest.raises(WeightsError, match=r"not a complete safetensors file .*; read it with pof\.load_weights$"):

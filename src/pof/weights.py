@@ -261,24 +261,24 @@ def _network_in(tensors: Mapping[str, Tensor], model: nn.Module, source: str) ->
     prefixes = [p for p in ends if {names[n] for n in names if f"{p}{n}" in tensors} == set(names.values())]
     if not prefixes:
         return dict(tensors)
-    held = [{n.removeprefix(p): value for n, value in tensors.items() if n.startswith(p)} for p in prefixes]
-    if any(
-        o.keys() != held[0].keys() or any(v.dtype != o[n].dtype or not v.equal(o[n]) for n, v in held[0].items())
-        for o in held[1:]
-    ):
+    taken, *copies = prefixes
+    pairs = [(tensors.get(f"{taken}{name}"), tensors.get(f"{p}{name}")) for p in copies for name in names]
+    if any(a is not None and b is not None and (a.dtype != b.dtype or not a.equal(b)) for a, b in pairs):
         places = " and ".join(repr(prefix[:-1]) for prefix in prefixes)
         raise WeightsError(
             f"{source} holds {len(prefixes)} networks, under {places}: save the one that is meant, such as"
             " pof.save_model(module.net, 'net.safetensors'), or of an average method.candidate()"
         )
-    others = {name for name in tensors if not name.startswith(tuple(prefixes))}
-    if said := [name for name in others if not OF_A_LOSS.fullmatch(name) and not name.endswith(EXTRA_STATE)]:
+    others = [name for name in tensors if not name.startswith(tuple(prefixes)) and not name.endswith(EXTRA_STATE)]
+    if said := [name for name in others if not OF_A_LOSS.fullmatch(name)]:
         warnings.warn(
-            f"{source}: the network is taken from under {prefixes[0][:-1]!r}, {len(said)} other tensors are left"
+            f"{source}: the network is taken from under {taken[:-1]!r}, {len(said)} other tensors are left"
             f" out: {first_of(sorted(said))}",
             stacklevel=3,
         )
-    return held[0]
+    inner = tuple(p for p in copies if p.startswith(taken))
+    own = (name for name in tensors if name.startswith(taken) and not name.startswith(inner))
+    return {name.removeprefix(taken): tensors[name] for name in own}
 
 
 def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -493,7 +493,7 @@ def test_a_dry_run_refuses_a_new_head_that_is_frozen(tmp_path: Path, capsys: pyt
         assert "has a random head, which has to be trained" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("layers", ["conv2", "conv1,conv2", '["conv1", "conv2"]'])
+@pytest.mark.parametrize("layers", ["conv2", "conv1,conv2", "conv1, conv2", '["conv1", "conv2"]'])
 def test_layers_of_delta_are_one_name_or_a_list(layers: str, tmp_path: Path) -> None:
     options = ["--method", "delta", "--regularizer.layers", layers, "--epochs", "1", "--device", "cpu"]
     assert main(["train", *SMALL, *options, "--out", str(tmp_path / "run")]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,10 +237,10 @@ class Post(PostTraining, Existing):
         self.method = pof.PoF(self.net)
 
 
-class Behind(Existing, PostTraining):
-    def __init__(self) -> None:
-        super().__init__()
-        self.method = pof.PoF(self.net)
+class Plain(Existing):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert self.method is not None
+        return F.cross_entropy(self(batch["x"]), batch["labels"])
 
 
 class Calls(Existing):
@@ -249,21 +250,46 @@ class Calls(Existing):
         return self.method_loss(batch)
 
 
-class Mixed(Calls, PostTraining):
-    def __init__(self) -> None:
-        super().__init__()
-        self.method = pof.Finetune(self.net)
+class Helped(Existing):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.helper(batch)
+
+    def helper(self, batch: Any) -> Tensor:
+        return self.method_loss(batch)
 
 
-def test_a_training_step_that_knows_no_method_is_refused() -> None:
+class Cooperative(Existing):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super(Existing, self).training_step(batch, batch_idx)
+
+
+def behind(first: type) -> Any:
+    class Behind(first, PostTraining):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.method = pof.Finetune(self.net)  # a hook of the module that comes first fetches no reference
+
+    return Behind()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_training_step_that_does_not_use_the_method_is_refused(accumulate: int) -> None:
     """By the order of the classes the network would be trained plainly, without a word."""
-    said = r"training_step of Existing comes before .* first, class Behind\(PostTraining, Existing\)"
+    module = behind(Plain)
+    before = copy.deepcopy(module.net.state_dict())
+    said = r"training_step of Plain does not use .* self\.method_loss.* first, class Behind\(PostTraining, \.\.\.\)"
     with pytest.raises(ValueError, match=said):
-        lightning_trainer().fit(Behind(), datamodule=Data())
-    module = Mixed()
+        lightning_trainer(accumulate_grad_batches=accumulate).fit(module, datamodule=Data())
+    assert all(torch.equal(p, before[name]) for name, p in module.net.named_parameters())
+    assert not module.method._forward_pre_hooks
+
+
+@pytest.mark.parametrize("first", [Calls, Helped, Cooperative])
+def test_a_training_step_that_uses_the_method_may_come_first(first: type) -> None:
+    module = behind(first)
     with recorded(module.method) as rows:
         lightning_trainer(max_epochs=1).fit(module, datamodule=Data())
-    assert [row for row in rows if row]
+    assert [row for row in rows if row] and not module.method._forward_pre_hooks
 
 
 class Data(pl.LightningDataModule):  # type: ignore[misc, name-defined]

@@ -175,6 +175,15 @@ def test_an_optimizer_that_does_what_the_options_say_is_taken_whoever_made_it() 
     head.before_epoch(0, 1, sam(head, only=list(head.model.parameters())))  # the others stand still
 
 
+def test_an_optimizer_of_a_function_does_what_the_options_say_in_any_loop() -> None:
+    method = pof.SharpnessAware(network(), ascent_share=0.25)
+    optimizer: Any = method.build_optimizer(lambda parameters: pof.SAM(parameters, torch.optim.SGD, lr=0.1))
+    (inputs, targets), *_ = mini_batches(8)
+    assert len(method(inputs, targets).logits) == 2 and optimizer.will_ascend
+    with pytest.raises(ValueError, match="SAM perturbs other layers than the head"):
+        pof.SharpnessAware(network(), layers="head").build_optimizer(lambda p: pof.SAM(p, torch.optim.SGD, lr=0.1))
+
+
 def of_one_parameter() -> tuple[pof.SharpnessAware, torch.optim.Optimizer, list[nn.Parameter]]:
     """Late SAM, its own optimizer of the first parameter alone, and the others, unfrozen since."""
     method = pof.SharpnessAware(network(), last_epochs=1)

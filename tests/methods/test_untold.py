@@ -101,6 +101,13 @@ def test_a_sharpness_aware_optimizer_of_the_loop_itself_is_known(kind: type[Any]
     quiet_steps(method, optimizer, 2 * STEPS)
 
 
+def test_an_option_of_the_same_name_perturbs_nothing() -> None:
+    method = pof.SharpnessAware(mlp())
+    optimizer = torch.optim.Adadelta(method.trainable_parameters())  # has a rho of its own
+    with pytest.warns(UserWarning, match="plain training"):
+        steps(method, optimizer, 2 * STEPS, forgets=True)
+
+
 def test_regularizers_that_do_not_adapt_keep_nothing_of_a_step() -> None:
     method = pof.Regularized(mlp(), pof.BSS())
     with warnings.catch_warnings():

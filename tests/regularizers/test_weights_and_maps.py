@@ -193,14 +193,14 @@ def test_a_stem_alone_says_nothing_of_a_transformer(name: str) -> None:
     assert regularizer(inputs=inputs).item() > 0
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_the_layer_that_is_named_instead_of_the_stem_runs(depth: int) -> None:
+@pytest.mark.parametrize(("stem", "depth"), [(1, 1), (1, 3), (2, 1)])
+def test_the_layer_that_is_named_instead_of_the_stem_runs(stem: int, depth: int) -> None:
     """``nn.MultiheadAttention`` never calls its own matrix."""
 
     class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem = nn.Conv2d(3, 16, 4, 4)
+            self.stem = nn.Sequential(nn.Conv2d(3, 16, 4, 4), *(nn.Conv2d(16, 16, 1) for _ in range(stem - 1)))
             block = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True, dropout=0.0)
             self.blocks, self.head = nn.TransformerEncoder(block, depth), nn.Linear(16, 5)
 

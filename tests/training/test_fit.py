@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -441,6 +442,50 @@ def test_a_start_that_is_refused_leaves_no_state(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="SGD perturbs nothing"):
         pof.fit(method, batches(), epochs=1, optimizer=own, checkpoint_dir=tmp_path, device="cpu")
     pof.fit(method, batches(), epochs=1, optimizer=sgd(), checkpoint_dir=tmp_path, device="cpu")
+
+
+class Draws(pof.Finetune):
+    """A method of one's own that draws before each epoch."""
+
+    def before_epoch(self, epoch: int, epochs: int, optimizer: torch.optim.Optimizer) -> None:
+        torch.rand(3)
+
+
+def test_a_state_from_before_the_first_step_goes_on_bitwise(tmp_path: Path) -> None:
+    def run(stop: bool = False, **options: Any) -> nn.Module:
+        model = mlp(dropout=0.5)
+        torch.manual_seed(1)
+
+        def log(row: Any) -> None:
+            if stop and row.get("step") == 1:
+                shutil.copytree(tmp_path / "run", tmp_path / "first")
+
+        pof.fit(Draws(model), batches(), epochs=1, optimizer=sgd(), device="cpu", log=log, **options)
+        return model
+
+    whole = run(stop=True, checkpoint_dir=tmp_path / "run").state_dict()
+    resumed = run(checkpoint_dir=tmp_path / "first", resume=True).state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("sgd", r"must be a torch\.optim\.Optimizer, or a function of the parameters .* got 'sgd'"),
+        (lambda parameters: None, r"function must return a torch\.optim\.Optimizer; got None"),
+    ],
+)
+def test_what_is_no_optimizer_is_named(optimizer: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        pof.fit(pof.Finetune(mlp()), batches(), epochs=1, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("kind", ["sam", "asam"])
+def test_lbfgs_is_refused_inside_of_sam_too(kind: Any) -> None:
+    with pytest.raises(ValueError, match="LBFGS computes the loss several times"):
+        pof.fit(
+            pof.SharpnessAware(mlp(), kind=kind), batches(), epochs=1, optimizer=lambda p: torch.optim.LBFGS(list(p))
+        )  # type: ignore[no-untyped-call]
 
 
 def test_a_radius_in_words_names_the_call() -> None:

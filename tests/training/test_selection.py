@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from scipy.stats import binom
 from torch import nn
 
 from pof.training.evaluation import Metrics
-from pof.training.selection import Selection, tail_bound
+from pof.training.selection import Selection, change_of, tail_bound
+from pof.training.tasks import TaskMetrics
 
 
 def figures(error: float, nll: float = 1.0, classes: int = 10, n: int = 100_000) -> Metrics:
@@ -47,6 +49,14 @@ def chosen(*metrics: Metrics | None) -> int:
 )
 def test_fewest_errors_then_likelihood_and_nan_loses_every_tie(metrics: list[Metrics | None], best: int) -> None:
     assert chosen(*metrics) == best
+
+
+def test_a_gain_among_equals_is_said_of_what_decided() -> None:
+    assert change_of(figures(0.3, 1.0), figures(0.2, 2.0)) == "error 30.00 % -> 20.00 %"
+    assert change_of(figures(0.3, 1.0), figures(0.3, 0.51234)) == "error 30.00 % as before, NLL 1 -> 0.5123"
+    task = TaskMetrics("auc", 0.9, 0.5, 10, {"auc": 0.9}, higher_is_better=True)
+    assert change_of(task, replace(task, loss=0.25)) == "auc 0.9 as before, loss 0.5 -> 0.25"
+    assert change_of(None, task) == "auc unknown -> 0.9"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,13 @@ def _fields(batch: Any) -> dict[str, Any] | None:
 def _targets(given: Any) -> Any:
     if given is None:
         raise ValueError("targets must be a tensor of class indices or probabilities; got None")
-    return class_targets(given)
+    targets = class_targets(given)
+    if isinstance(targets, (int, float)) or getattr(targets, "ndim", None) == 0:
+        raise ValueError(
+            f"targets must have a row for each sample; got {_kind(targets)}: a Dataset gives single samples, so give"
+            " torch.utils.data.DataLoader(dataset, batch_size=...)"
+        )
+    return targets
 
 
 def samples_of(targets: Any) -> int:

@@ -31,6 +31,12 @@ def whole_number(name: str, value: object, least: int, most: int = MOST) -> None
         raise ValueError(f"{name} must be at most {most}; got {value!r}")
 
 
+def gives_batches(name: str, loader: object) -> None:
+    """Refuse what nothing can be read from."""
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise ValueError(f"{name} must give mini-batches, as a DataLoader does; got {loader!r}")
+
+
 def finite(name: str, value: object, least: float = -math.inf, *, above: float = -math.inf) -> None:
     """Refuse what is no number, NaN, infinite, below ``least``, or not greater than ``above``."""
     bound = f" > {above:g}" if above > -math.inf else f" >= {least:g}" if least > -math.inf else ""

@@ -207,7 +207,7 @@ def _adarand(context: Context, strength: dict[str, Any], kinds: Any) -> "Regular
 def _delta(context: Context, strength: dict[str, Any], kinds: Any) -> "Regularizer":
     inputs, _ = next(iter(context.statistics_batches))
     layers = context.options.regularizer.layers or kinds.widest_convolutions(context.model, inputs[:2])
-    named = layers.split(",") if isinstance(layers, str) else layers
+    named = [name.strip() for name in layers.split(",")] if isinstance(layers, str) else layers
     regularizer: Regularizer = kinds.DELTA(context.model, named, **strength)
     return regularizer
 

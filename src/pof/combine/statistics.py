@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pof._support import distributed
 from pof._support.batches import TARGET_KEYS, Inputs, check_inputs, to_device, unpack
+from pof._support.checks import gives_batches
 from pof._support.modules import BATCH_NORMS, TRACKED, device_of, evaluating, frozen_norms
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
@@ -38,6 +39,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable[Any]) -> None:
         ValueError: if the loader is empty, inputs are not finite, or a mini-batch has one value per channel.  The
             statistics are as before then, as after any other error.
     """
+    gives_batches("loader", loader)
     frozen = frozen_norms(model)
     norms = [m for m in model.modules() if isinstance(m, _TRACKING) and m.track_running_stats and m not in frozen]
     if not norms:

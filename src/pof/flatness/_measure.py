@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pof._support.batches import Inputs, arguments, check_inputs, for_training, unpack
-from pof._support.checks import whole_number
+from pof._support.checks import gives_batches, whole_number
 from pof._support.modules import buffers_kept, evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated, loader_preserved
@@ -70,6 +70,7 @@ def read(
     loader: Iterable[Any], batches: int | None, device: torch.device, stage: str, progress: Progress | None
 ) -> Iterator[tuple[Inputs, Tensor]]:
     """Go through the first ``batches`` batches of a loader once (None: all), each on ``device``."""
+    gives_batches("loader", loader)
     if batches is not None:
         whole_number("batches", batches, 1)
     total = batches

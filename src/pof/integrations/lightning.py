@@ -23,7 +23,7 @@ from pof._support.modules import frozen_norms, train
 from pof._support.random import preserved
 from pof.integrations._ahead import AheadLoader
 from pof.integrations._losses import inner
-from pof.integrations._module import check_module
+from pof.integrations._module import Use, check_module
 from pof.integrations._window import go_on, unfinished
 from pof.methods import Method, StepOutput
 from pof.methods.base import refuse_unknown_epochs
@@ -81,6 +81,7 @@ class PostTraining(LightningModule):
     _expected: Tensor | None = None
     _pass = 1
     _begun: int | None = None
+    _use: Use
 
     def method_loss(self, batch: Any) -> Tensor:
         """Compute the method's loss for a custom ``training_step``, and log it.
@@ -114,6 +115,7 @@ class PostTraining(LightningModule):
         check_module(self, PostTraining)
         self._loader, self._held, self._pass, self._begun = None, [], 1, None
         self._taken, self._weight, self._unfinished, self._positions = 0, None, None, ()
+        self._use = Use(self.method)
         inner(self.method).attach()  # an average goes on where it was
         train(self.method, frozen_norms(self.method.model))
         strategy: Any = self.trainer.strategy
@@ -138,6 +140,8 @@ class PostTraining(LightningModule):
         """Leave both as they were, also where a run breaks off."""
         vars(self.trainer.strategy).pop("process_dataloader", None)
         ends_by_itself(self.trainer)
+        if hasattr(self, "_use"):
+            self._use.leave()
         self.method.release()
 
     def _look_ahead(self, loader: Any) -> Any:
@@ -301,6 +305,7 @@ class PostTraining(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients those of the mean over samples; they are before clipping here."""
         super().on_before_optimizer_step(optimizer)
+        self._use.check(self, PostTraining)
         if self._expected is None:
             return
         total, processes = over_processes(self._weight)

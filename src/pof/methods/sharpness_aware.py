@@ -144,7 +144,8 @@ class SharpnessAware(Method):
         """
         if callable(base) and not isinstance(base, type):
             made = base(list(self.trainable_parameters()), **options)
-            if isinstance(made, PerturbingOptimizer):  # the function's own; looked at before the first epoch
+            if isinstance(made, PerturbingOptimizer):
+                self._take(made)
                 return made
             base, options = lambda _: made, {}
         self._optimizer = self._around(base, **options)

@@ -20,6 +20,8 @@ from pof._support.modules import copied, device_of, evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer, counted_of, kept, mean_over, zero
 
+_OF_MATRICES = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+
 
 def map_distance(
     maps: Tensor, source_maps: Tensor, channel_weights: Tensor | None = None, counted: Tensor | None = None
@@ -68,7 +70,7 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
         ValueError: if no convolution has an output larger than 1 x 1, or all are in the stem, as in a transformer: name
             its blocks instead.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _OF_MATRICES)}
     device = device_of(model)
     with evaluating(model):
         ran = feature_maps(model, tuple(layers), to_device(inputs, device))
@@ -84,14 +86,20 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
     coarsest = sorted(chosen, key=torch.Size.numel)[:count]
     found = tuple(name for name in maps if name in {chosen[resolution] for resolution in coarsest})
     order = list(ran)
-    behind = [name for name in order[order.index(found[-1]) + 1 :] if ran[name].ndim > 2]  # of tokens: no classifier's
-    if len(behind) > len(maps):
-        middle = behind[len(behind) // 2]
+    behind = [name for name in order[order.index(found[-1]) + 1 :] if _of_tokens(ran[name])]
+    plain = [name for name in behind if not isinstance(layers[name], nn.MultiheadAttention)]
+    if (matrices := 2 * len(behind) - len(plain)) > len(maps):  # attention has two, and gives no tensor to compare
+        middle = (plain or behind)[len(plain) // 2]
         raise ValueError(
             f"{type(model).__name__} has no convolution behind its stem, {found[-1]!r}, which says nothing of the"
-            f" {len(behind)} matrices there: give layers by name, such as {middle!r} (--regularizer.layers {middle})"
+            f" {matrices} matrices there: give layers by name, such as {middle!r} (--regularizer.layers {middle})"
         )
     return found
+
+
+def _of_tokens(output: Any) -> bool:
+    """No classifier's; attention gives a tuple."""
+    return not isinstance(output, Tensor) or output.ndim > 2
 
 
 def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, output: Tensor) -> None:
@@ -153,7 +161,7 @@ class DELTA(Regularizer):
     ) -> None:
         super().__init__(strength)
         self.layers = tuple(layers)
-        unknown = sorted(set(self.layers) - {name for name, _ in model.named_modules()})
+        unknown = sorted(set(self.layers) - {name for name, _ in model.named_modules() if name})
         if unknown or not self.layers:
             raise ValueError(
                 f"layers must name modules of {type(model).__name__}; got {self.layers}, unknown: {unknown}"

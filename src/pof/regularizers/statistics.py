@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pof._support.batches import Inputs, class_targets, for_training, unpack
+from pof._support.checks import gives_batches
 from pof._support.modules import device_of, evaluating
 from pof._support.precision import wide_dtype
 from pof._support.random import preserved
@@ -143,6 +144,7 @@ def features_and_targets(
     extract = cast(Callable[[Inputs], Tensor] | None, getattr(model, "features", None))
     if not callable(extract):
         raise ValueError(f"{type(model).__name__} has no features(inputs): pass pof.split(model)")
+    gives_batches("loader", loader)
     device = device_of(model)
     for batch in loader:
         inputs, targets = unpack(batch)

@@ -127,6 +127,13 @@ def refuse_overwriting(folder: Path) -> None:
         )
 
 
+def remove_state(folder: Path) -> None:
+    """Remove the state of a run that was refused before its first step."""
+    if distributed.rank() == 0:
+        for name in (STATE_FILE, PREVIOUS_FILE):
+            (folder / name).unlink(missing_ok=True)
+
+
 def has_state(folder: Path) -> bool:
     """Tell whether a run left a state, damaged or not."""
     return any(os.path.lexists(folder / name) for name in (STATE_FILE, PREVIOUS_FILE))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pof._support.batches import check_inputs, class_targets, joined, to_device, unpack
 from pof._support.calibration import expected_calibration_error
+from pof._support.checks import gives_batches
 from pof._support.modules import check_values, device_of, evaluating
 from pof._support.precision import at_least_float32, autocast, widest
 from pof.head.calls import Untouched
@@ -60,6 +61,11 @@ class Metrics:
     def value(self) -> float:
         """Of that figure."""
         return self.error
+
+    @property
+    def tie_breaker(self) -> str:
+        """What decides among equals."""
+        return "NLL"
 
     @property
     def higher_is_better(self) -> bool:
@@ -258,6 +264,7 @@ def outputs(
 
     Arguments and errors as in :func:`evaluate`; ``end`` is as :func:`pof.split` takes it.
     """
+    gives_batches("loader", loader)
     check_values(model)
     device = device_of(model)
     reading, untouched = Reading(model, head, end), Untouched()

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from pof._support import agreement, distributed
 from pof._support.agreement import agree, naming_lost
-from pof._support.checks import MOST_EPOCHS, finite, whole_number
+from pof._support.checks import MOST_EPOCHS, finite, gives_batches, whole_number
 from pof._support.devices import accelerator
 from pof._support.modules import check_values, modes_kept, refuse_lazy, refuse_no_grad
 from pof._support.precision import AUTOCAST, AskedPrecision, find_precision
@@ -161,10 +161,16 @@ def _check_choices(method: Any, schedule: Any, resume: bool, checkpoint_dir: str
 def _made(method: Method, make: Optimizer | MakeOptimizer) -> Optimizer:
     if isinstance(make, Optimizer):
         made = make
+    elif not callable(make):
+        raise ValueError(
+            f"optimizer must be a torch.optim.Optimizer, or a function of the parameters that returns one; got {make!r}"
+        )
     else:
         usual = partial(default_optimizer, nesterov=method.nesterov)
         made = method.build_optimizer(usual if make is default_optimizer else make)
-    if isinstance(made, torch.optim.LBFGS):
+    if not isinstance(made, Optimizer):
+        raise ValueError(f"the optimizer's function must return a torch.optim.Optimizer; got {made!r}")
+    if isinstance(getattr(made, "base_optimizer", made), torch.optim.LBFGS):
         raise ValueError(
             "LBFGS computes the loss several times in a step, and pof.fit takes gradients once: use SGD or Adam, or a"
             " loop of your own"
@@ -247,6 +253,8 @@ def _check_loaders(training: Any, validation: Any, checkpoint_dir: str | Path | 
             "val_loader has a DistributedSampler, and the judgement of the first process counts, which would be that of"
             " its share: give each process all of the validation data"
         )
+    if validation is not None:
+        gives_batches("val_loader", validation)
     if isinstance(validation, Iterator):
         raise ValueError("val_loader is an iterator, which gives its mini-batches once: give what it iterates over")
     persistent = any(getattr(loader, "persistent_workers", False) for loader in (training, validation))
@@ -269,6 +277,7 @@ def _may_share(loader: DataLoader[Any]) -> bool:
 
 def length_of(loader: Any) -> int:
     """Mini-batches of a pass over a training loader; a ValueError where it does not know."""
+    gives_batches("train_loader", loader)
     try:
         length: int = len(loader)
     except TypeError as error:

@@ -23,12 +23,12 @@ from pof._support.modules import contents, evaluating, frozen_norms, put_back, t
 from pof._support.precision import autocast
 from pof._support.text import number_of
 from pof.methods import Method
-from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, save_state
+from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, remove_state, save_state
 from pof.training.evaluation import measured
 from pof.training.interrupt import Interrupts
 from pof.training.result import DivergenceWarning, FitResult
 from pof.training.same_data import sampled
-from pof.training.selection import Selection, worded
+from pof.training.selection import Selection, change_of, worded
 from pof.training.settings import Timetable, fingerprint, order_of
 from pof.training.step import Stepper, StepResult, in_words, read_results
 from pof.training.stream import Micro, Stream, one_pass_on, other_validation, same_draws, warn_of_incomplete, windows
@@ -64,6 +64,8 @@ class Loop:
         self.scheduler = times.schedule.attach(stepper.optimizer, times.steps)
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
+        self.leaves_nothing = False
+        """Of a new run, until the method has taken the first epoch: one that is refused keeps no folder occupied."""
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
@@ -77,6 +79,10 @@ class Loop:
     def run(self, resume: bool, interrupts: Interrupts) -> FitResult:
         try:
             return self._run(resume, interrupts)
+        except Exception:
+            if self.leaves_nothing and self.folder is not None:
+                remove_state(self.folder)
+            raise
         finally:
             self.scheduler.release()
             self.held.close()
@@ -94,6 +100,8 @@ class Loop:
         if state is None:
             self.selection.begin(self.method, self.stepper.optimizer)
             self._validate(0, time.perf_counter())
+            self._save(None)
+            self.leaves_nothing = True
         try:
             while self.epoch < self.times.epochs or self.steps == self.times.stop_at:
                 if self.steps == self.times.stop_at and within is None:
@@ -114,8 +122,7 @@ class Loop:
         train(self.method, self.frozen)
         self.stepper.optimizer_mode(training=True)
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
-        if not self.steps:
-            self._save(None)
+        self.leaves_nothing = False
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             if self.steps == self.times.stop_at:  # and the epoch goes on: else its end comes before the pause
                 self._save(held)
@@ -274,12 +281,13 @@ class Loop:
         if self.selection.epoch == 0:
             values = [row[f"val_{best.metric}"] for row in self.history[1:]]
             reached = (max if best.higher_is_better else min)(values, default=math.nan)
+            tie = f", and no smaller {best.tie_breaker}" if reached == best.value else ""
             return (
                 f"no epoch was better on validation than the incoming network ({best.metric} {worded(incoming)}; the"
-                f" best epoch had {best.worded(reached)}): the incoming network is handed back unchanged"
+                f" best epoch had {best.worded(reached)}{tie}): the incoming network is handed back unchanged"
             )
-        figures = f"{best.metric} {worded(incoming)} -> {worded(best)}"
-        return f"best of {number_of(self.epoch, 'epoch')}: epoch {self.selection.epoch}, validation {figures}"
+        change = change_of(incoming, best)
+        return f"best of {number_of(self.epoch, 'epoch')}: epoch {self.selection.epoch}, validation {change}"
 
     def _save(self, within: dict[str, Any] | None) -> None:
         """Save at a step inside an epoch (``within``: the stream's state) or between epochs."""

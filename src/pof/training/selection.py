@@ -114,3 +114,11 @@ def tail_bound(share: float, p: float, n: int) -> float:
 def worded(metrics: Judged | None) -> str:
     """The figure that is compared, in words."""
     return "unknown" if metrics is None else metrics.worded(metrics.value)
+
+
+def change_of(before: Judged | None, after: Judged) -> str:
+    """How a better network changed the figure that is compared, or what decided where it did not change."""
+    if before is None or before.value != after.value:
+        return f"{after.metric} {worded(before)} -> {worded(after)}"
+    first, second = before.rank()[1], after.rank()[1]
+    return f"{after.metric} {worded(after)} as before, {after.tie_breaker} {first:.4g} -> {second:.4g}"

@@ -37,6 +37,11 @@ class TaskMetrics:
     """All figures of the task, by name; the chosen one among them."""
     higher_is_better: bool = False
 
+    @property
+    def tie_breaker(self) -> str:
+        """What decides among equals."""
+        return "loss"
+
     def named(self) -> dict[str, Any]:
         """All figures by name, for logs and files."""
         return {**self.figures, "loss": self.loss, "n": self.n}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, whole_number
+from pof._support.checks import MOST_EPOCHS, MOST_PROCESSES, MOST_SEED, finite, gives_batches, whole_number
 from pof._support.modules import refuse_no_grad
 from pof.app.engine.base import Engine
 from pof.app.engine.processes import Processes
@@ -206,19 +206,23 @@ def _pool(race: Race, runs: Sequence[Run]) -> list[_Entry]:
         row = row_of(name, run.candidate if run else None, run.passes if run and trained else 0.0, found)
         pool.append(_Entry(row, network, found, trained))
 
+    def name_of(run: Run) -> str:
+        return f"{run.candidate.name}, {run.best}"
+
     usable = [run for run in runs if run.figures is not None]
     parts: list[nn.Module] = []
     for run in usable[:4]:
         network = race.network(run)
         parts.append(network)
-        judge(f"{run.candidate.name}, {run.best}", network, run, True)
+        judge(name_of(run), network, run, True)
     for run, network in list(zip(usable, parts, strict=False))[:2]:
         for share in SHARES:
             judge(on_the_way(share, run.candidate, run.best), race.between(network, share), run)
     if len(parts) > 1:
         greedy = greedy_soup([race.incoming, *parts], lambda network: race.judged(race.estimate(network)).scaled_nll)
         if len(greedy.indices) > 1:
-            judge(f"soup of {len(greedy.indices)}", greedy.model, None)
+            names = ["incoming", *map(name_of, usable)]
+            judge(f"soup of {'; '.join(names[index] for index in sorted(greedy.indices))}", greedy.model, None)
     return pool
 
 
@@ -307,6 +311,7 @@ def _check(model: nn.Module, head: str | None, budget: float, seed: int, jobs: i
 
 
 def _check_held_out(train_loader: Any, val_loader: Any) -> None:
+    gives_batches("val_loader", val_loader)
     own = [getattr(loader, "dataset", loader) for loader in (train_loader, val_loader)]
     if own[0] is own[1]:
         raise ValueError(
