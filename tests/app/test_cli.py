@@ -152,7 +152,9 @@ def test_resume_of_a_finished_run_changes_nothing(whole: Any, tmp_path: Path) ->
 
 
 def test_resume_where_there_is_no_run_starts_one(whole: Any, tmp_path: Path) -> None:
-    assert pof(*RUN, *METHODS["finetune"], "--out", str(tmp_path / "run"), "--resume", "true").code == 0
+    done = pof(*RUN, *METHODS["finetune"], "--out", str(tmp_path / "run"), "--resume", "true")
+    assert done.code == 0
+    assert f"note: nothing in {tmp_path / 'run'} to go on with: this begins anew" in " ".join(done.out.split())
     assert_equal_runs(tmp_path / "run", whole("finetune"))
 
 

@@ -263,6 +263,11 @@ class Cooperative(Existing):
         return super(Existing, self).training_step(batch, batch_idx)
 
 
+class Skips(Existing):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 0 else self.method_loss(batch)
+
+
 def behind(first: type) -> Any:
     class Behind(first, PostTraining):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -284,7 +289,8 @@ def test_a_training_step_that_does_not_use_the_method_is_refused(accumulate: int
     assert not module.method._forward_pre_hooks
 
 
-@pytest.mark.parametrize("first", [Calls, Helped, Cooperative])
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("first", [Calls, Helped, Cooperative, Skips])
 def test_a_training_step_that_uses_the_method_may_come_first(first: type) -> None:
     module = behind(first)
     with recorded(module.method) as rows:

@@ -262,6 +262,7 @@ BAD = {
     "head without parameters": (lambda: L2SP(problem.network(), "relu"), "head='relu' has no parameters"),
     "no layers": (lambda: DELTA(problem.network(), []), "layers must name modules of Sequential"),
     "unknown layer": (lambda: DELTA(problem.network(), ["stem", "x"]), r"unknown: \['x'\]"),
+    "the whole network": (lambda: DELTA(problem.network(), ["stem", ""]), r"unknown: \[''\]"),
     "weights for layers": (lambda: DELTA(problem.network(), ["stem"], channel_weights=[]), "0 entries for 1 layers"),
     "no inputs": (lambda: DELTA(problem.network(), ["stem"])(F, Y), "needs the inputs"),
     "no forward": (lambda: DELTA(problem.network(), ["stem"])(inputs=F), "only 0 of the layers"),

@@ -67,6 +67,8 @@ class PostTrainer(Trainer):
     """Around ``model``, from the first :meth:`train` on."""
 
     def __init__(self, *args: Any, method: Method | MakeMethod, **kwargs: Any) -> None:
+        if not isinstance(method, Method) and not callable(method):
+            raise ValueError(f"method must be a pof.Method, or a function of the model such as pof.PoF; got {method!r}")
         super().__init__(*args, **kwargs)
         self._make_method = None if isinstance(method, Method) else method
         if isinstance(method, Method):
@@ -104,6 +106,8 @@ class PostTrainer(Trainer):
             raise ValueError("compute_loss_func would not be used: the loss is the method's, as in pof.PoF(loss=...)")
 
     def _adopt(self, method: Method) -> None:
+        if not isinstance(method, Method):
+            raise ValueError(f"the method's function must return a pof.Method; got {method!r}")
         owner = next(kind for kind in type(self).__mro__ if "compute_loss" in vars(kind))
         weights = getattr(getattr(inner(method), "loss", None), "class_weights", None)
         if owner is not Trainer and not own_loss(method) and weights is None:

@@ -70,6 +70,9 @@ def test_a_network_that_is_not_finished_gets_better_and_stays_as_it_was() -> Non
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     put_together = [row for row in result.table if row.name.startswith(("0.", "soup"))]
     assert len(put_together) >= 3 and not any(row.passes for row in put_together)
+    names = {row.name for row in result.table}
+    soups = [row.name.removeprefix("soup of ") for row in put_together if row.name.startswith("soup")]
+    assert soups and all(set(soup.split("; ")) <= names for soup in soups)
     rows = {
         row.name: row.scaled_nll for row in result.table[1:] if (row.error or 1.0) <= (result.table[0].error or 0.0)
     }

@@ -31,6 +31,12 @@ class PlainConsole(Console):
 console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0", markup=False, emoji=False)
 
 
+def note_of_nothing_to_resume(run: str | os.PathLike[str], file: str, *, resume: bool) -> None:
+    """Say that a run which is to go on has not begun in its folder: the folder's name may be mistyped."""
+    if resume and not os.path.exists(os.path.join(run, file)):
+        console.print(f"note: nothing in {run} to go on with: this begins anew", soft_wrap=True)
+
+
 DESCRIPTION = TextColumn("{task.description}", markup=False)
 
 

@@ -19,9 +19,9 @@ from pof.app.run_folder import check_removable, clear, write_json
 from pof.training.same_data import are_same, sampled
 from pof.weights import NETWORK_FILE
 
-RATES = "rates.json"
+QUESTION, RATES = "improve.json", "rates.json"
 OF_A_SEARCH = {
-    *("improve.json", "journal.jsonl", "runs", "config.yaml", NETWORK_FILE, "result.json", "test.json"),
+    *(QUESTION, "journal.jsonl", "runs", "config.yaml", NETWORK_FILE, "result.json", "test.json"),
     *("report.html", "networks.html", "flatness.json", RATES),
 }
 """What a search and the commands about it write into its folder."""
@@ -56,7 +56,7 @@ def take(folder: Path, asked: Mapping[str, Any], *, resume: bool, overwrite: boo
 
 
 def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    question = folder / "improve.json"
+    question = folder / QUESTION
     if overwrite and question.is_file():
         check_removable(folder, None, OF_A_SEARCH)
         clear(folder, OF_A_SEARCH)

@@ -15,7 +15,7 @@ from pof._support.random import seed_everything
 from pof.app import job
 from pof.app.cards import card_of, load_network
 from pof.app.engine.base import Engine
-from pof.app.improve.folder import OF_A_SEARCH
+from pof.app.improve.folder import OF_A_SEARCH, QUESTION
 from pof.app.improve.improve import improve
 from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
@@ -63,7 +63,7 @@ def improve_network(
         validation = evaluating(loaded, splits.held_in, indices=splits.validation)
     seed_everything(options.seed)
     folder = Path(options.out)
-    if options.overwrite and (folder / "improve.json").is_file():
+    if options.overwrite and (folder / QUESTION).is_file():
         check_removable(folder, model.weights, OF_A_SEARCH)
     result = improve(
         network,
