@@ -235,6 +235,8 @@ def test_experiments_and_reports_say_that_they_are_of_classifiers(
 def test_data_are_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--data", f"{HERE}:several"]) == 0
     assert "floating-point targets" in capsys.readouterr().out
+    assert main(["data", "--data", f"{HERE}:several", "--read_all"]) == 0
+    assert "every sample was read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["one logit", "several", "number", "ranks", "own"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
 
 from pof._support.preprocessing import Preprocessing
 from pof._support.random import isolated
@@ -18,6 +19,7 @@ from pof.app.report.samples import Bounds, samples_of
 from pof.app.splits import load, split
 from pof.data import DataError, eval_loader, load_data, summary, train_loader, walk
 from pof.data.images import Prepare
+from pof.data.overview import unreadable
 from pof.data.parts import SPLITS
 
 DTD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dtd10"
@@ -435,3 +437,40 @@ def test_the_command_shows_parts_classes_and_what_is_to_be_said(tmp_path, capsys
     assert ["red", "5", "4", "1"] in lines
     assert ["validation", "samples", "4"] in lines
     assert any("used: unlabeled (no class folders" in " ".join(line) for line in lines)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_every_sample_is_read_if_that_is_asked_for(tmp_path, capsys, workers):
+    for part in ("train", "val", "test"):
+        write_images(tmp_path / part, {"red": 3, "green": 2})
+    command = ["data", "--data", str(tmp_path), "--image_size", "8", "--workers", workers]
+    assert main([*command, "--read_all"]) == 0
+    assert "every sample was read" in capsys.readouterr().out
+    (tmp_path / "val" / "red" / "1.png").write_bytes((tmp_path / "val" / "red" / "1.png").read_bytes()[:60])
+    (tmp_path / "test" / "green" / "0.png").write_bytes(b"")
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--read_all"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"validation sample 3: .*val.red.1\.png", said)
+    assert re.search(r"test sample 0: .*test.green.0\.png", said)
+    assert "2 samples cannot be read" in said
+    assert unreadable(load_data("digits")) == []
+
+
+def test_what_a_data_set_of_ones_own_raises_is_named(tmp_path):
+    class Own(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise KeyError("gone")
+            return torch.full((2,), float("nan") if index == 2 else 1.0), 0
+
+    good = TensorDataset(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
+    folder = load_data(str(write_images(tmp_path, {"red": 5, "green": 5})))
+    data = replace(folder, plain_train_set=good, test_set=Own())
+    first, second = unreadable(data)
+    assert first == "test sample 1: KeyError: 'gone'"
+    assert second.startswith("test sample 2: inputs contain nan")

@@ -423,7 +423,7 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
     for method in (None, "sam"):
         with pytest.raises(ValueError, match=f"a function of the model such as pof.PoF; got {method!r}"):
             hugging_face_trainer(method, net(), tmp_path)
-    with pytest.raises(ValueError, match="function must return a pof.Method; got None"):
+    with pytest.raises(ValueError, match=r"function must return a pof\.Method; got None"):
         hugging_face_trainer(lambda model: None, net(), tmp_path).train()
     with pytest.raises(ValueError, match="the method is around another model"):
         hugging_face_trainer(pof.PoF(net()), net(), tmp_path)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pof._support.text import first_of
+from pof.data.checks import DataError
 from pof.data.description import Data, ImageData
+from pof.data.loader import CheckedCollate
 from pof.data.streaming import StreamData
 
 
@@ -58,6 +62,44 @@ def class_counts(data: Data) -> dict[str, list[int]]:
         for part, labels in _targets(data).items()
         if not labels.is_floating_point()
     }
+
+
+def unreadable(data: Data, *, workers: int = 0) -> list[str]:
+    """Read every sample of image files and custom data sets once, as it is evaluated.
+
+    Args:
+        data: the data set; images in memory, and a training stream, are not read.
+        workers: processes that read.
+
+    Returns:
+        What is wrong with each sample that cannot be read, by name.
+    """
+    if isinstance(data, ImageData):
+        return []
+    train = None if isinstance(data, StreamData) else data.plain_train_set
+    problems: list[str] = []
+    for part, dataset in {"training": train, "validation": data.val_set, "test": data.test_set}.items():
+        if dataset is not None:
+            tried = DataLoader(_Tried(dataset, data.num_classes), batch_size=None, num_workers=workers)
+            problems += [f"{part} sample {index}: {said}" for index, said in enumerate(tried) if said]
+    return problems
+
+
+class _Tried(Dataset[str]):
+    """Says of each item why it cannot be read, or nothing."""
+
+    def __init__(self, dataset: Dataset[Any], num_classes: int) -> None:
+        self.dataset, self.check = dataset, CheckedCollate(num_classes)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            found = self.check([self.dataset[index]])
+        except Exception as error:
+            return f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error)
+        return str(found) if isinstance(found, DataError) else ""
 
 
 def _targets(data: Data) -> dict[str, Tensor]:

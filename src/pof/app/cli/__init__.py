@@ -95,7 +95,7 @@ COMMANDS = {
         (_experiment.ExperimentOptions, EngineOptions),
         "_experiment:experiment",
     ),
-    "data": Command("Print what a data set holds.", (DataOptions,), "_evaluate:show_data"),
+    "data": Command("Print what a data set holds.", (DataOptions, _evaluate.CheckOptions), "_evaluate:show_data"),
 }
 
 

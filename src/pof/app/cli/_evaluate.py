@@ -12,6 +12,8 @@ from pof.app.options import DataOptions, ModelOptions
 
 MOST_CLASSES = 50
 """Classes whose samples ``pof data`` counts line by line."""
+MOST_UNREADABLE = 100
+"""Samples that it names."""
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +156,18 @@ def _print_details(values: dict[str, Any], classes: Sequence[str], options: Eval
         console.print(rows_table("largest losses", values["worst"]))
 
 
-def show_data(data: DataOptions) -> int:
+@dataclass
+class CheckOptions:
+    """What to check.
+
+    Args:
+        read_all: Read every sample of image files and custom data sets, and name those that cannot be read.
+    """
+
+    read_all: bool = False
+
+
+def show_data(data: DataOptions, options: CheckOptions) -> int:
     """Print what a data set holds: its parts, how many samples of each class, and what is to be said of it."""
     from itertools import islice
 
@@ -182,4 +195,18 @@ def show_data(data: DataOptions) -> int:
             console.print(f"and {more} more classes")
     for warning in said:
         console.print(f"warning: {warning.message}", soft_wrap=True)
-    return 0
+    return _read_all(loaded, data.workers) if options.read_all else 0
+
+
+def _read_all(loaded: "Data", workers: int) -> int:
+    """Name what cannot be read; 1 where there is anything."""
+    from pof.app.cli._display import console
+    from pof.data.overview import unreadable
+
+    problems = unreadable(loaded, workers=workers)
+    for problem in problems[:MOST_UNREADABLE]:
+        console.print(problem, highlight=False, soft_wrap=True)
+    if (more := len(problems) - MOST_UNREADABLE) > 0:
+        console.print(f"and {more} more")
+    console.print(f"{len(problems)} samples cannot be read" if problems else "every sample was read")
+    return 1 if problems else 0
