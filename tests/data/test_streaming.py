@@ -143,6 +143,11 @@ def test_a_stream_must_say_its_classes():
         load_data(f"{__name__}:nameless")
 
 
+def test_of_a_stream_every_other_sample_is_read(capsys):
+    assert main(["data", "--data", f"{__name__}:with_validation", "--read_all"]) == 0
+    assert "every sample was read but the training stream" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("factory", "options"), [("with_validation", []), ("without_validation", ["--validation", "0"])]
 )

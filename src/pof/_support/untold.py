@@ -61,7 +61,7 @@ class Untold:
         groups = optimizer.param_groups
         if any(id(parameter) in self._parameters for group in groups for parameter in group["params"]):
             self._steps, self._passed = self._steps + self._passed, False
-            own = self._tells in optimizer.defaults  # of another meaning, as the rho of Adadelta
+            own = self._tells in getattr(optimizer, "defaults", {})  # of another meaning, as the rho of Adadelta
             if self._tells is not None and not own and any(self._tells in group for group in groups):
                 self.told()
 

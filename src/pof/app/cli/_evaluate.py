@@ -202,11 +202,13 @@ def _read_all(loaded: "Data", workers: int) -> int:
     """Name what cannot be read; 1 where there is anything."""
     from pof.app.cli._display import console
     from pof.data.overview import unreadable
+    from pof.data.streaming import StreamData
 
     problems = unreadable(loaded, workers=workers)
     for problem in problems[:MOST_UNREADABLE]:
         console.print(problem, highlight=False, soft_wrap=True)
     if (more := len(problems) - MOST_UNREADABLE) > 0:
         console.print(f"and {more} more")
-    console.print(f"{len(problems)} samples cannot be read" if problems else "every sample was read")
+    but = " but the training stream" if isinstance(loaded, StreamData) else ""
+    console.print(f"{len(problems)} samples cannot be read" if problems else f"every sample was read{but}")
     return 1 if problems else 0
