@@ -98,7 +98,7 @@ def test_other_losses_take_one_tensor(asked: Any) -> None:
             ValueError, match=f"takes targets in one tensor; got {kind}: that is for a loss of your own"
         ):
             pof.fit(pof.Finetune(net(), loss=asked), [(X, targets)], epochs=1)
-    with pytest.raises(ValueError, match=r"a row for each sample; got a tensor of shape \(\): a Dataset gives"):
+    with pytest.raises(ValueError, match=r"a row for each sample; got a tensor of shape \(\): of a Dataset"):
         pof.fit(pof.Finetune(net(), loss=lambda z, t: z.mean()), [(X, 3)], epochs=1)
     with pytest.raises(ValueError, match="takes targets in one tensor; got dict"):
         pof.evaluate(net(), [(X, {"a": Y})])

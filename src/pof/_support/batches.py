@@ -1,8 +1,7 @@
 """What a batch is: ``(inputs, targets)``, or a dict with the targets under ``labels``.
 
 Inputs are one tensor (N, ...), a mapping of tensors passed to the model as keywords (the Hugging Face convention), or
-several in a tuple.  Every other module takes batches apart through these functions, so a new kind of batch is one
-change.
+several in a tuple.  Every other module takes batches apart by these functions: a new kind of batch is one change.
 """
 
 from __future__ import annotations
@@ -33,11 +32,22 @@ def unpack(batch: Any) -> tuple[Inputs, Tensor]:
     A mapping has its targets under one of ``TARGET_KEYS``; so have named tuples and dataclasses of more than two
     fields, and of two where the first has such a name.  Targets are as :func:`class_targets` makes them.
     """
+    inputs, targets = unpack_item(batch)
+    if isinstance(targets, (int, float)) or getattr(targets, "ndim", None) == 0:
+        raise ValueError(
+            f"targets must have a row for each sample; got {_kind(targets)}: of a Dataset, which gives single samples,"
+            " make a torch.utils.data.DataLoader(dataset, batch_size=...)"
+        )
+    return inputs, targets
+
+
+def unpack_item(batch: Any) -> tuple[Inputs, Tensor]:
+    """As :func:`unpack`, of an item of a Dataset too, whose target has no rows."""
     fields = None if type(batch) in {list, tuple} else _fields(batch)
     if fields is not None:
         pair = tuple(fields.values())
         if len(pair) != 2:
-            return unpack(fields)
+            return unpack_item(fields)
         first, second = (name in TARGET_KEYS for name in fields)
         batch = pair[::-1] if first and not second else pair
     if isinstance(batch, (list, tuple, Sequence)) and len(batch) == 2:
@@ -62,13 +72,7 @@ def _fields(batch: Any) -> dict[str, Any] | None:
 def _targets(given: Any) -> Any:
     if given is None:
         raise ValueError("targets must be a tensor of class indices or probabilities; got None")
-    targets = class_targets(given)
-    if isinstance(targets, (int, float)) or getattr(targets, "ndim", None) == 0:
-        raise ValueError(
-            f"targets must have a row for each sample; got {_kind(targets)}: a Dataset gives single samples, so give"
-            " torch.utils.data.DataLoader(dataset, batch_size=...)"
-        )
-    return targets
+    return class_targets(given)
 
 
 def samples_of(targets: Any) -> int:

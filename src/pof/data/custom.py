@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from pof._support.batches import class_targets, unpack
+from pof._support.batches import class_targets, unpack_item
 from pof._support.factory import call_factory
 from pof._support.random import preserved
 from pof._support.text import first_of
@@ -66,7 +66,7 @@ def _stream_data(name: str, train: IterableDataset[Any], validation: Any, test: 
         raise DataError(
             f"{name}: a stream does not say how many classes there are: give it the attribute classes, a name for each"
         )
-    inputs, _ = unpack(first_input(train, f"{name} (train)"))
+    inputs, _ = unpack_item(first_input(train, f"{name} (train)"))
     return StreamData(
         name=name,
         train_set=train,
@@ -133,7 +133,7 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
 def _read(dataset: Dataset[Any], places: Tensor) -> Tensor:
     """The labels that some of the items have."""
     with preserved():
-        return _indices([_label(unpack(dataset[index])[1]) for index in places.tolist()])
+        return _indices([_label(unpack_item(dataset[index])[1]) for index in places.tolist()])
 
 
 def _label(target: Any) -> Tensor:
@@ -165,7 +165,7 @@ def _input_shape(dataset: Any, name: str) -> tuple[int, ...]:
     if not len(dataset):
         raise DataError(f"{name}: no samples")
     with preserved():
-        inputs, _ = unpack(dataset[0])
+        inputs, _ = unpack_item(dataset[0])
     if isinstance(inputs, Mapping) and inputs:  # of texts: the first of them, such as input_ids
         inputs = next(iter(inputs.values()))
     return _shape(inputs, name)
