@@ -39,6 +39,8 @@ def destroyed() -> nn.Module:
     return model
 
 
+NO_LOADER = "loader must give mini-batches, as a DataLoader does; got None"
+SAMPLES = torch.utils.data.TensorDataset(X, Y)
 LOSS = F.cross_entropy
 NOT_FINITE = "the network's features or logits are not finite"
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -47,6 +49,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "method": (lambda: fit(mlp()), r"method must be a pof.Method, such as pof.Finetune\(model\); got Sequential"),
     "meta": (lambda: fit(pof.Finetune(mlp().to("meta"))), r"'body.weight' is on the meta device and has no values"),
     "meta, evaluate": (lambda: pof.evaluate(mlp().to("meta"), [(X, Y)]), r"'body.weight' is on the meta device"),
+    "no loader, fit": (lambda: pof.fit(pof.Finetune(mlp()), None, epochs=1), f"train_{NO_LOADER}"),
+    "no loader, evaluate": (lambda: pof.evaluate(mlp(), None), NO_LOADER),
+    "no loader, improve": (lambda: pof.improve(mlp(), [(X, Y)], None), f"val_{NO_LOADER}"),
+    "no loader, flatness": (lambda: flatness.top_eigenvalues(mlp(), LOSS, None), NO_LOADER),
+    "no loader, norms": (lambda: pof.estimate_statistics(nn.BatchNorm1d(5), None), NO_LOADER),
+    "a number for a loader": (lambda: fit(val_loader=5), "val_loader must give mini-batches, .*; got 5"),
+    "a Dataset": (lambda: fit(loader=SAMPLES), r"got a tensor of shape \(\): of a Dataset, which gives single"),
+    "a Dataset, evaluate": (lambda: pof.evaluate(mlp(), SAMPLES), r"make a torch\.utils\.data\.DataLoader"),
     "warm-up": (
         lambda: fit(schedule=pof.Schedule(warmup_steps=5)),
         r"warmup_steps 5: the run has 1 steps, all of them in the warm-up",
