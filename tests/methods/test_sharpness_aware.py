@@ -135,7 +135,7 @@ def test_an_optimizer_that_does_not_do_what_the_options_say_is_refused(options: 
 def test_an_optimizer_without_the_radius_from_the_data_is_refused() -> None:
     method = pof.SharpnessAware(network())
     method.rho, method._calibrated = 0.3, True
-    with pytest.raises(ValueError, match=r"does not have the radius 0\.3 from the data"):
+    with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3"):
         method.before_epoch(0, 1, sam(method))
     method.before_epoch(0, 1, sam(method, rho=0.3))
 
@@ -182,6 +182,21 @@ def test_an_optimizer_of_a_function_does_what_the_options_say_in_any_loop() -> N
     assert len(method(inputs, targets).logits) == 2 and optimizer.will_ascend
     with pytest.raises(ValueError, match="SAM perturbs other layers than the head"):
         pof.SharpnessAware(network(), layers="head").build_optimizer(lambda p: pof.SAM(p, torch.optim.SGD, lr=0.1))
+
+
+@pytest.mark.parametrize("options", [{}, {"rho": 0.3}, {"rho": 0.5, "last_epochs": 1}])
+def test_a_function_whose_optimizer_has_another_radius_than_was_asked_for_is_refused(options: Any) -> None:
+    """Without a radius asked for its own one counts, and late SAM sets it."""
+    method = pof.SharpnessAware(network(), **options)
+
+    def function(parameters: Any) -> torch.optim.Optimizer:
+        return pof.SAM(parameters, torch.optim.SGD, 0.01, lr=0.1)
+
+    if options == {"rho": 0.3}:
+        with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3: give the optimizer that"):
+            method.build_optimizer(function)
+    else:
+        assert method.build_optimizer(function).param_groups[0]["rho"] == 0.01
 
 
 def of_one_parameter() -> tuple[pof.SharpnessAware, torch.optim.Optimizer, list[nn.Parameter]]:

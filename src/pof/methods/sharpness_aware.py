@@ -108,7 +108,7 @@ class SharpnessAware(Method):
             )
         self.loss = chosen_loss(loss, label_smoothing, class_weights)
         self.network = split(model, head, end=self.loss.end)
-        self.kind, self.rho = kind, DEFAULT_RHO[kind] if rho is None else rho
+        self.kind, self.rho, self._given = kind, DEFAULT_RHO[kind] if rho is None else rho, rho is not None
         self.nesterov = kind != "msam"  # its authors: plain momentum
         self.budget, self.anneal, self.layers = budget, anneal, layers
         self.last_epochs, self.ascent_share = last_epochs, ascent_share
@@ -141,11 +141,14 @@ class SharpnessAware(Method):
 
         Returns:
             The sharpness-aware optimizer over the trainable parameters.
+
+        Raises:
+            ValueError: if a function gives one of pof's that does not do what the options say.
         """
         if callable(base) and not isinstance(base, type):
             made = base(list(self.trainable_parameters()), **options)
             if isinstance(made, PerturbingOptimizer):
-                self._take(made)
+                self._take(made, new=True)
                 return made
             base, options = lambda _: made, {}
         self._optimizer = self._around(base, **options)
@@ -267,9 +270,9 @@ class SharpnessAware(Method):
             for group in optimizer.param_groups:
                 group["budget"] = annealed(self.budget, epoch, epochs, self.anneal)
 
-    def _take(self, optimizer: Optimizer) -> None:
+    def _take(self, optimizer: Optimizer, *, new: bool = False) -> None:
         """Go on with an optimizer, if it does what the options say: somebody else may have made it."""
-        if optimizer is not self._optimizer and (why := self._other_than_asked(optimizer)) is not None:
+        if optimizer is not self._optimizer and (why := self._other_than_asked(optimizer, new)) is not None:
             raise ValueError(
                 f"{type(optimizer).__name__} {why}: give the optimizer that method.build_optimizer(torch.optim.SGD,"
                 " lr=...) makes"
@@ -286,11 +289,11 @@ class SharpnessAware(Method):
     def _sets_radius(self) -> bool:
         return self.last_epochs is not None or self._every is not None
 
-    def _other_than_asked(self, optimizer: Optimizer) -> str | None:
-        """Say in which way an optimizer does not do what the options say."""
+    def _other_than_asked(self, optimizer: Optimizer, new: bool) -> str | None:
+        """Say in which way an optimizer does not do what the options say; an old one may follow a schedule."""
         # FSDP2 lets no parameter be known again.
         head = self.network.head if self.layers == "head" and not distributed.has_fsdp(self.model) else None
-        rho = self.rho if self._calibrated and not self._sets_radius() else None
+        rho = self.rho if (self._calibrated or (new and self._given)) and not self._sets_radius() else None
         return other_than(optimizer, self.kind, WRAPPERS[self.kind], head, self.budget, rho)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:

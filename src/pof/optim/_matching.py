@@ -37,7 +37,7 @@ def other_than(
     if budget is not None and all(group.get("budget") is None for group in groups):
         return f"does not know the budget {budget:g}"
     if rho is not None and rho not in {group["rho"] for group in groups}:
-        return f"does not have the radius {rho:g} from the data"
+        return f"does not have the method's radius {rho:g}"
     return None
 
 
