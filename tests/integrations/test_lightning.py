@@ -243,6 +243,16 @@ class Plain(Existing):
         return F.cross_entropy(self(batch["x"]), batch["labels"])
 
 
+class Hooked(Plain):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """As Lightning's own documentation has it, without ``super()``."""
+
+
+class Judged(Plain):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.method(batch["x"], batch["labels"]).loss)
+
+
 class Calls(Existing):
     """Knows that there is a method."""
 
@@ -277,10 +287,10 @@ def behind(first: type) -> Any:
     return Behind()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_training_step_that_does_not_use_the_method_is_refused(accumulate: int) -> None:
+@pytest.mark.parametrize(("first", "accumulate"), [(Plain, 1), (Plain, 2), (Hooked, 1), (Judged, 1)])
+def test_a_training_step_that_does_not_use_the_method_is_refused(first: type, accumulate: int) -> None:
     """By the order of the classes the network would be trained plainly, without a word."""
-    module = behind(Plain)
+    module = behind(first)
     before = copy.deepcopy(module.net.state_dict())
     said = r"training_step of Plain does not use .* self\.method_loss.* first, class Behind\(PostTraining, \.\.\.\)"
     with pytest.raises(ValueError, match=said):
@@ -296,6 +306,28 @@ def test_a_training_step_that_uses_the_method_may_come_first(first: type) -> Non
     with recorded(module.method) as rows:
         lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
     assert [row for row in rows if row] and not module.method._forward_pre_hooks
+
+
+class Later(Post):
+    """Takes the method up in its second epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        plain = F.cross_entropy(self(batch["x"]), batch["labels"])
+        return plain if self.current_epoch == 0 else self.method_loss(batch)
+
+
+class Forward(Post):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.method.forward(batch["x"], batch["labels"], batch["x"], batch["labels"]).loss
+
+
+@pytest.mark.parametrize("kind", [Later, Forward])
+def test_a_training_step_that_is_written_beside_the_method_may_use_it_as_it_likes(kind: type) -> None:
+    module = kind()
+    with recorded(module.method) as rows:
+        lightning_trainer(max_epochs=2, accumulate_grad_batches=1).fit(module, datamodule=Data())
+    assert bool([row for row in rows if row]) == (kind is Later)  # forward() itself is not recorded
+    assert not module.method._forward_pre_hooks and "training_step" not in vars(module.trainer.strategy)
 
 
 class Data(pl.LightningDataModule):  # type: ignore[misc, name-defined]

@@ -115,20 +115,20 @@ class PostTraining(LightningModule):
         check_module(self, PostTraining)
         self._loader, self._held, self._pass, self._begun = None, [], 1, None
         self._taken, self._weight, self._unfinished, self._positions = 0, None, None, ()
-        self._use = Use(self.method)
+        self._use = Use(self, PostTraining)
         inner(self.method).attach()  # an average goes on where it was
         train(self.method, frozen_norms(self.method.model))
         strategy: Any = self.trainer.strategy
-        before = type(strategy).process_dataloader
 
         def process_dataloader(loader: Any) -> Any:
-            processed = before(strategy, loader)
+            processed = type(strategy).process_dataloader(strategy, loader)
             # Lightning asks for the loaders of validation in another state than `training`.
             return self._look_ahead(processed) if self.trainer.training else processed
 
         leave_on_exceptions(self.trainer, self.let_go)
         # The one public place that sees the loader with its distributed sampler, before it is iterated.
         strategy.process_dataloader = process_dataloader
+        strategy.training_step = self._use.asked(strategy.training_step)
 
     def teardown(self, stage: str) -> None:
         """Let go of the trainer's strategy and of the model; the tuner too ends here."""
@@ -138,7 +138,8 @@ class PostTraining(LightningModule):
 
     def let_go(self) -> None:
         """Leave both as they were, also where a run breaks off."""
-        vars(self.trainer.strategy).pop("process_dataloader", None)
+        for name in ("process_dataloader", "training_step"):
+            vars(self.trainer.strategy).pop(name, None)
         ends_by_itself(self.trainer)
         if hasattr(self, "_use"):
             self._use.leave()
@@ -305,7 +306,6 @@ class PostTraining(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients those of the mean over samples; they are before clipping here."""
         super().on_before_optimizer_step(optimizer)
-        self._use.check(self, PostTraining)
         if self._expected is None:
             return
         total, processes = over_processes(self._weight)
