@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 
 import numpy
@@ -12,6 +13,7 @@ from pof.app.options import DataOptions
 from pof.app.splits import split
 from pof.data import DataError, custom, eval_loader, load_data, outputs_of, summary, train_loader
 from pof.data.custom import labels_of
+from pof.data.overview import unreadable
 
 FACTORIES = """
 import random
@@ -84,6 +86,20 @@ class Stream(IterableDataset):
         return iter([])
 
 def stream(): return Stream(), Stream()
+
+class Odd(Items):
+    # Items that go into no mini-batch with the others.
+
+    targets = [0, 1] * 75
+
+    def __len__(self):
+        return 150
+
+    def __getitem__(self, index):
+        shape, item = (1, 2, 3) if index == 1 else (1, 2, 2), None
+        return item if index == 142 else (torch.ones(shape), index % 2)
+
+def odd(): return Odd(), Items()
 """
 
 
@@ -125,14 +141,22 @@ def test_labels_are_read_from_items_that_have_no_list(name):
     assert data.classes == ("cat", "dog", "fish", "bird")
 
 
-@pytest.mark.parametrize("factory", ["raising_at_once", "raising_later"])
-def test_a_dataset_that_raises_leaves_the_global_generators_where_they_were(name, factory):
+@pytest.mark.parametrize(("factory", "samples"), [("raising_at_once", [0]), ("raising_later", [3, 4, 5])])
+def test_a_dataset_that_raises_names_the_samples_and_leaves_the_global_generators(name, factory, samples):
     states = [torch.get_rng_state(), random.getstate(), numpy.random.get_state()[2]]
-    with pytest.raises(KeyError, match="no such label"):
+    said = ", ".join(f"sample {index}: KeyError: 'no such label'" for index in samples)
+    with pytest.raises(DataError, match=re.escape(f"{name}:{factory} (train): {said}")) as raised:
         load_data(f"{name}:{factory}")
+    assert isinstance(raised.value.__cause__, KeyError)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert numpy.random.get_state()[2] == states[2]
+
+
+def test_samples_that_no_mini_batch_can_be_made_of_are_named(name):
+    first, last = unreadable(load_data(f"{name}:odd"))
+    assert first == "training sample 1: its input is (1, 2, 3), and those of the others are (1, 2, 2)"
+    assert last.startswith("training sample 142: ") and last.endswith("got NoneType")
 
 
 def test_data_root_is_passed_on(name, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ def factory_data(name: str, data_root: Path | None) -> LazyData | StreamData:
         return _stream_data(name, train, validation, test)
     parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     shape, *_ = [_input_shape(part, f"{name} ({which})") for which, part in parts.items()]
-    train_labels, test_labels = labels_of(train), labels_of(test)
+    labels = {which: labels_of(part, f"{name} ({which})") for which, part in parts.items()}
     own = _names(train)
     for which, part in parts.items():
         if own and (other := _names(part)) and own != other:
@@ -44,15 +44,15 @@ def factory_data(name: str, data_root: Path | None) -> LazyData | StreamData:
         # Augmentation is the Dataset's own: a part held out is read with that of the training set.
         plain_train_set=train,
         test_set=test,
-        train_labels=train_labels,
-        test_labels=test_labels,
-        classes=own or _outputs(train_labels) or counted_classes(name, train_labels, test_labels),
+        train_labels=labels["train"],
+        test_labels=labels["test"],
+        classes=own or _outputs(labels["train"]) or counted_classes(name, labels["train"], labels["test"]),
         image_shape=shape,
         mean=None,
         std=None,
         source=name,
         val_set=validation,
-        val_labels=None if validation is None else labels_of(validation),
+        val_labels=labels.get("validation"),
     )
 
 
@@ -71,12 +71,12 @@ def _stream_data(name: str, train: IterableDataset[Any], validation: Any, test: 
         name=name,
         train_set=train,
         test_set=test,
-        test_labels=labels_of(test),
+        test_labels=labels_of(test, f"{name} (test)"),
         classes=classes,
         image_shape=_shape(inputs, f"{name} (train)"),
         source=name,
         val_set=validation,
-        val_labels=None if validation is None else labels_of(validation),
+        val_labels=None if validation is None else labels_of(validation, f"{name} (validation)"),
     )
 
 
@@ -108,14 +108,17 @@ def counted_classes(name: str, train: Tensor, test: Tensor) -> tuple[str, ...]:
     return tuple(str(label) for label in range(largest + 1))
 
 
-def labels_of(dataset: Dataset[Any]) -> Tensor:
+def labels_of(dataset: Dataset[Any], name: str = "the data") -> Tensor:
     """Labels of a map-style Dataset, (N,) int64; of other tasks floating point, (N,) or (N, C).
 
     Returns:
         Its ``targets`` or ``labels``, if some items say the same; else every item is read.
+
+    Raises:
+        DataError: if items cannot be read, by their numbers, or have no label.
     """
     if isinstance(dataset, Subset):
-        return labels_of(dataset.dataset)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
+        return labels_of(dataset.dataset, name)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
     if type(dataset) is TensorDataset:
         return _indices(dataset.tensors[-1])
     size = len(cast(Sized, dataset))
@@ -125,15 +128,30 @@ def labels_of(dataset: Dataset[Any]) -> Tensor:
             found = _indices(each)
             # A target_transform, or a custom __getitem__, changes what the items say, and leaves these alone.
             places = torch.linspace(0, size - 1, min(size, LOOKED_AT)).round().long()
-            if torch.equal(_read(dataset, places), found[places]):
+            if torch.equal(_read(dataset, places, name), found[places]):
                 return found
-    return _read(dataset, torch.arange(size))
+    return _read(dataset, torch.arange(size), name)
 
 
-def _read(dataset: Dataset[Any], places: Tensor) -> Tensor:
+def _read(dataset: Dataset[Any], places: Tensor, name: str) -> Tensor:
     """The labels that some of the items have."""
+    return _indices([_label(unpack_item(item)[1]) for item in _items(dataset, places.tolist(), name)])
+
+
+def _items(dataset: Dataset[Any], places: Sequence[int], name: str) -> Iterator[Any]:
+    """Some of the items; those that cannot be read are named together, behind the others."""
+    failed: dict[int, Exception] = {}
     with preserved():
-        return _indices([_label(unpack_item(dataset[index])[1]) for index in places.tolist()])
+        for index in places:
+            try:
+                item = dataset[index]
+            except Exception as error:
+                failed[index] = error
+            else:
+                yield item
+    if failed:
+        said = [f"sample {index}: {type(error).__name__}: {error}" for index, error in failed.items()]
+        raise DataError(f"{name}: {first_of(said)}") from next(iter(failed.values()))
 
 
 def _label(target: Any) -> Tensor:
@@ -164,8 +182,7 @@ def _input_shape(dataset: Any, name: str) -> tuple[int, ...]:
         raise DataError(f"{name}: needs a Dataset with a length and items by number; got {type(dataset).__name__}")
     if not len(dataset):
         raise DataError(f"{name}: no samples")
-    with preserved():
-        inputs, _ = unpack_item(dataset[0])
+    inputs, _ = unpack_item(*_items(dataset, [0], name))
     if isinstance(inputs, Mapping) and inputs:  # of texts: the first of them, such as input_ids
         inputs = next(iter(inputs.values()))
     return _shape(inputs, name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pof._support.batches import unpack_item
 from pof._support.text import first_of
 from pof.data.checks import DataError
 from pof.data.description import Data, ImageData
@@ -80,7 +81,7 @@ def unreadable(data: Data, *, workers: int = 0) -> list[str]:
     problems: list[str] = []
     for part, dataset in {"training": train, "validation": data.val_set, "test": data.test_set}.items():
         if dataset is not None:
-            tried = DataLoader(_Tried(dataset, data.num_classes), batch_size=None, num_workers=workers)
+            tried = DataLoader(_Tried(dataset, data), batch_size=None, num_workers=workers)
             problems += [f"{part} sample {index}: {said}" for index, said in enumerate(tried) if said]
     return problems
 
@@ -88,15 +89,19 @@ def unreadable(data: Data, *, workers: int = 0) -> list[str]:
 class _Tried(Dataset[str]):
     """Says of each item why it cannot be read, or nothing."""
 
-    def __init__(self, dataset: Dataset[Any], num_classes: int) -> None:
-        self.dataset, self.check = dataset, CheckedCollate(num_classes)
+    def __init__(self, dataset: Dataset[Any], data: Data) -> None:
+        self.dataset, self.check, self.shape = dataset, CheckedCollate(data.num_classes), tuple(data.image_shape)
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> str:
         try:
-            found = self.check([self.dataset[index]])
+            item = self.dataset[index]
+            inputs, _ = (None, None) if isinstance(item, DataError) else unpack_item(item)
+            if isinstance(inputs, Tensor) and tuple(inputs.shape) != self.shape:
+                return f"its input is {tuple(inputs.shape)}, and those of the others are {self.shape}"
+            found = self.check([item])
         except Exception as error:
             return f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error)
         return str(found) if isinstance(found, DataError) else ""

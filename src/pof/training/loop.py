@@ -65,7 +65,7 @@ class Loop:
         self.selection = Selection()
         self.epoch, self.steps = 0, 0
         self.leaves_nothing = False
-        """Of a new run, until the method has taken the first epoch: one that is refused keeps no folder occupied."""
+        """Of a new run, until its first step: one that is refused keeps no folder occupied."""
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.pending: list[tuple[int, float, StepResult]] = []
@@ -122,7 +122,6 @@ class Loop:
         train(self.method, self.frozen)
         self.stepper.optimizer_mode(training=True)
         self.method.before_epoch(self.epoch, self.times.epochs, self.stepper.optimizer)
-        self.leaves_nothing = False
         for window in windows(self.stream, self.times.accumulation, self.epoch, within):
             if self.steps == self.times.stop_at:  # and the epoch goes on: else its end comes before the pause
                 self._save(held)
@@ -130,6 +129,7 @@ class Loop:
             self._check_length(done=False)
             rate = self.stepper.optimizer.param_groups[0]["lr"]
             result = self._step(window)
+            self.leaves_nothing = False
             self.scheduler.step()
             self.steps += 1
             self.pending.append((self.steps, rate, result))

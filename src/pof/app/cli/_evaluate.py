@@ -200,6 +200,7 @@ def show_data(data: DataOptions, options: CheckOptions) -> int:
 
 def _read_all(loaded: "Data", workers: int) -> int:
     """Name what cannot be read; 1 where there is anything."""
+    from pof._support.text import number_of
     from pof.app.cli._display import console
     from pof.data.overview import unreadable
     from pof.data.streaming import StreamData
@@ -210,5 +211,5 @@ def _read_all(loaded: "Data", workers: int) -> int:
     if (more := len(problems) - MOST_UNREADABLE) > 0:
         console.print(f"and {more} more")
     but = " but the training stream" if isinstance(loaded, StreamData) else ""
-    console.print(f"{len(problems)} samples cannot be read" if problems else f"every sample was read{but}")
+    console.print(f"{number_of(len(problems), 'sample')} cannot be read" if problems else f"every sample was read{but}")
     return 1 if problems else 0
