@@ -54,6 +54,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no loader, improve": (lambda: pof.improve(mlp(), [(X, Y)], None), f"val_{NO_LOADER}"),
     "no loader, flatness": (lambda: flatness.top_eigenvalues(mlp(), LOSS, None), NO_LOADER),
     "no loader, norms": (lambda: pof.estimate_statistics(nn.BatchNorm1d(5), None), NO_LOADER),
+    "no loader, references": (lambda: pof.with_reference(None), NO_LOADER),
+    "no loader, radius": (lambda: pof.SharpnessAware(mlp()).calibrate(3), r"batches must give mini-batches, .*; got 3"),
     "a number for a loader": (lambda: fit(val_loader=5), "val_loader must give mini-batches, .*; got 5"),
     "a Dataset": (lambda: fit(loader=SAMPLES), r"got a tensor of shape \(\): of a Dataset, which gives single"),
     "a Dataset, evaluate": (lambda: pof.evaluate(mlp(), SAMPLES), r"make a torch\.utils\.data\.DataLoader"),

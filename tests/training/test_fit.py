@@ -444,6 +444,19 @@ def test_a_start_that_is_refused_leaves_no_state(tmp_path: Path) -> None:
     pof.fit(method, batches(), epochs=1, optimizer=sgd(), checkpoint_dir=tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(("first", "kept"), [("a Dataset", False), ("labels", False), ("right", True)])
+def test_a_first_mini_batch_that_is_refused_leaves_no_state(first: str, kept: bool, tmp_path: Path) -> None:
+    x, y = batch(16)
+    loaders: dict[str, Any] = {
+        "a Dataset": TensorDataset(x, y),
+        "labels": [(x, y + 9)],
+        "right": [(x, y), (x, y + 9)],
+    }
+    with pytest.raises(ValueError, match=r"DataLoader|class indices must be in \[0, 3\]"):
+        pof.fit(pof.Finetune(mlp()), loaders[first], epochs=1, checkpoint_dir=tmp_path, device="cpu")
+    assert (tmp_path / "state.pt").exists() is kept
+
+
 class Draws(pof.Finetune):
     """A method of one's own that draws before each epoch."""
 

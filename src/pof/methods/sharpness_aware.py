@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from pof._support import distributed
 from pof._support.batches import Inputs, first_samples, for_training, samples_of, unpack
-from pof._support.checks import finite, whole_number
+from pof._support.checks import finite, gives_batches, whole_number
 from pof._support.modules import device_of, frozen_statistics, in_training, packed, unpacked
 from pof._support.random import preserved
 from pof._support.untold import Untold
@@ -211,8 +211,7 @@ class SharpnessAware(Method):
             whole_number("every", every, 1)
         if not 0.0 < level < 1.0 or num_batches < 1 or accumulation < 1:
             raise ValueError(
-                "level must be in (0, 1), num_batches and accumulation >= 1; got"
-                f" {level}, {num_batches} and {accumulation}"
+                f"level must be in (0, 1), num_batches, accumulation >= 1; got {level}, {num_batches}, {accumulation}"
             )
         if self.kind == "msam":
             raise ValueError("msam ascends along its momentum, and no mini-batch has a radius for that: give rho")
@@ -220,6 +219,7 @@ class SharpnessAware(Method):
             raise ValueError(f"the budget {self.budget:g} sets the radius of every step: leave one of the two out")
         if self._optimizer is not None:
             raise RuntimeError("calibrate() comes before build_optimizer(): this optimizer has its rho already")
+        gives_batches("batches", batches)
         self._every, self._as_before = every, {"level": level, "level_kind": level_kind, "num_batches": num_batches}
         self._as_before["accumulation"] = accumulation
         return self._take_radius(batches, **self._as_before)

@@ -11,6 +11,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from pof._support.batches import unpack
+from pof._support.checks import gives_batches
 from pof.training.stream import set_epoch, with_next
 
 
@@ -54,8 +55,9 @@ def with_reference(loader: Iterable[Any]) -> WithReference:
         batch that is a mapping or a dataclass comes as ``(inputs, targets)``, its inputs a mapping.
 
     Raises:
-        ValueError: if ``loader`` is an iterator: the second epoch would be empty.
+        ValueError: if ``loader`` gives no mini-batches, or is an iterator: the second epoch would be empty.
     """
+    gives_batches("loader", loader)
     if isinstance(loader, Iterator):
         raise ValueError(
             f"with_reference needs a loader that can be iterated anew for each epoch; got the iterator"
