@@ -29,6 +29,13 @@ def test_statistics_in_half_precision_are_the_mean_of_many_mini_batches(dtype: t
         torch.testing.assert_close(found.float(), getattr(wide, name), rtol=0.01, atol=0)
 
 
+def test_what_stands_for_targets_is_not_read() -> None:
+    norm, plain = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+    estimate_statistics(norm, [(x, 0) for x in samples().split(100)])
+    estimate_statistics(plain, samples().split(100))
+    assert torch.equal(norm.running_mean, plain.running_mean) and norm.running_mean.mean() > 2.9
+
+
 class Auxiliary(nn.Module):
     """A norm that runs in training mode only."""
 

@@ -272,7 +272,7 @@ def test_a_plain_optimizer_is_refused_and_the_default_is_the_methods_own() -> No
 def test_bad_calls_are_named() -> None:
     model, batches = fitted()
     for options in ({"level": 0.0}, {"level": 1.0}, {"num_batches": 0}):
-        with pytest.raises(ValueError, match=r"level must be in \(0, 1\), num_batches and accumulation >= 1"):
+        with pytest.raises(ValueError, match=r"level must be in \(0, 1\), num_batches, accumulation >= 1"):
             pof.SharpnessAware(model).calibrate(batches, **options)
     with pytest.raises(ValueError, match="msam ascends along its momentum"):
         pof.SharpnessAware(model, kind="msam").calibrate(batches)

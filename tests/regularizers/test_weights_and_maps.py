@@ -181,7 +181,7 @@ def test_delta_is_cast_with_the_method(dtype: torch.dtype) -> None:
 def test_a_stem_alone_says_nothing_of_a_transformer(name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
     network = timm.create_model(name, num_classes=3)
-    with pytest.raises(ValueError, match=r"has no convolution behind its stem, '.*proj'.* such as") as raised:
+    with pytest.raises(ValueError, match=r"matrices of .* behind its last convolution, '.*proj'.* such as") as raised:
         widest_convolutions(network, torch.zeros(1, 3, 224, 224))
     named = str(raised.value).split("such as '")[1].split("'")[0]
     regularizer = DELTA(network, [named])
@@ -208,10 +208,69 @@ def test_the_layer_that_is_named_instead_of_the_stem_runs(stem: int, depth: int)
             return self.head(self.blocks(self.stem(inputs).flatten(2).transpose(1, 2)).mean(1))
 
     model, inputs = Transformer(), torch.randn(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"says nothing of the .* matrices there: give layers by name") as raised:
+    with pytest.raises(
+        ValueError, match=r"\d of the \d+ matrices of .*says nothing of them: give layers by name"
+    ) as raised:
         widest_convolutions(model, inputs)
     method = pof.Regularized(model, DELTA(model, [str(raised.value).split("such as '")[1].split("'")[0]]))
     assert method(inputs, torch.tensor([0, 1])).loss.isfinite()
+
+
+def test_of_a_network_of_attention_alone_a_block_is_named() -> None:
+    """The output of attention is a tuple, and its matrices run in no module of their own."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            mixed: Tensor = tokens + self.attn(tokens, tokens, tokens)[0]
+            return mixed
+
+    stem = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Flatten(2))
+    model = nn.Sequential(stem, Block(), Block(), nn.Flatten(), nn.Linear(256, 3))
+    inputs = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"4 of the 5 matrices of Sequential .* such as '2' ") as raised:
+        widest_convolutions(model, inputs)
+    method = pof.Regularized(model, DELTA(model, [str(raised.value).split("such as '")[1].split("'")[0]]))
+    assert method(inputs, torch.tensor([0, 1])).loss.isfinite()
+    DELTA(model, ["1.attn"])
+    with pytest.raises(ValueError, match=r"MultiheadAttention among DELTA's layers returns a tuple.* the block around"):
+        model(inputs)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_delta_of_a_compiled_network_whose_class_was_compiled_before(before: bool) -> None:
+    """Without a guard on hooks the graph of the other network would run, and record no map."""
+
+    def penalties(compiled: bool) -> list[float]:
+        model = problem.network()
+        regularizer, network = DELTA(model, ["stem", "conv"]), pof.split(model, "head")
+        if compiled:
+            network.compile(backend="eager")
+        found = []
+        for inputs, targets in problem.batches():
+            features = network.features(inputs)
+            found.append(regularizer(features, targets, inputs).item())
+            features.sum().backward()
+            with torch.no_grad():
+                model.stem.weight.sub_(0.1 * model.stem.weight.grad)
+        return found
+
+    plain = penalties(compiled=False)
+    torch._dynamo.reset()
+    if before:
+        other = pof.split(problem.network(), "head")
+        other.compile(backend="eager")
+        for inputs, _ in problem.batches():
+            other.features(inputs)
+    assert penalties(compiled=True) == pytest.approx(plain) and plain[-1] > 0
+
+
+def test_delta_takes_names_without_the_prefix_of_a_compiled_network() -> None:
+    model = torch.compile(problem.network(), backend="eager")
+    assert DELTA(model, ["stem", "_orig_mod.conv"]).layers == ("_orig_mod.stem", "_orig_mod.conv")
 
 
 @pytest.mark.parametrize("padding", [0, 1])

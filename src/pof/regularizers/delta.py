@@ -7,6 +7,7 @@ The paper weighs channels by a supervised attention; here the weights are 1 unle
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
@@ -20,6 +21,7 @@ from pof._support.modules import copied, device_of, evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer, counted_of, kept, mean_over, zero
 
+ORIGINAL = "_orig_mod."
 _OF_MATRICES = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 
@@ -67,8 +69,8 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
         Qualified names, in the order in which they run.
 
     Raises:
-        ValueError: if no convolution has an output larger than 1 x 1, or all are in the stem, as in a transformer: name
-            its blocks instead.
+        ValueError: if no convolution has an output larger than 1 x 1, or most matrices come behind the last one, as in
+            a transformer: name its blocks instead.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _OF_MATRICES)}
     device = device_of(model)
@@ -89,10 +91,12 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
     behind = [name for name in order[order.index(found[-1]) + 1 :] if _of_tokens(ran[name])]
     plain = [name for name in behind if not isinstance(layers[name], nn.MultiheadAttention)]
     if (matrices := 2 * len(behind) - len(plain)) > len(maps):  # attention has two, and gives no tensor to compare
-        middle = (plain or behind)[len(plain) // 2]
+        block = behind[len(behind) // 2].rpartition(".")[0]  # around an attention, whose own output is no tensor
+        middle = plain[len(plain) // 2] if plain else block or found[-1]
         raise ValueError(
-            f"{type(model).__name__} has no convolution behind its stem, {found[-1]!r}, which says nothing of the"
-            f" {matrices} matrices there: give layers by name, such as {middle!r} (--regularizer.layers {middle})"
+            f"{matrices} of the {matrices + len(maps)} matrices of {type(model).__name__} come behind its last"
+            f" convolution, {found[-1]!r}, which says nothing of them: give layers by name, such as {middle!r}"
+            f" (--regularizer.layers {middle})"
         )
     return found
 
@@ -108,6 +112,13 @@ def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, out
     found[name] = output
 
 
+def _forget_graphs() -> None:
+    """Have compiled networks traced anew: no guard notices a hook, and a graph of the same class would run without."""
+    dynamo = sys.modules.get("torch._dynamo")  # importing it takes seconds
+    if dynamo is not None and not torch.compiler.is_compiling():
+        dynamo.reset()
+
+
 class _Recorder:
     """Forward hook that keeps a layer's output of the latest pass with gradients, until it is taken."""
 
@@ -118,7 +129,7 @@ class _Recorder:
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"a {type(module).__name__} among DELTA's layers returns a {type(output).__name__}, not a tensor: "
-                "name a layer inside it"
+                "name the block around it, or a layer inside it that runs as a module"
             )
         if torch.is_grad_enabled():
             self.output = output
@@ -160,8 +171,10 @@ class DELTA(Regularizer):
         channel_weights: Sequence[Tensor] | None = None,
     ) -> None:
         super().__init__(strength)
-        self.layers = tuple(layers)
-        unknown = sorted(set(self.layers) - {name for name, _ in model.named_modules() if name})
+        names = {name for name, _ in model.named_modules() if name}
+        # torch.compile(model) puts a prefix before them.
+        self.layers = tuple(n if n in names or f"{ORIGINAL}{n}" not in names else f"{ORIGINAL}{n}" for n in layers)
+        unknown = sorted(set(self.layers) - names)
         if unknown or not self.layers:
             raise ValueError(
                 f"layers must name modules of {type(model).__name__}; got {self.layers}, unknown: {unknown}"
@@ -234,6 +247,7 @@ class DELTA(Regularizer):
         if self._watched and not self._handles:
             pairs = zip(self._watched, self._recorders, strict=True)
             self._handles.extend(module.register_forward_hook(recorder) for module, recorder in pairs)
+            _forget_graphs()
 
     def close(self) -> None:
         """Take the hooks off the model, after training."""
