@@ -44,6 +44,7 @@ from pof.training.evaluation import Metrics as Metrics
 from pof.training.evaluation import evaluate as evaluate
 from pof.training.fit import DivergenceWarning as DivergenceWarning
 from pof.training.fit import FitResult as FitResult
+from pof.training.fit import InterruptionWarning as InterruptionWarning
 from pof.training.fit import fit as fit
 from pof.training.reference import with_reference as with_reference
 from pof.training.schedules import Schedule as Schedule

@@ -281,7 +281,10 @@ def test_signal_saves_and_stops_and_the_run_goes_on(number: signal.Signals, tmp_
 
     whole = run(tmp_path / "a")
     handler = signal.getsignal(number)
-    stopped = run(tmp_path / "b", interrupt=True)
+    with pytest.warns(
+        pof.InterruptionWarning, match=f"{number.name} at step 6: stopped after the step; resume to go on"
+    ):
+        stopped = run(tmp_path / "b", interrupt=True)
     assert signal.getsignal(number) is handler
     assert stopped.stopped == "interrupted" and number.name in stopped.message and stopped.steps == 6
     resumed = run(tmp_path / "b", resume=True)

@@ -32,14 +32,14 @@ from pof.training.checkpoint import refuse_overwriting
 from pof.training.interrupt import Interrupts
 from pof.training.loop import Log, Loop
 from pof.training.progress import telling
-from pof.training.result import DivergenceWarning, FitResult
+from pof.training.result import DivergenceWarning, FitResult, InterruptionWarning
 from pof.training.schedules import Schedule
 from pof.training.settings import Timetable, fingerprint, shared
 from pof.training.step import Stepper
 from pof.training.stream import micro_batches, samplers_of
 from pof.training.tasks import AskedMetric
 
-__all__ = ["DivergenceWarning", "FitResult", "default_optimizer", "find_device", "fit"]
+__all__ = ["DivergenceWarning", "FitResult", "InterruptionWarning", "default_optimizer", "find_device", "fit"]
 
 # Where launchers say how many processes there are.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -73,6 +73,7 @@ def fit(
     """Train with a method.
 
     Several processes (``torchrun``) are found; the loader gives each its share, as a ``DistributedSampler`` does.
+    Ctrl-C and SIGTERM stop it after the step, with a warning; a second Ctrl-C at once, as KeyboardInterrupt.
     Batch norms in eval mode stay frozen; modes, hooks and ``requires_grad`` are at the end as before the method.
 
     Args:
@@ -114,7 +115,10 @@ def fit(
         alike = fingerprint(method, made, times, AUTOCAST[found], clip_norm, metric) | shared(method, checkpoint_every)
         _agree(alike | {"resume": resume}, length, place, val_loader, folder)
         parts = Stepper(method, made, found, clip_norm), micro_batches(train_loader, method.needs_reference, place)
-        return Loop(method, *parts, times, val_loader, folder, tell, metric).run(resume, stop)
+        result = Loop(method, *parts, times, val_loader, folder, tell, metric).run(resume, stop)
+    if result.stopped == "interrupted":
+        warnings.warn(f"{result.message}; result.stopped says so too", InterruptionWarning, stacklevel=2)
+    return result
 
 
 def _agree(settings: dict[str, Any], length: int, place: torch.device, val_loader: Any, checkpoint_dir: Any) -> None:

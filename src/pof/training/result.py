@@ -12,6 +12,10 @@ class DivergenceWarning(UserWarning):
     """A run diverged, was stopped, and handed back the best network before."""
 
 
+class InterruptionWarning(UserWarning):
+    """A run was stopped by a signal, and the network is not the one that it would have given."""
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What a run did.  The method's model holds the weights of ``best_epoch``."""

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pof.app.errors import shortened, visible
 from pof.training.evaluation import Metrics
-from pof.training.fit import DivergenceWarning
+from pof.training.fit import DivergenceWarning, InterruptionWarning
 from pof.training.progress import Progress as RunProgress
 from pof.training.selection import Judged
 
@@ -43,7 +43,7 @@ DESCRIPTION = TextColumn("{task.description}", markup=False)
 class Display:
     """Progress of a run; takes the rows of its log but the last, and shows warnings as a line of text.
 
-    A divergence is no warning here: it is told with the result.
+    A divergence or an interruption is no warning here: it is told with the result.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,8 @@ class Display:
     def __enter__(self) -> Display:
         self._undo.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show  # put back by catch_warnings
-        warnings.simplefilter("ignore", DivergenceWarning)
+        for category in (DivergenceWarning, InterruptionWarning):
+            warnings.simplefilter("ignore", category)
         self._undo.enter_context(self._progress)
         return self
 

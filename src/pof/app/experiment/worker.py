@@ -18,7 +18,7 @@ from pof.app import job
 from pof.app.errors import one_line
 from pof.app.experiment.plan import Stage
 from pof.app.options import RunOptions
-from pof.training.fit import DivergenceWarning
+from pof.training.fit import DivergenceWarning, InterruptionWarning
 
 INTERRUPTED = "interrupted"
 LATE = 60.0
@@ -37,7 +37,8 @@ class Outcome:
 
 def stage_runner(runs: Path) -> Callable[[Stage], Outcome]:
     """What a worker does: run stages, each into its folder in ``runs``."""
-    warnings.simplefilter("ignore", DivergenceWarning)  # told with the results
+    for category in (DivergenceWarning, InterruptionWarning):
+        warnings.simplefilter("ignore", category)  # told with the results
     return partial(_outcome, runs=runs)
 
 
