@@ -440,10 +440,26 @@ class Outputs(NamedTuple):
 
 def auxiliary() -> None:
     model = WithAuxiliary()
-    with pytest.warns(UserWarning, match=r"auxiliary outputs of the network \(aux_logits\) are not trained") as told:
+    with pytest.warns(UserWarning, match=r"other outputs of the network \(aux_logits\) are not trained") as told:
         fit(pof.PoF(model, "inner.fc"))
     assert len(told) == 1
     assert model.aux.weight.grad is None
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.other = mlp(), nn.Linear(6, 2).double()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x), self.other(self.inner.body(x)), x
+
+
+def two_heads() -> None:
+    for kind in LOSS_TAKERS:
+        with pytest.warns(UserWarning, match=r"other outputs of the network \(1\) are not trained") as told:
+            fit(kind(TwoHeads(), "inner.fc"))
+        assert len(told) == 1
 
 
 def adarand() -> Any:
@@ -467,6 +483,7 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "ends in a sigmoid, with the cross-entropy": lambda: fit(pof.PoF(nn.Sequential(*mlp(), nn.Sigmoid()))),
     "auxiliary logits in training (GoogLeNet, Inception v3)": lambda: auxiliary(),
+    "several heads: one is trained, named by `head`": lambda: two_heads(),
     "wrapped by `torch.compile`": lambda: fit(pof.Finetune(torch.compile(mlp(), backend="eager"))),
     "weights in bfloat16": lambda: fit(pof.Finetune(mlp().bfloat16()), [(X.bfloat16(), Y)]),
     "batch norms frozen by `eval()`": lambda: fit(pof.PoF(with_frozen_norm())),

@@ -12,7 +12,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -34,10 +35,8 @@ NESTING_KEYS = ("state_dict", "model_state_dict", "model", "net", "state_dict_em
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 # Class weights of a loss beside the network, in checkpoints of Lightning.
 OF_A_LOSS = re.compile(r"(?:criterion|loss|loss_fn|loss_function)\.(?:weight|pos_weight)")
-EXTRA_STATE = "_extra_state"
-COUNTER = "num_batches_tracked"
-# Beside the weights in the state_dict of torch.optim.swa_utils.AveragedModel.
-AVERAGING_COUNTER = "n_averaged"
+EXTRA_STATE, COUNTER = "_extra_state", "num_batches_tracked"
+AVERAGING_COUNTER = "n_averaged"  # beside the weights, of torch.optim.swa_utils.AveragedModel
 NETWORK_FILE = "model.safetensors"  # in the folder of a run, which may be given instead
 MAX_EXPANSION = 100
 
@@ -106,30 +105,24 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     file = _existing(path)
     if file.suffix != ".safetensors":
         return {}
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            return dict(opened.metadata() or {})
-    except SafetensorError as error:
-        advice = "read it with pof.load_weights" if file.suffix in PICKLED_SUFFIXES else "copy or download it again"
-        raise WeightsError(f"{file}: not a complete safetensors file ({error}); {advice}") from error
+    with _opened(file) as opened:
+        return dict(opened.metadata() or {})
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copy the weights of a checkpoint of any origin into ``model``; nothing in the file is executed.
 
     The prefixes that wrappers add (``WRAPPER_PREFIXES``) are ignored where all keys carry them.  Counters of batch
-    norms (``num_batches_tracked``) may be missing: checkpoints older than PyTorch 0.4.1 do not have them, and the
-    model keeps its own.  Class weights of a loss (``criterion.weight``) are left out.  Of tensors that the model ties
-    together one name is enough.  Where the file is of a module around the network (a LightningModule, a method of this
-    package), the network in it is taken; what else it has is named in a warning.
+    norms may be missing, as before PyTorch 0.4.1: the model keeps its own.  Class weights of a loss
+    (``criterion.weight``) are left out.  Of tensors that the model ties together one name is enough.  Of a module
+    around the network (a LightningModule, a method of this package) that is taken; a warning names what else it has.
 
     Args:
         model: the module; left untouched if the file does not fit.
         path: a file that :func:`read_weights` can read, or the folder of a run.
 
     Raises:
-        WeightsError: if the file cannot be read, or keys are missing, unexpected or misshapen (the first few
-            are named), or it has several such networks.
+        WeightsError: if it cannot be read, keys are missing, unexpected or misshapen, or it has several such networks.
         FileNotFoundError: if there is no such file.
     """
     tensors = read_weights(path)
@@ -173,13 +166,20 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _opened(file) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
-            names = list(opened.keys())
-            return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
+            yield opened
     except SafetensorError as error:
-        advice = "read it with pof.load_weights" if file.suffix in PICKLED_SUFFIXES else "copy or download it again"
-        raise WeightsError(f"{file}: not a complete safetensors file ({error}); {advice}") from error
+        said = f"not a complete safetensors file ({error}); copy or download it again"
+        if file.suffix in PICKLED_SUFFIXES:
+            said = f"a {file.suffix} file, as torch.save writes: read it with pof.load_weights(model, path)"
+        raise WeightsError(f"{file}: {said}") from error
 
 
 def _read_pickled(file: Path) -> Any:

@@ -16,6 +16,7 @@ from pof.app.documents import read_yaml
 from pof.app.errors import shortened
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, read_section
 from pof.app.places import located_options
+from pof.weights import NETWORK_FILE
 
 Check = Callable[[Any], bool]
 Shape = Mapping[str, Any]
@@ -90,6 +91,8 @@ def no_run(folder: Path, lacking: str) -> RunError:
     pages = [path.with_name("report.html") for path in _within(folder, "summary.json")]
     runs = [path.parent for path in _within(folder, "config.yaml")]
     texts = [f"{folder} is not a run: it has no {lacking}"]
+    if (folder / NETWORK_FILE).is_file():
+        texts.append("the network in it, as pof.improve writes it in Python, is read by pof.load_model(model, folder)")
     texts += [f"the page of an experiment in it is {page}" for page in pages[:1]]
     if runs:
         are = "are the runs" if len(runs) > 1 else "is the run"

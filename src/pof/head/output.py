@@ -33,14 +33,19 @@ def logarithm(probabilities: Tensor) -> Tensor:
     return values.clamp_min(torch.finfo(values.dtype).tiny).log()
 
 
-def tell_of_auxiliary(output: Any) -> None:
-    """Warn of auxiliary logits, which GoogLeNet and Inception v3 return in training: no method here trains on them."""
-    named = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
-    found = [name for name, value in named.items() if "aux" in str(name) and isinstance(value, Tensor)]
+def tell_of_others(output: Any, logits: Tensor) -> None:
+    """Warn of outputs with trained layers of their own, such as a second head: no method here trains on them.
+
+    GoogLeNet and Inception v3 return auxiliary logits in training.
+    """
+    named: Any = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
+    if not named and isinstance(output, list | tuple):
+        named = dict(enumerate(output))
+    found = [str(name) for name, value in named.items() if isinstance(value, Tensor) and beside(value, logits)]
     if found:
         warnings.warn(
-            f"the auxiliary outputs of the network ({', '.join(found)}) are not trained: the loss is that of its logits"
-            " alone",
+            f"other outputs of the network ({', '.join(found)}) are not trained, and may become worse: the loss is that"
+            " of its head's logits alone",
             stacklevel=4,
         )
 

@@ -20,7 +20,7 @@ from pof._support.batches import Inputs, call, first_inputs, outputs_in
 from pof._support.modules import evaluating
 from pof.head.calls import Untouched, refuse_other_answers
 from pof.head.listen import listening, trial, uncompiled
-from pof.head.output import REMEDY, End, agree, beside, disagreement, is_sigmoid, tell_apart, tell_of_auxiliary
+from pof.head.output import REMEDY, End, agree, beside, disagreement, is_sigmoid, tell_apart, tell_of_others
 from pof.head.search import computes_linearly, find_head, is_layer, resolve
 from pof.head.vectors import on_vectors
 
@@ -184,9 +184,9 @@ class SplitModel(nn.Module):
         if self._unchecked:
             check(inputs)
         features, logits, output = listen(inputs)
-        if not self._told and self.training and not torch.compiler.is_compiling():
+        if not self._told and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._told = True
-            tell_of_auxiliary(output)
+            tell_of_others(output, logits)
         return self._cut(inputs, features, logits)
 
     @property

@@ -15,8 +15,8 @@ def check_module(module: Any, base: type) -> None:
         raise ValueError(f"{name} needs self.method, such as self.method = pof.PoF(model)")
     if not module.automatic_optimization:
         raise ValueError(
-            f"{base.__name__} needs automatic_optimization=True: in a loop by hand, call self.method(...) and"
-            " pof.with_reference(loader) yourself"
+            f"{base.__name__} needs automatic_optimization=True and one optimizer, which may have several groups: in a"
+            " loop by hand, call self.method(...) and pof.with_reference(loader) yourself"
         )
 
 

@@ -238,8 +238,9 @@ class Custom(Loss):
             if bool((flat - whole).isfinite()) and not torch.allclose(flat, whole, rtol=1e-4):
                 column = "" if targets.is_floating_point() else " in floating point (integers are class indices, (N,))"
                 raise ValueError(
-                    f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}: give"
-                    f" targets (N, 1){column}, or let the loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
+                    f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}"
+                    f" of the head (a squeeze behind it has no part): give targets (N, 1){column}, or let the"
+                    " loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
                 )
 
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:

@@ -279,6 +279,11 @@ def outputs(
 
 def counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Those of logits (N, C) and class indices, or one-hot rows, that count: not to be ignored."""
+    if logits.ndim > 2:
+        raise ValueError(
+            f"the network gives {tuple(logits.shape)}, several predictions for each sample (of pixels or tokens): all"
+            " methods and measures here are for one per sample, logits (N, C)"
+        )
     if logits.ndim == 2:
         targets = class_targets(targets, logits.shape[1])
     if logits.ndim != 2 or targets.is_floating_point() or targets.shape != logits.shape[:1]:
