@@ -77,7 +77,7 @@ def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> No
     left.set(xscale="log", xlabel="width", ylabel="test error against incoming (points)")
     left.set_xticks(places, [f"x{place:g}" for place in places])
     left.minorticks_off()
-    left.legend(fontsize=7, ncols=2)
+    left.legend(fontsize=7, ncols=2, loc="lower left")
     layers = [name for name in next(iter(widths.values()))["shares"] if name != "rho"]
     for number, layer in enumerate(layers):
         style = style_of(number)
@@ -92,13 +92,15 @@ def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER, the --out of a finished experiment")
+    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER, the --out of a finished experiment; others in the JSON stay")
     parser.add_argument("--name", required=True, help="of the JSON in results/ and of the figure in docs/figures/")
     parser.add_argument("--methods", nargs="+", help="of the figure; all if not given")
     options = parser.parse_args()
     named = dict(item.split("=", 1) for item in options.widths)
-    widths = {width: collect(Path(folder), options.name) for width, folder in named.items()}
     out = ROOT / "benchmarks" / "results" / f"{options.name}.json"
+    known = json.loads(out.read_text())["widths"] if out.exists() else {}
+    found = known | {width: collect(Path(folder), options.name) for width, folder in named.items()}
+    widths = {width: found[width] for width in sorted(found, key=float)}
     out.write_text(json.dumps({"question": __doc__.partition("  ")[0], "widths": widths}, indent=2) + "\n")
     methods = options.methods or [entry["method"] for entry in next(iter(widths.values()))["entries"]]
     draw(widths, methods, ROOT / "docs" / "figures" / f"{options.name}.svg")
