@@ -92,7 +92,7 @@ def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER, the --out of a finished experiment; others in the JSON stay")
+    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER, an experiment's --out; others in the JSON stay")
     parser.add_argument("--name", required=True, help="of the JSON in results/ and of the figure in docs/figures/")
     parser.add_argument("--methods", nargs="+", help="of the figure; all if not given")
     options = parser.parse_args()
