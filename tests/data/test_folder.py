@@ -470,7 +470,7 @@ def test_what_a_data_set_of_ones_own_raises_is_named(tmp_path):
 
     good = TensorDataset(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
     folder = load_data(str(write_images(tmp_path, {"red": 5, "green": 5})))
-    data = replace(folder, plain_train_set=good, test_set=Own())
+    data = replace(folder, plain_train_set=good, test_set=Own(), image_shape=(2,))
     first, second = unreadable(data)
     assert first == "test sample 1: KeyError: 'gone'"
     assert second.startswith("test sample 2: inputs contain nan")

@@ -207,7 +207,8 @@ def test_two_heads_need_a_name_and_get_it() -> None:
         evaluate(model, [(X, Y)])
     assert evaluate(model, [(X, Y)], head="fc").num_classes == 3
     assert evaluate(model, [(X, Y)], head="head").num_classes == 5
-    result = pof.fit(pof.Finetune(model, head="head"), [(X, Y)], epochs=1, val_loader=[(X, Y)], device="cpu")
+    with pytest.warns(UserWarning, match=r"other outputs of the network \(1\) are not trained"):
+        result = pof.fit(pof.Finetune(model, head="head"), [(X, Y)], epochs=1, val_loader=[(X, Y)], device="cpu")
     assert result.history[-1]["val_num_classes"] == 5
 
 

@@ -425,6 +425,8 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
             hugging_face_trainer(method, net(), tmp_path)
     with pytest.raises(ValueError, match=r"function must return a pof\.Method; got None"):
         hugging_face_trainer(lambda model: None, net(), tmp_path).train()
+    with pytest.raises(ValueError, match=r"got OptimizedModule; compile it in place, method\.compile\(\)$"):
+        hugging_face_trainer(lambda m: torch.compile(pof.Finetune(m), backend="eager"), net(), tmp_path).train()
     with pytest.raises(ValueError, match="the method is around another model"):
         hugging_face_trainer(pof.PoF(net()), net(), tmp_path)
     method = pof.PoF(tiny("ViT"), loss=binary)

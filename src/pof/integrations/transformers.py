@@ -108,8 +108,8 @@ class PostTrainer(Trainer):
     def _adopt(self, method: Method) -> None:
         if not isinstance(method, Method):
             compiled = "; compile it in place, method.compile()" if hasattr(method, "_orig_mod") else ""
-            kind = type(method).__name__
-            raise ValueError(f"the method's function must return a pof.Method; got an object of {kind}{compiled}")
+            found = type(method).__name__ if isinstance(method, nn.Module) else repr(method)
+            raise ValueError(f"the method's function must return a pof.Method; got {found}{compiled}")
         owner = next(kind for kind in type(self).__mro__ if "compute_loss" in vars(kind))
         weights = getattr(getattr(inner(method), "loss", None), "class_weights", None)
         if owner is not Trainer and not own_loss(method) and weights is None:

@@ -43,6 +43,7 @@ def test_every_measurement_reads_the_head_that_it_is_told() -> None:
         ), rel=1e-5)  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:other outputs of the network")
 def test_a_report_is_of_the_head_that_the_run_was_trained_with(tmp_path: Path) -> None:
     options = ["--model", f"{OURS}:two_heads", "--head", "aux", "--epochs", "3", "--lr", "0.1"]
     folder = train("train", tmp_path / "aux", *options)
