@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from copy import deepcopy
 
 import pytest
@@ -268,9 +269,13 @@ def test_delta_of_a_compiled_network_whose_class_was_compiled_before(before: boo
     assert penalties(compiled=True) == pytest.approx(plain) and plain[-1] > 0
 
 
-def test_delta_takes_names_without_the_prefix_of_a_compiled_network() -> None:
+def test_delta_takes_names_without_the_prefix_of_a_wrapper() -> None:
     model = torch.compile(problem.network(), backend="eager")
     assert DELTA(model, ["stem", "_orig_mod.conv"]).layers == ("_orig_mod.stem", "_orig_mod.conv")
+    parallel = nn.ModuleDict({"module": torch.compile(problem.network(), backend="eager")})
+    assert DELTA(parallel, ["stem"]).layers == ("module._orig_mod.stem",)
+    half = nn.Sequential(OrderedDict(body=torch.compile(nn.Sequential(nn.Linear(2, 2)), backend="eager")))
+    assert DELTA(half, ["body.0"]).layers == ("body._orig_mod.0",)
 
 
 @pytest.mark.parametrize("padding", [0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 TRACKED = ("running_mean", "running_var", "num_batches_tracked")
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+|\b_orig_mod\.")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -311,6 +313,15 @@ def layer_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     for path, parameter in paths.items():
         groups.setdefault(".".join(path[:depth]), []).append(parameter)
     return groups
+
+
+def whole_name(model: nn.Module, name: str) -> str | None:
+    """The name of a module as the network has it: what ``torch.compile`` and DDP put into it may be left out.
+
+    None if there is no such module.
+    """
+    names = [n for n, _ in model.named_modules(remove_duplicate=False) if n]
+    return name if name in names else next((n for n in names if WRAPPERS.sub("", n) == name), None)
 
 
 def convolutions_channels_last(network: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pof._support.distributed import call_with, whole
+from pof._support.modules import whole_name
 
 # What torchvision, timm, transformers and widely copied training scripts call their head.
 _USUAL_NAMES = {
@@ -31,7 +32,6 @@ _PASSIVE = (
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _INPUT_SIZES = ("in_features", "in_channels", "num_features", "num_channels")
 _SHOWN = 10
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 
 class HeadNotFoundError(ValueError):
@@ -260,11 +260,10 @@ def describe_choice(candidates: Sequence[str]) -> str:
 
 def resolve(model: nn.Module, head: str) -> str:
     """The whole name of a module that a user named, or a HeadNotFoundError."""
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    matches = [name for name in names if head in {name, _WRAPPERS.sub("", name)}]
-    if not matches or not parameter_count(model.get_submodule(matches[0])):
-        reason = f"head={head!r} has no parameters" if matches else f"there is no module {head!r}"
+    name = whole_name(model, head)
+    if name is None or not parameter_count(model.get_submodule(name)):
+        reason = f"head={head!r} has no parameters" if name else f"there is no module {head!r}"
         candidates = all_layers(model)
         raise HeadNotFoundError(f"{type(model).__name__}: {reason}; {describe_choice(candidates)}", candidates)
-    inner = isinstance(getattr(model.get_submodule(matches[0]), "_orig_mod", None), nn.Module)
-    return f"{matches[0]}._orig_mod" if inner else matches[0]
+    inner = isinstance(getattr(model.get_submodule(name), "_orig_mod", None), nn.Module)
+    return f"{name}._orig_mod" if inner else name

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pof._support.batches import Inputs, call, to_device
-from pof._support.modules import copied, device_of, evaluating
+from pof._support.modules import copied, device_of, evaluating, whole_name
 from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer, counted_of, kept, mean_over, zero
 
-ORIGINAL = "_orig_mod."
 _OF_MATRICES = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 
@@ -171,14 +170,13 @@ class DELTA(Regularizer):
         channel_weights: Sequence[Tensor] | None = None,
     ) -> None:
         super().__init__(strength)
-        names = {name for name, _ in model.named_modules() if name}
-        # torch.compile(model) puts a prefix before them.
-        self.layers = tuple(n if n in names or f"{ORIGINAL}{n}" not in names else f"{ORIGINAL}{n}" for n in layers)
-        unknown = sorted(set(self.layers) - names)
-        if unknown or not self.layers:
+        found = [(name, whole_name(model, name)) for name in layers]
+        unknown = sorted(name for name, whole in found if whole is None)
+        if unknown or not found:
             raise ValueError(
-                f"layers must name modules of {type(model).__name__}; got {self.layers}, unknown: {unknown}"
+                f"layers must name modules of {type(model).__name__}; got {tuple(layers)}, unknown: {unknown}"
             )
+        self.layers = tuple(whole for _, whole in found if whole)
         if channel_weights is not None and len(channel_weights) != len(self.layers):
             raise ValueError(f"channel_weights has {len(channel_weights)} entries for {len(self.layers)} layers")
         for i, weights in enumerate(channel_weights or ()):
