@@ -238,6 +238,30 @@ def test_labels_that_the_items_change_are_those_of_the_items(monkeypatch):
     assert described(monkeypatch, coarse).num_classes == 2
 
 
+class Halved(Subset):
+    """A part whose items it changes itself, as a transform of the part's own does."""
+
+    def __getitem__(self, index: int):
+        inputs, label = super().__getitem__(index)
+        return inputs, label // 2
+
+    def __getitems__(self, indices: list[int]):
+        return [self[index] for index in indices]
+
+
+def test_of_a_part_no_other_items_are_read_and_the_labels_are_its_own():
+    class SomeUnreadable(Plain):
+        def __getitem__(self, index: int):
+            if index == 1:
+                raise OSError("truncated")
+            return super().__getitem__(index)
+
+    assert labels_of(Subset(SomeUnreadable(), [2, 0])).tolist() == [2, 0]
+    assert labels_of(Halved(TensorDataset(torch.zeros(4, 3), torch.arange(4)), [3, 1])).tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"sample 0: OSError: truncated"):
+        labels_of(Subset(SomeUnreadable(), [1, 2]))
+
+
 def test_not_every_item_is_read_for_labels_that_are_there():
     read = []
 

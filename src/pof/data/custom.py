@@ -117,20 +117,26 @@ def labels_of(dataset: Dataset[Any], name: str = "the data") -> Tensor:
     Raises:
         DataError: if items cannot be read, by their numbers, or have no label.
     """
-    if isinstance(dataset, Subset):
-        return labels_of(dataset.dataset, name)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
-    if type(dataset) is TensorDataset:
-        return _indices(dataset.tensors[-1])
     size = len(cast(Sized, dataset))
+    for found in _said_labels(dataset):
+        if type(dataset) is TensorDataset:
+            return found
+        # A target_transform, or a custom __getitem__, changes what the items say, and leaves these alone.
+        places = torch.linspace(0, size - 1, min(size, LOOKED_AT)).round().long()
+        if torch.equal(_read(dataset, places, name), found[places]):
+            return found
+    return _read(dataset, torch.arange(size), name)
+
+
+def _said_labels(dataset: Dataset[Any]) -> Iterator[Tensor]:
+    """The labels that a Dataset has stored, of a Subset those of its part."""
+    if isinstance(dataset, Subset):
+        part = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
+        yield from (found[part] for found in _said_labels(dataset.dataset))
     stored = (dataset.tensors[-1],) if isinstance(dataset, TensorDataset) else ()
     for each in (*stored, getattr(dataset, "targets", None), getattr(dataset, "labels", None)):
-        if isinstance(each, Sized) and len(each) == size:
-            found = _indices(each)
-            # A target_transform, or a custom __getitem__, changes what the items say, and leaves these alone.
-            places = torch.linspace(0, size - 1, min(size, LOOKED_AT)).round().long()
-            if torch.equal(_read(dataset, places, name), found[places]):
-                return found
-    return _read(dataset, torch.arange(size), name)
+        if isinstance(each, Sized) and len(each) == len(cast(Sized, dataset)):
+            yield _indices(each)
 
 
 def _read(dataset: Dataset[Any], places: Tensor, name: str) -> Tensor:
