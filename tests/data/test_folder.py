@@ -160,6 +160,14 @@ def test_files_that_are_not_read_are_counted_once(tmp_path):
     assert len(said) == 1
 
 
+def test_images_beside_the_class_folders_are_named(tmp_path):
+    write_images(tmp_path / "train", {"red": 5, "green": 5})
+    (tmp_path / "train" / "red" / "0.png").rename(tmp_path / "train" / "stray.png")
+    stray = re.escape(os.path.join("train", "stray.png"))
+    with pytest.warns(UserWarning, match=f": images left out, as they lie in no class folder: {stray}$"):
+        assert len(load_data("folder", data_root=tmp_path).train_labels) == 7
+
+
 def test_links_are_followed_but_not_round_in_circles(tmp_path):
     write_images(tmp_path / "elsewhere", {"red": 5})
     write_images(tmp_path / "set", {"green": 5})

@@ -31,7 +31,7 @@ def folder_data(root: Path, preparation: Preparation) -> LazyData:
     for split in set(places) - {"train"}:
         parts[split] = _samples_of(places[split], classes, walk)
     names = {split: place.name for split, place in places.items()}
-    notes.append(walk.left_out())
+    notes += [walk.without_class(), walk.left_out()]
     return image_data(root.resolve().name, str(root), classes, parts, preparation, notes=notes, names=names)
 
 
@@ -82,7 +82,8 @@ def _classes(root: Path, walk: Walk) -> tuple[list[str], list[Sample]]:
 
 def _samples_of(root: Path, classes: list[str], walk: Walk) -> list[Sample]:
     # Labels of a test folder are those of the training folder, whichever classes it has.
-    own = [entry.name for entry in listed(root)[0]]
+    folders, files = listed(root)
+    own = [entry.name for entry in folders]
     if unknown := sorted(set(own) - set(classes)):
         raise DataError(f"{root}: the class {unknown[0]!r} has no training images; there are {', '.join(classes)}")
     labels = {name: label for label, name in enumerate(classes)}
@@ -91,4 +92,5 @@ def _samples_of(root: Path, classes: list[str], walk: Walk) -> list[Sample]:
     ]
     if not samples:
         raise DataError(f"{root}: no image in it that can be read")
+    walk.classless += [file.path for file in files if is_image(file.name)]
     return samples

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pof._support.text import first_of
 from pof.data.checks import DataError
 
 # Left by notebooks, by macOS, by file managers and servers; names that begin with a dot are left out too.
@@ -59,6 +60,8 @@ class Walk:
     is_image: Callable[[str], bool]
     others: Counter[str] = field(default_factory=Counter)
     """Files left out, by the end of their names."""
+    classless: list[str] = field(default_factory=list)
+    """Images beside the class folders."""
     looked_at: int = 0
     """Entries that are no images."""
     images: int = 0
@@ -103,6 +106,11 @@ class Walk:
                 f"{self.root}: more than {MAX_OTHERS:,} files and folders that are no images, and {self.images} images:"
                 " give the folder that holds the class folders"
             )
+
+    def without_class(self) -> str:
+        """Which images lie in no class folder, in words; empty if none does."""
+        shown = first_of(os.path.relpath(path, self.root) for path in self.classless)
+        return shown and f"images left out, as they lie in no class folder: {shown}"
 
     def left_out(self) -> str:
         """What was left out, in words; empty if nothing was."""
