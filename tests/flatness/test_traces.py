@@ -122,6 +122,17 @@ def test_a_sum_is_refused_however_it_is_given() -> None:
             measure(network(), partial(F.cross_entropy, reduction="sum"), data())
 
 
+def test_targets_that_the_loss_would_broadcast_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    x, y = torch.randn(6, 3), torch.randn(6)
+    for measure in (sam_sharpness, top_eigenvalues, loss_plane):
+        with pytest.raises(ValueError, match=r"broadcasts targets \(6,\) against outputs \(6, 1\).*give targets"):
+            measure(model, lambda outputs, targets: (outputs - targets).square().mean(), [(x, y)])
+    column = sam_sharpness(model, nn.MSELoss(), [(x, y.unsqueeze(1))])
+    flat = sam_sharpness(model, lambda outputs, targets: (outputs[:, 0] - targets).square().mean(), [(x, y)])
+    assert column.value == pytest.approx(flat.value, rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_small_steps_in_half_precision_are_refused(dtype: torch.dtype) -> None:
     model, loader = network().to(dtype), [(x.to(dtype), y) for x, y in data()]

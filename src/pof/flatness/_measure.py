@@ -27,6 +27,7 @@ from pof._support.random import isolated, loader_preserved
 from pof.head.reading import Reading
 from pof.perturbation.loss import CrossEntropy, unwrapped, weight_of
 from pof.perturbation.targets import IGNORED
+from pof.perturbation.tasks import refuse_broadcast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)`` -> scalar: the mean over the samples of a batch, as ``nn.CrossEntropyLoss()``."""
@@ -154,6 +155,13 @@ def outputs_of(
     return reading(output, inputs, log=cross_entropy_options(loss) is not None)
 
 
+def loss_on(model: nn.Module, loss: Loss, weights: Weights, inputs: Inputs, targets: Tensor) -> Tensor:
+    """Loss of a mini-batch, of the model with other weights; one that would broadcast its targets is refused."""
+    outputs = outputs_of(model, inputs, weights, loss)
+    refuse_broadcast(loss, outputs, targets)
+    return loss(outputs, targets)
+
+
 class _Held(nn.Module):
     """A module around the model: torch calls no TorchScript module itself with other weights, but one inside."""
 
@@ -170,9 +178,7 @@ def mean_loss(model: nn.Module, loss: Loss, weights: Weights, data: Data) -> flo
     """Mean loss over the data of the model with other weights, accumulated in float64."""
     counts = weights_of(loss, data)
     total = sum(counts)
-    return sum(
-        float(loss(outputs_of(model, x, weights, loss), y)) * n / total for (x, y), n in zip(data, counts, strict=True)
-    )
+    return sum(float(loss_on(model, loss, weights, x, y)) * n / total for (x, y), n in zip(data, counts, strict=True))
 
 
 @torch.enable_grad()
@@ -182,7 +188,7 @@ def mean_gradient(model: nn.Module, loss: Loss, weights: Weights, data: Data) ->
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     mean, sums = 0.0, {name: torch.zeros_like(w) for name, w in weights.items()}
     for (x, y), n in zip(data, counts, strict=True):
-        value, share = loss(outputs_of(model, x, leaves, loss), y), n / sum(counts)
+        value, share = loss_on(model, loss, leaves, x, y), n / sum(counts)
         gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
         for name, g in zip(leaves, gradients, strict=True):
             sums[name] += share * g

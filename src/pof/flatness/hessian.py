@@ -33,6 +33,7 @@ from pof.flatness._measure import (
     check_mean,
     counting,
     cross_entropy_options,
+    loss_on,
     outputs_of,
     read,
     store,
@@ -182,7 +183,7 @@ def network_operator(
         inputs, targets = data[index]
         before = _versions(model)
         with _TwiceDifferentiable(), uncompiled():
-            value = loss(outputs_of(model, inputs, leaves, loss), targets) * (weights[index] / sum(weights))
+            value = loss_on(model, loss, leaves, inputs, targets) * (weights[index] / sum(weights))
         found = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
         if _versions(model) != before:  # a graph may hold a buffer that the next forward writes
             kept.clear()

@@ -122,6 +122,28 @@ class Ordinal(Loss):
         return share * math.log(2) * like.shape[-1]
 
 
+def refuse_broadcast(function: LossFunction, outputs: Tensor, targets: Any) -> None:
+    """Outputs (N, 1) minus targets (N,) is (N, N), whose mean is another loss, and no error in torch."""
+    if outputs.shape[1:] != (1,) or not isinstance(targets, Tensor) or targets.ndim != 1 or len(targets) < 2:
+        return
+    wanted = targets.to(outputs.dtype)
+    signs = 1 - 2 * (torch.arange(len(targets), device=outputs.device) % 2)
+    # Where all outputs are on one side of their targets, the mean of an absolute error is the same.
+    around = wanted.mean() + (1 + wanted.std(correction=0)) * signs
+    for each in (outputs.detach()[:, 0], around):
+        try:
+            flat, whole = (function(z, targets).detach().mean() for z in (each, each.unsqueeze(1)))
+        except Exception:  # it wants (N, 1), and knows how to take targets (N,)
+            return
+        if bool((flat - whole).isfinite()) and not torch.allclose(flat, whole, rtol=1e-4):
+            column = "" if targets.is_floating_point() else " in floating point (integers are class indices, (N,))"
+            raise ValueError(
+                f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}"
+                f" of the head (a squeeze behind it has no part): give targets (N, 1){column}, or let the"
+                " loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
+            )
+
+
 class Custom(Loss):
     """A loss of the user's own, ``function(outputs, targets)``: the scalar mean, or one value per sample.
 
@@ -176,7 +198,7 @@ class Custom(Loss):
                 f" returned {got}"
             )
         if not self._checked:
-            self._refuse_broadcast(outputs, targets)
+            refuse_broadcast(self.function, outputs, targets)
             self._checked = True
         value = loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
         if outputs.device.type == "cpu" and not math.isnan(value.item()):
@@ -221,27 +243,6 @@ class Custom(Loss):
         weights = torch.stack([own.weight_of(part[1]) for part in parts])
         same = torch.equal(whole, again) and not _holds_others(targets)
         return (float(whole), float((values * weights).sum() / weights.sum())) if same else None
-
-    def _refuse_broadcast(self, outputs: Tensor, targets: Any) -> None:
-        """Outputs (N, 1) minus targets (N,) is (N, N), whose mean is another loss, and no error in torch."""
-        if outputs.shape[1:] != (1,) or not isinstance(targets, Tensor) or targets.ndim != 1 or len(targets) < 2:
-            return
-        wanted = targets.to(outputs.dtype)
-        signs = 1 - 2 * (torch.arange(len(targets), device=outputs.device) % 2)
-        # Where all outputs are on one side of their targets, the mean of an absolute error is the same.
-        around = wanted.mean() + (1 + wanted.std(correction=0)) * signs
-        for each in (outputs.detach()[:, 0], around):
-            try:
-                flat, whole = (self.function(z, targets).detach().mean() for z in (each, each.unsqueeze(1)))
-            except Exception:  # it wants (N, 1), and knows how to take targets (N,)
-                return
-            if bool((flat - whole).isfinite()) and not torch.allclose(flat, whole, rtol=1e-4):
-                column = "" if targets.is_floating_point() else " in floating point (integers are class indices, (N,))"
-                raise ValueError(
-                    f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}"
-                    f" of the head (a squeeze behind it has no part): give targets (N, 1){column}, or let the"
-                    " loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
-                )
 
     def level(self, share: float, targets: Tensor, like: Tensor) -> Tensor | float:
         """From 0 to the loss of outputs that are all 0, which for the cross-entropy is log C.
