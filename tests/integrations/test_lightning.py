@@ -316,17 +316,27 @@ class Later(Post):
         return plain if self.current_epoch == 0 else self.method_loss(batch)
 
 
-class Forward(Post):
+class Never(Post):
+    """Logs more than the step that was there, and calls that."""
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.method.forward(batch["x"], batch["labels"], batch["x"], batch["labels"]).loss
+        return F.cross_entropy(self(batch["x"]), batch["labels"])
 
 
-@pytest.mark.parametrize("kind", [Later, Forward])
-def test_a_training_step_that_is_written_beside_the_method_may_use_it_as_it_likes(kind: type) -> None:
-    module = kind()
-    with recorded(module.method) as rows:
+def set_on_the_instance() -> Any:
+    module = Post()
+    module.training_step = lambda batch, batch_idx: F.cross_entropy(module(batch["x"]), batch["labels"])
+    return module
+
+
+@pytest.mark.parametrize("make", [Later, Never, set_on_the_instance])
+def test_a_training_step_beside_the_method_is_warned_of_where_an_epoch_goes_by_without(make: Any) -> None:
+    module = make()
+    said = "in this epoch the training_step of .* does not use the method.* self.method_loss.*, unless it is to begin"
+    with recorded(module.method) as rows, pytest.warns(UserWarning, match=said) as warned:
         lightning_trainer(max_epochs=2, accumulate_grad_batches=1).fit(module, datamodule=Data())
-    assert bool([row for row in rows if row]) == (kind is Later)  # forward() itself is not recorded
+    assert len([each for each in warned if "does not use" in str(each.message)]) == 1
+    assert bool([row for row in rows if row]) == (make is Later)
     assert not module.method._forward_pre_hooks and "training_step" not in vars(module.trainer.strategy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,38 +22,54 @@ def check_module(module: Any, base: type) -> None:
 
 
 class Use:
-    """Whether the training step of another class, which may know nothing of the method, uses it.
+    """Whether a training step that is not ``base``'s own uses the method.
 
-    One that is written beside the method may take it up later.  A compiled method is not asked, whose hooks would be
-    compiled too.
+    One of another class, which may know nothing of the method, is refused at once; one that is written beside the
+    method may take it up later, and is asked at the end of the first epoch.  A compiled method is not asked, whose
+    hooks would be compiled too.
     """
 
     def __init__(self, module: Any, base: type) -> None:
         first = next(kind for kind in type(module).__mro__ if "training_step" in vars(kind))
-        asked = not issubclass(first, base) and module.method._compiled_call_impl is None
+        own = first is base and "training_step" not in vars(module)
+        asked = not own and module.method._compiled_call_impl is None
         self._handle = module.method.register_forward_pre_hook(self._note) if asked else None
-        self._ran = False
-        self._refusal = (
-            f"the training_step of {first.__name__} does not use the method: let it return self.method_loss(batch),"
-            f" or inherit from {base.__name__} first, class {type(module).__name__}({base.__name__}, ...)"
-        )
+        self._foreign = not issubclass(first, base)
+        self._ran = self._trained = False
+        step = f"the training_step of {first.__name__}"
+        self._fault = f"{step} does not use the method, by calling self.method or self.method_loss"
+        self._remedy = "let it return self.method_loss(batch)"
+        if self._foreign:
+            classes = f"class {type(module).__name__}({base.__name__}, ...)"
+            self._remedy += f", or inherit from {base.__name__} first, {classes}"
 
     def _note(self, *args: Any) -> None:
         self._ran = True
 
     def asked(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """A training step that is refused where it is the first to give a loss, and the method did not run in it."""
+        """A training step that is asked until the method ran in it."""
 
         def run(*args: Any, **options: Any) -> Any:
             self._ran = False
             output = step(*args, **options)
             if self._handle is not None and output is not None:
-                self.leave()
-                if not self._ran:
-                    raise ValueError(self._refusal)
+                self._trained = True
+                if self._ran or self._foreign:
+                    self.leave()
+                if not self._ran and self._foreign:
+                    raise ValueError(f"{self._fault}: {self._remedy}")
             return output
 
         return run
+
+    def end_epoch(self) -> None:
+        """Warn where an epoch went by without the method."""
+        if self._handle is not None and self._trained:
+            self.leave()
+            warnings.warn(
+                f"in this epoch {self._fault}: {self._remedy}, unless it is to begin later",
+                stacklevel=2,
+            )
 
     def leave(self) -> None:
         """Take the hook off."""

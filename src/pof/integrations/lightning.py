@@ -281,6 +281,7 @@ class PostTraining(LightningModule):
                 self._end_epoch()
 
     def _end_epoch(self) -> None:
+        self._use.end_epoch()
         self.method.after_epoch(self.current_epoch, self._epochs(), self._training_batches)
         self._begun = None
 
@@ -340,8 +341,7 @@ class PostTraining(LightningModule):
         if math.isinf(batches):  # a loader without a length: the epoch at hand is the last that is known of
             refuse_unknown_epochs(self.method)
             return int(self.current_epoch) + 1
-        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        return max(1, math.ceil(self.trainer.max_steps / per_epoch))
+        return max(1, math.ceil(self.trainer.max_steps / math.ceil(batches / self.trainer.accumulate_grad_batches)))
 
     def _training_batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         """A pass over as many mini-batches as an epoch trains on; of a stream without an end, as it has until here."""
