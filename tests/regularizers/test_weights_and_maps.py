@@ -241,6 +241,54 @@ def test_of_a_network_of_attention_alone_a_block_is_named() -> None:
         model(inputs)
 
 
+class Attending(nn.Module):
+    """Attentions without a block around each; ``inside`` is what stands beside them."""
+
+    def __init__(self, inside: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Flatten(2))
+        self.attns = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(3))
+        self.norms = nn.ModuleList([] if inside is None else [inside] * 3)
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).transpose(1, 2)
+        for attention in self.attns:
+            tokens = tokens + attention(tokens, tokens, tokens)[0]
+            for norm in self.norms:
+                tokens = norm(tokens)
+        logits: Tensor = self.head(tokens.flatten(1))
+        return logits
+
+
+def test_only_layers_that_give_tokens_are_named_as_an_example() -> None:
+    inputs = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"6 of the 7 matrices of Attending .* give layers by name$"):
+        widest_convolutions(Attending(), inputs)
+    model = Attending(nn.LayerNorm(16))
+    with pytest.raises(ValueError, match=r"such as 'norms.0' ") as raised:
+        widest_convolutions(model, inputs)
+    name = str(raised.value).split("such as '")[1].split("'")[0]
+    assert pof.Regularized(model, DELTA(model, [name]))(inputs, torch.tensor([0, 1])).loss.isfinite()
+
+
+def test_delta_takes_no_layer_twice() -> None:
+    model = torch.compile(problem.network(), backend="eager")
+    with pytest.raises(ValueError, match=r"named once each; got \('stem', '_orig_mod.stem'\)"):
+        DELTA(model, ["stem", "_orig_mod.stem"])
+
+
+def test_delta_is_built_before_a_compiled_network_of_its_class_trains() -> None:
+    """The other one's graph knows of no hook; training begins with graphs of its own."""
+    torch._dynamo.reset()
+    first, second = problem.network(), problem.network()
+    methods = [pof.Finetune(first), pof.Regularized(second, DELTA(second, ["stem", "conv"]))]
+    first.compile(backend="eager")
+    second.compile(backend="eager")
+    results = [pof.fit(method, list(problem.batches()), epochs=1) for method in methods]
+    assert results[1].history[-1]["train_penalty"] > 0
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_delta_of_a_compiled_network_whose_class_was_compiled_before(before: bool) -> None:
     """Without a guard on hooks the graph of the other network would run, and record no map."""

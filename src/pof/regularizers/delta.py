@@ -8,7 +8,7 @@ The paper weighs channels by a supervised attention; here the weights are 1 unle
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -20,8 +20,6 @@ from pof._support.batches import Inputs, call, to_device
 from pof._support.modules import copied, device_of, evaluating, whole_name
 from pof._support.precision import at_least_float32, without_autocast
 from pof.regularizers._base import Regularizer, counted_of, kept, mean_over, zero
-
-_OF_MATRICES = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 
 def map_distance(
@@ -41,10 +39,14 @@ def map_distance(
     return 0.5 * mean_over(squared, counted)
 
 
-def feature_maps(model: nn.Module, layers: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
+def feature_maps(model: nn.Module, layers: Sequence[str], inputs: Inputs) -> dict[str, Any]:
     """Outputs of some layers by name, in the order in which they ran, from one pass of the model on inputs (N, ...)."""
-    found: dict[str, Tensor] = {}
-    handles = [model.get_submodule(name).register_forward_hook(partial(_keep, found, name)) for name in layers]
+    return _outputs(model, layers, inputs, lambda output: output)
+
+
+def _outputs(model: nn.Module, names: Iterable[str], inputs: Inputs, keep: Callable[[Any], Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    handles = [model.get_submodule(name).register_forward_hook(partial(_keep, found, name, keep)) for name in names]
     try:
         call(model, inputs)
     finally:
@@ -71,44 +73,61 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
         ValueError: if no convolution has an output larger than 1 x 1, or most matrices come behind the last one, as in
             a transformer: name its blocks instead.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _OF_MATRICES)}
+    modules = {name: m for name, m in model.named_modules() if name and not isinstance(m, torch.jit.ScriptModule)}
     device = device_of(model)
     with evaluating(model):
-        ran = feature_maps(model, tuple(layers), to_device(inputs, device))
-    maps = {name: output for name, output in ran.items() if isinstance(layers[name], nn.Conv2d)}
+        ran = _outputs(model, modules, to_device(inputs, device), _shape_of)
+    maps = {name: shape for name, shape in ran.items() if isinstance(modules[name], nn.Conv2d)}
     chosen: dict[torch.Size, str] = {}
-    for name, output in maps.items():
-        resolution = output.shape[-2:]
-        known = chosen.get(resolution)
-        if resolution.numel() > 1 and (known is None or output.shape[-3] >= maps[known].shape[-3]):
-            chosen[resolution] = name
+    for name, shape in maps.items():
+        known = chosen.get(shape[-2:])
+        if shape[-2:].numel() > 1 and (known is None or shape[-3] >= maps[known][-3]):
+            chosen[shape[-2:]] = name
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no convolution with a map: give the layers by name")
     coarsest = sorted(chosen, key=torch.Size.numel)[:count]
     found = tuple(name for name in maps if name in {chosen[resolution] for resolution in coarsest})
     order = list(ran)
-    behind = [name for name in order[order.index(found[-1]) + 1 :] if _of_tokens(ran[name])]
-    plain = [name for name in behind if not isinstance(layers[name], nn.MultiheadAttention)]
-    if (matrices := 2 * len(behind) - len(plain)) > len(maps):  # attention has two, and gives no tensor to compare
-        block = behind[len(behind) // 2].rpartition(".")[0]  # around an attention, whose own output is no tensor
-        middle = plain[len(plain) // 2] if plain else block or found[-1]
+    behind = order[order.index(found[-1]) + 1 :]
+    mixing = [n for n in behind if isinstance(modules[n], nn.MultiheadAttention)]
+    plain = [n for n in behind if isinstance(modules[n], (nn.Conv2d, nn.Linear)) and _of_tokens(ran[n])]
+    if (matrices := 2 * len(mixing) + len(plain)) > len(maps):  # attention has two
+        after = [n for n in behind if mixing and _of_tokens(ran[n]) and order.index(n) > order.index(mixing[0])]
+        example = _middle(plain) or _around(_middle(mixing), ran) or _middle(after)
+        such_as = f", such as {example!r} (--regularizer.layers {example})" if example else ""
         raise ValueError(
             f"{matrices} of the {matrices + len(maps)} matrices of {type(model).__name__} come behind its last"
-            f" convolution, {found[-1]!r}, which says nothing of them: give layers by name, such as {middle!r}"
-            f" (--regularizer.layers {middle})"
+            f" convolution, {found[-1]!r}, which says nothing of them: give layers by name{such_as}"
         )
     return found
 
 
-def _of_tokens(output: Any) -> bool:
-    """No classifier's; attention gives a tuple."""
-    return not isinstance(output, Tensor) or output.ndim > 2
+def _shape_of(output: Any) -> torch.Size | None:
+    return output.shape if isinstance(output, Tensor) else None
 
 
-def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+def _of_tokens(shape: torch.Size | None) -> bool:
+    """A tensor, as attention gives none, and no classifier's."""
+    return shape is not None and len(shape) > 2
+
+
+def _middle(names: list[str]) -> str:
+    return names[len(names) // 2] if names else ""
+
+
+def _around(name: str, ran: dict[str, Any]) -> str:
+    """The next module around another one that gives a tensor of tokens; empty if none does."""
+    while name and not _of_tokens(ran.get(name)):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _keep(
+    found: dict[str, Any], name: str, keep: Callable[[Any], Any], module: nn.Module, args: Any, output: Any
+) -> None:
     # A layer may run more than once: its latest output counts, in its latest place.
     found.pop(name, None)
-    found[name] = output
+    found[name] = keep(output)
 
 
 def _forget_graphs() -> None:
@@ -177,6 +196,8 @@ class DELTA(Regularizer):
                 f"layers must name modules of {type(model).__name__}; got {tuple(layers)}, unknown: {unknown}"
             )
         self.layers = tuple(whole for _, whole in found if whole)
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers must be named once each; got {tuple(layers)}")
         if channel_weights is not None and len(channel_weights) != len(self.layers):
             raise ValueError(f"channel_weights has {len(channel_weights)} entries for {len(self.layers)} layers")
         for i, weights in enumerate(channel_weights or ()):
@@ -228,9 +249,10 @@ class DELTA(Regularizer):
             if (output := recorder.take()) is not None
         }
         if len(maps) < len(self.layers):
+            turns = "; where compiled networks of one class take turns, call open() before each turn"
             raise ValueError(
-                f"only {len(maps)} of the layers {self.layers} ran with gradients since the last penalty: "
-                "call the model on the inputs first, once per penalty"
+                f"only {len(maps)} of the layers {self.layers} ran with gradients since the last penalty: call the"
+                f" model on the inputs first, once per penalty{turns if 'torch._dynamo' in sys.modules else ''}"
             )
         device = maps[self.layers[0]].device
         with torch.no_grad():
@@ -241,11 +263,12 @@ class DELTA(Regularizer):
             return self.strength * torch.stack(distances).sum()
 
     def open(self) -> None:
-        """Put the hooks on the model again."""
+        """Put the hooks on the model again; graphs of its class that were compiled since then do not know of them."""
+        if self._watched:
+            _forget_graphs()
         if self._watched and not self._handles:
             pairs = zip(self._watched, self._recorders, strict=True)
             self._handles.extend(module.register_forward_hook(recorder) for module, recorder in pairs)
-            _forget_graphs()
 
     def close(self) -> None:
         """Take the hooks off the model, after training."""
