@@ -292,6 +292,43 @@ def test_signal_saves_and_stops_and_the_run_goes_on(number: signal.Signals, tmp_
     assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
 
 
+@pytest.mark.parametrize("judged", [True, False])
+def test_an_interrupted_run_hands_back_the_best_network_so_far(judged: bool) -> None:
+    """Where it can tell which that is; else that of the step."""
+    given = mlp()
+    before = copy.deepcopy(given.state_dict())
+
+    def log(row: Any) -> None:
+        if row["event"] == "step" and row["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    which = "the best so far" if judged else "that of this step"
+    validation = batches(2) if judged else None
+    destroying = torch.optim.SGD(given.parameters(), lr=1e3)
+    with pytest.warns(pof.InterruptionWarning, match=rf"at step 5: .*nothing was saved.*the network is {which}"):
+        result = pof.fit(
+            pof.Finetune(given),
+            batches(3),
+            epochs=9,
+            optimizer=destroying,
+            val_loader=validation,
+            device="cpu",
+            log=log,
+        )
+    assert result.best_epoch == (0 if judged else 1)
+    assert all(torch.equal(p, before[name]) for name, p in given.state_dict().items()) == judged
+
+
+def test_a_signal_behind_the_last_step_is_not_lost() -> None:
+    def log(row: Any) -> None:
+        if row["event"] == "epoch" and row["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.warns(pof.InterruptionWarning, match="SIGTERM came after the last step: the run is complete"):
+        result = pof.fit(pof.Finetune(mlp()), batches(3), epochs=2, device="cpu", log=log)
+    assert result.stopped is None and result.steps == 6
+
+
 def test_resume_with_another_configuration_is_refused(tmp_path: Path) -> None:
     def run(**options: Any) -> Any:
         method = options.pop("method", pof.PoF)(mlp())

@@ -118,6 +118,8 @@ def fit(
         result = Loop(method, *parts, times, val_loader, folder, tell, metric).run(resume, stop)
     if result.stopped == "interrupted":
         warnings.warn(f"{result.message}; result.stopped says so too", InterruptionWarning, stacklevel=2)
+    elif stop.name:
+        warnings.warn(f"{stop.name} came after the last step: the run is complete", InterruptionWarning, stacklevel=2)
     return result
 
 

@@ -108,8 +108,9 @@ class Loop:
                     return self._end("paused", f"paused at step {self.steps}")
                 if not self._train_epoch(within, interrupts) and interrupts.requested():
                     saved = "resume to go on from there" if self.folder else "nothing was saved (no checkpoint_dir)"
+                    which = "the best so far" if self.selection.metrics else "that of this step"
                     message = f"{interrupts.name} at step {self.steps}: stopped after the step; {saved}"
-                    return self._end("interrupted", message)
+                    return self._end("interrupted", f"{message}; the network is {which}")
                 within = None
         except _Diverged as diverged:
             warnings.warn(str(diverged), DivergenceWarning, stacklevel=5)
@@ -266,13 +267,13 @@ class Loop:
 
     def _end(self, stopped: str | None, message: str) -> FitResult:
         self.stepper.optimizer_mode(training=False)
-        if stopped not in {"interrupted", "paused"}:
+        judged = self.selection.metrics is not None
+        if stopped != "paused" and (judged or stopped != "interrupted"):
             self.selection.deliver(self.method.model)
         row = {"event": "end", "stopped": stopped, "best_epoch": self.selection.epoch, "message": message}
         self.log({**row, "step": self.steps, "epoch": self.epoch})
-        return FitResult(
-            self.method.model, self.selection.epoch, self.epoch, self.steps, stopped, message, self.history
-        )
+        model, best = self.method.model, self.selection.epoch
+        return FitResult(model, best, self.epoch, self.steps, stopped, message, self.history)
 
     def _finished(self) -> str:
         best, incoming = self.selection.metrics, self.selection.incoming

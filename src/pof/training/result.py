@@ -13,12 +13,16 @@ class DivergenceWarning(UserWarning):
 
 
 class InterruptionWarning(UserWarning):
-    """A run was stopped by a signal, and the network is not the one that it would have given."""
+    """A run was stopped by a signal, and the network is not the one that it would have given; or it came too late."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run did.  The method's model holds the weights of ``best_epoch``."""
+    """What a run did.
+
+    The method's model holds the weights of ``best_epoch``; of a run that was paused, or interrupted without validation,
+    those of the last step.
+    """
 
     model: nn.Module
     best_epoch: int
