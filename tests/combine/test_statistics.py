@@ -66,3 +66,13 @@ def test_no_generator_moves(generator: Any) -> None:
     estimate_statistics(nn.BatchNorm1d(6), loader)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert generator is None or torch.equal(generator.get_state(), states[1])
+
+
+@pytest.mark.parametrize("beside", [(None,), (["a.png", "b.png"],), (), ({"box": torch.zeros(8, 4)},)])
+def test_what_cannot_be_a_target_is_not_read(beside: tuple[Any, ...]) -> None:
+    plain, other = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+    x = torch.randn(8, 6)
+    estimate_statistics(plain, [x])
+    estimate_statistics(other, [(x, *beside)])
+    assert torch.equal(plain.running_mean, other.running_mean)
+    estimate_statistics(nn.Sequential(other), [{"input": x, "labels": None}])

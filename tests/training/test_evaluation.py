@@ -73,3 +73,13 @@ def test_bins_of_the_calibration_error_are_closed_on_the_right() -> None:
     confidence, correct = torch.tensor([0.5, 0.9]), torch.tensor([False, True])
     assert float(expected_calibration_error(confidence, correct, bins=2)) == pytest.approx(0.3)
     assert float(expected_calibration_error(torch.ones(3), torch.ones(3, dtype=torch.bool))) == 0
+
+
+def test_a_network_that_ends_in_a_convolution_gives_one_prediction_per_sample() -> None:
+    """(N, C, 1, 1), as training takes it too."""
+    inputs, targets = torch.randn(20, 4, 3, 3), torch.randint(3, (20,))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 3, 1))
+    found = evaluate(model, [(inputs, targets)])
+    assert found == evaluate(nn.Sequential(model, nn.Flatten()), [(inputs, targets)])
+    with pytest.raises(ValueError, match="several predictions for each sample"):
+        evaluate(model[1], [(inputs, targets)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -43,20 +43,28 @@ def unpack(batch: Any) -> tuple[Inputs, Tensor]:
 
 def unpack_item(batch: Any) -> tuple[Inputs, Tensor]:
     """As :func:`unpack`, of an item of a Dataset too, whose target has no rows."""
+    inputs, targets = halves_of(batch)
+    if targets is None:
+        raise ValueError("targets must be a tensor of class indices or probabilities; got None")
+    return inputs, class_targets(targets)
+
+
+def halves_of(batch: Any) -> tuple[Inputs, Any]:
+    """Inputs and what stands for their targets, whatever that is."""
     fields = None if type(batch) in {list, tuple} else _fields(batch)
     if fields is not None:
         pair = tuple(fields.values())
         if len(pair) != 2:
-            return unpack_item(fields)
+            return halves_of(fields)
         first, second = (name in TARGET_KEYS for name in fields)
         batch = pair[::-1] if first and not second else pair
     if isinstance(batch, (list, tuple, Sequence)) and len(batch) == 2:
-        return batch[0], _targets(batch[1])
+        return batch[0], batch[1]
     if isinstance(batch, Mapping):
         found = [key for key in TARGET_KEYS if key in batch]
         if len(found) != 1:
             raise ValueError(f"a dict batch needs exactly one of the keys {TARGET_KEYS}; got the keys {sorted(batch)}")
-        return {key: value for key, value in batch.items() if key != found[0]}, _targets(batch[found[0]])
+        return {key: value for key, value in batch.items() if key != found[0]}, batch[found[0]]
     size = f" of length {len(batch)}" if isinstance(batch, Sequence) else ""
     raise ValueError(f"a batch must be (inputs, targets) or a dict with 'labels'; got {type(batch).__name__}{size}")
 
@@ -67,12 +75,6 @@ def _fields(batch: Any) -> dict[str, Any] | None:
         return {field.name: getattr(batch, field.name) for field in dataclass_fields(batch)}
     named = isinstance(batch, tuple) and hasattr(batch, "_fields")
     return dict(zip(batch._fields, batch, strict=True)) if named else None
-
-
-def _targets(given: Any) -> Any:
-    if given is None:
-        raise ValueError("targets must be a tensor of class indices or probabilities; got None")
-    return class_targets(given)
 
 
 def samples_of(targets: Any) -> int:
@@ -181,13 +183,8 @@ def outputs_in(output: Any) -> dict[int | str, Tensor]:
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(named, Tensor):
         return {"logits": named}
-    items = (
-        output.items()
-        if isinstance(output, Mapping)
-        else enumerate(output)
-        if isinstance(output, (tuple, list))
-        else ()
-    )
+    listed: Iterable[tuple[Any, Any]] = enumerate(output) if isinstance(output, (tuple, list)) else ()
+    items = output.items() if isinstance(output, Mapping) else listed
     return {k: v for k, v in items if isinstance(v, Tensor) and v.is_floating_point() and v.ndim == 2}
 
 

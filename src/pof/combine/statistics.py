@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pof._support import distributed
-from pof._support.batches import TARGET_KEYS, Inputs, check_inputs, to_device, unpack_item
+from pof._support.batches import TARGET_KEYS, Inputs, check_inputs, halves_of, to_device
 from pof._support.checks import gives_batches
 from pof._support.modules import BATCH_NORMS, TRACKED, device_of, evaluating, frozen_norms
 from pof._support.precision import wide_dtype
@@ -116,4 +116,5 @@ def _averaging(norms: Sequence[nn.Module]) -> Iterator[None]:
 def _inputs(batch: Any) -> Inputs:
     if isinstance(batch, Tensor) or (isinstance(batch, Mapping) and not any(key in batch for key in TARGET_KEYS)):
         return batch
-    return unpack_item(batch)[0]  # what stands for targets is not read
+    alone = type(batch) in {list, tuple} and len(batch) == 1  # of a TensorDataset without targets
+    return batch[0] if alone else halves_of(batch)[0]
