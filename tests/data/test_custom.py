@@ -155,8 +155,20 @@ def test_a_dataset_that_raises_names_the_samples_and_leaves_the_global_generator
 
 def test_samples_that_no_mini_batch_can_be_made_of_are_named(name):
     first, last = unreadable(load_data(f"{name}:odd"))
-    assert first == "training sample 1: its input is (1, 2, 3), and those of the others are (1, 2, 2)"
+    assert first == "training sample 1: its input is (1, 2, 3), and most are (1, 2, 2)"
     assert last.startswith("training sample 142: ") and last.endswith("got NoneType")
+
+
+def sized(*sizes):
+    items = [({"x": torch.ones(size), "mask": torch.ones(2)}, i % 2) for i, size in enumerate(sizes)]
+    return [{**inputs, "labels": label} for inputs, label in items]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_items_are_compared_with_most_of_their_part_in_every_tensor(monkeypatch, workers):
+    """Test images may be whole, where those for training are crops; the first item may be the odd one."""
+    data = described(monkeypatch, sized(5, 3, 3, 3), sized(9, 9, 9))
+    assert unreadable(data, workers=workers) == ["training sample 0: its input is (5,), (2,), and most are (3,), (2,)"]
 
 
 def test_data_root_is_passed_on(name, tmp_path):
@@ -209,6 +221,16 @@ class Plain:
 
     def __getitem__(self, index: int):
         return torch.zeros(1), torch.tensor(index)
+
+
+@pytest.mark.parametrize(("target", "said"), [(None, "got None"), ("cat", "got str|texts")])
+def test_items_without_a_label_are_named(target, said):
+    class Unlabelled(Plain):
+        def __getitem__(self, index: int):
+            return torch.zeros(1), target if index == 1 else index
+
+    with pytest.raises(DataError, match=rf"^the data: sample 1: targets .*({said})"):
+        labels_of(Unlabelled())
 
 
 def test_where_labels_come_from():

@@ -462,7 +462,7 @@ def test_every_sample_is_read_if_that_is_asked_for(tmp_path, capsys, workers):
     said = capsys.readouterr().out
     assert re.search(r"validation sample 3: .*val.red.1\.png", said)
     assert re.search(r"test sample 0: .*test.green.0\.png", said)
-    assert "2 samples cannot be read" in said
+    assert "2 samples cannot be used" in said
     assert unreadable(load_data("digits")) == []
 
 

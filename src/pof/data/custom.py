@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from pof.data.checks import DataError, check_hard
 from pof.data.description import LazyData
 from pof.data.streaming import StreamData, first_input
 
+T = TypeVar("T")
 LOOKED_AT = 100
 """Items whose labels are compared with those that a Dataset says it has."""
 
@@ -141,23 +142,23 @@ def _said_labels(dataset: Dataset[Any]) -> Iterator[Tensor]:
 
 def _read(dataset: Dataset[Any], places: Tensor, name: str) -> Tensor:
     """The labels that some of the items have."""
-    return _indices([_label(unpack_item(item)[1]) for item in _items(dataset, places.tolist(), name)])
+    return _indices(_items(dataset, places.tolist(), name, lambda item: _label(unpack_item(item)[1])))
 
 
-def _items(dataset: Dataset[Any], places: Sequence[int], name: str) -> Iterator[Any]:
-    """Some of the items; those that cannot be read are named together, behind the others."""
-    failed: dict[int, Exception] = {}
+def _items(dataset: Dataset[Any], places: Sequence[int], name: str, part: Callable[[Any], T]) -> list[T]:
+    """A part of some of the items; those that do not have it are named together."""
+    found, failed, first = [], [], None
     with preserved():
         for index in places:
             try:
-                item = dataset[index]
+                found.append(part(dataset[index]))
             except Exception as error:
-                failed[index] = error
-            else:
-                yield item
+                said = f"{type(error).__name__}: " if not isinstance(error, ValueError) else ""
+                failed.append(f"sample {index}: {said}{error}")
+                first = first or error
     if failed:
-        said = [f"sample {index}: {type(error).__name__}: {error}" for index, error in failed.items()]
-        raise DataError(f"{name}: {first_of(said)}") from next(iter(failed.values()))
+        raise DataError(f"{name}: {first_of(failed)}") from first
+    return found
 
 
 def _label(target: Any) -> Tensor:
@@ -188,7 +189,7 @@ def _input_shape(dataset: Any, name: str) -> tuple[int, ...]:
         raise DataError(f"{name}: needs a Dataset with a length and items by number; got {type(dataset).__name__}")
     if not len(dataset):
         raise DataError(f"{name}: no samples")
-    inputs, _ = unpack_item(*_items(dataset, [0], name))
+    (inputs,) = _items(dataset, [0], name, lambda item: unpack_item(item)[0])
     if isinstance(inputs, Mapping) and inputs:  # of texts: the first of them, such as input_ids
         inputs = next(iter(inputs.values()))
     return _shape(inputs, name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pof._support.batches import unpack_item
+from pof._support.batches import tensors_of, unpack_item
 from pof._support.text import first_of
 from pof.data.checks import DataError
 from pof.data.description import Data, ImageData
@@ -73,7 +75,7 @@ def unreadable(data: Data, *, workers: int = 0) -> list[str]:
         workers: processes that read.
 
     Returns:
-        What is wrong with each sample that cannot be read, by name.
+        What is wrong with each sample that cannot be used, by name: read, or put into a mini-batch with most others.
     """
     if isinstance(data, ImageData):
         return []
@@ -81,30 +83,43 @@ def unreadable(data: Data, *, workers: int = 0) -> list[str]:
     problems: list[str] = []
     for part, dataset in {"training": train, "validation": data.val_set, "test": data.test_set}.items():
         if dataset is not None:
-            tried = DataLoader(_Tried(dataset, data), batch_size=None, num_workers=workers)
-            problems += [f"{part} sample {index}: {said}" for index, said in enumerate(tried) if said]
+            tried = _Tried(dataset, data.num_classes)
+            found = list(DataLoader(tried, batch_size=None, num_workers=workers, collate_fn=_as_it_is))
+            problems += [f"{part} sample {index}: {said}" for index, said in _faults(found)]
     return problems
 
 
-class _Tried(Dataset[str]):
-    """Says of each item why it cannot be read, or nothing."""
+def _faults(found: list[tuple[str, str]]) -> Iterator[tuple[int, str]]:
+    """What is wrong with items of which a fault, or none, and the shapes are known: a part has one shape."""
+    shapes = Counter(shape for said, shape in found if not said)
+    usual = shapes.most_common(1)[0][0] if shapes else ""
+    for index, (said, shape) in enumerate(found):
+        if said or shape != usual:
+            yield index, said or f"its input is {shape}, and most are {usual}"
 
-    def __init__(self, dataset: Dataset[Any], data: Data) -> None:
-        self.dataset, self.check, self.shape = dataset, CheckedCollate(data.num_classes), tuple(data.image_shape)
+
+class _Tried(Dataset[tuple[str, str]]):
+    """Says of each item why it cannot be used, or nothing, and the shapes of its input."""
+
+    def __init__(self, dataset: Dataset[Any], classes: int) -> None:
+        self.dataset, self.check = dataset, CheckedCollate(classes)
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> tuple[str, str]:
         try:
             item = self.dataset[index]
-            inputs, _ = (None, None) if isinstance(item, DataError) else unpack_item(item)
-            if isinstance(inputs, Tensor) and tuple(inputs.shape) != self.shape:
-                return f"its input is {tuple(inputs.shape)}, and those of the others are {self.shape}"
+            inputs = None if isinstance(item, DataError) else unpack_item(item)[0]
             found = self.check([item])
         except Exception as error:
-            return f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error)
-        return str(found) if isinstance(found, DataError) else ""
+            return f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error), ""
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(inputs))
+        return str(found) if isinstance(found, DataError) else "", sys.intern(shapes)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _targets(data: Data) -> dict[str, Tensor]:

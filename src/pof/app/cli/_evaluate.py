@@ -211,5 +211,5 @@ def _read_all(loaded: "Data", workers: int) -> int:
     if (more := len(problems) - MOST_UNREADABLE) > 0:
         console.print(f"and {more} more")
     but = " but the training stream" if isinstance(loaded, StreamData) else ""
-    console.print(f"{number_of(len(problems), 'sample')} cannot be read" if problems else f"every sample was read{but}")
+    console.print(f"{number_of(len(problems), 'sample')} cannot be used" if problems else f"every sample was read{but}")
     return 1 if problems else 0
