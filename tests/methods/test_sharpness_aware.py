@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -184,19 +186,36 @@ def test_an_optimizer_of_a_function_does_what_the_options_say_in_any_loop() -> N
         pof.SharpnessAware(network(), layers="head").build_optimizer(lambda p: pof.SAM(p, torch.optim.SGD, lr=0.1))
 
 
-@pytest.mark.parametrize("options", [{}, {"rho": 0.3}, {"rho": 0.5, "last_epochs": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rho": 0.3}, {"rho": 0.5, "last_epochs": 1}, {"rho": 0.3, "budget": 0.1}, {"rho": numpy.float32(0.01)}],
+)
 def test_a_function_whose_optimizer_has_another_radius_than_was_asked_for_is_refused(options: Any) -> None:
-    """Without a radius asked for its own one counts, and late SAM sets it."""
+    """Without a radius asked for its own one counts; late SAM sets it, and so does a budget."""
     method = pof.SharpnessAware(network(), **options)
 
     def function(parameters: Any) -> torch.optim.Optimizer:
-        return pof.SAM(parameters, torch.optim.SGD, 0.01, lr=0.1)
+        return pof.SAM(parameters, torch.optim.SGD, 0.01, lr=0.1, budget=options.get("budget"))
 
     if options == {"rho": 0.3}:
         with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3: give the optimizer that"):
             method.build_optimizer(function)
     else:
         assert method.build_optimizer(function).param_groups[0]["rho"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("radii", "taken"), [((0.3, 0.3), True), ((0.3, 0.0), True), ((0.3, 0.01), False), ((0.01,), False)]
+)
+def test_an_optimizer_given_to_fit_has_the_radius_asked_for(radii: tuple[float, ...], taken: bool) -> None:
+    """A group may be left out of the perturbation."""
+    method = pof.SharpnessAware(network(), rho=0.3)
+    parameters = list(method.trainable_parameters())
+    groups = [{"params": parameters[i :: len(radii)], "rho": rho} for i, rho in enumerate(radii)]
+    optimizer = pof.SAM(groups, torch.optim.SGD, lr=0.1)
+    expected = nullcontext() if taken else pytest.raises(ValueError, match=r"does not have the method's radius 0\.3")
+    with expected:
+        pof.fit(method, mini_batches(8), epochs=1, optimizer=optimizer, device="cpu")
 
 
 def of_one_parameter() -> tuple[pof.SharpnessAware, torch.optim.Optimizer, list[nn.Parameter]]:

@@ -234,9 +234,8 @@ class SharpnessAware(Method):
         with in_training(self.model), frozen_statistics(self.model), preserved(batches):
             taken = (for_training(unpack(batch), device) for batch in islice(batches, num_batches * accumulation))
             windows = iter(lambda: list(islice(taken, accumulation)), [])
-            rho, self.shares = Calibration(self, self.loss, self._of_ascent, optimizer, level, level_kind).radius(
-                windows
-            )
+            search = Calibration(self, self.loss, self._of_ascent, optimizer, level, level_kind)
+            rho, self.shares = search.radius(windows)
         self.rho, self._calibrated = float(f"{rho:.2g}"), True
         if self.rho == 0:
             warnings.warn(
@@ -262,7 +261,7 @@ class SharpnessAware(Method):
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps
         if inner is not self._taken:
-            self._take(inner)
+            self._take(inner, new=epoch == 0 and not inner.state)
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
@@ -293,7 +292,8 @@ class SharpnessAware(Method):
         """Say in which way an optimizer does not do what the options say; an old one may follow a schedule."""
         # FSDP2 lets no parameter be known again.
         head = self.network.head if self.layers == "head" and not distributed.has_fsdp(self.model) else None
-        rho = self.rho if (self._calibrated or (new and self._given)) and not self._sets_radius() else None
+        set_here = self._sets_radius() or self.budget is not None
+        rho = self.rho if (self._calibrated or (new and self._given)) and not set_here else None
         return other_than(optimizer, self.kind, WRAPPERS[self.kind], head, self.budget, rho)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,7 +22,7 @@ def other_than(
         wrapper: its class; for ``"asam"`` a whole SAM that is adaptive will do.
         head: what alone it is to perturb; None: anything.
         budget: of the loss, which it is to know; None: any.
-        rho: radius that a group of it is to have; None: any.
+        rho: radius that its groups are to have, or 0; None: any.
 
     Returns:
         What it does instead, after its name.
@@ -36,7 +38,8 @@ def other_than(
         return "perturbs other layers than the head"
     if budget is not None and all(group.get("budget") is None for group in groups):
         return f"does not know the budget {budget:g}"
-    if rho is not None and rho not in {group["rho"] for group in groups}:
+    radii = [group["rho"] for group in groups if group["rho"] != 0] or [0.0]  # groups may be left out
+    if rho is not None and not all(math.isclose(radius, rho, rel_tol=1e-6) for radius in radii):
         return f"does not have the method's radius {rho:g}"
     return None
 
