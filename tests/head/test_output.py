@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +213,41 @@ def test_two_heads_need_a_name_and_get_it() -> None:
     with pytest.warns(UserWarning, match=r"other outputs of the network \(1\) are not trained"):
         result = pof.fit(pof.Finetune(model, head="head"), [(X, Y)], epochs=1, val_loader=[(X, Y)], device="cpu")
     assert result.history[-1]["val_num_classes"] == 5
+
+
+def one_node(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As DDP returns its outputs where it looks for unused parameters."""
+
+    class Sink(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+            return tuple(tensor.clone() for tensor in given)
+
+        @staticmethod
+        def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, ...]:
+            return given
+
+    found: tuple[Tensor, ...] = Sink.apply(*tensors)
+    return found
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "in a list": (lambda s, f, z: (z, [s.head(f)]), "1.0"),
+    "in a dict": (lambda s, f, z: {"logits": z, "heads": {"b": s.head(f)}}, "heads.b"),
+    "in an object": (lambda s, f, z: SimpleNamespace(logits=z, other=s.head(f)), "other"),
+    "a loss of its own": (lambda s, f, z: {"logits": z, "aux_loss": f.square().mean()}, "aux_loss"),
+    "features": (lambda s, f, z: {"logits": z, "hidden": [f], "norm": f.norm()}, ""),
+    "of one node": (lambda s, f, z: one_node(z, s.head(f)) if s.training else (z, s.head(f)), ""),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_outputs_that_are_not_trained_are_named_however_deep(kind: str) -> None:
+    after, name = OTHERS[kind]
+    method = pof.Finetune(Body(after, head=nn.Linear(8, 5)), head="fc").train()
+    expected = rf"other outputs of the network \({re.escape(name)}\) are not trained"
+    with pytest.warns(UserWarning, match=expected) if name else nullcontext():
+        method(X, Y)
 
 
 def test_a_tuple_without_the_heads_logits_lists_what_is_there() -> None:

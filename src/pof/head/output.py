@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -34,20 +35,35 @@ def logarithm(probabilities: Tensor) -> Tensor:
 
 
 def tell_of_others(output: Any, logits: Tensor) -> None:
-    """Warn of outputs with trained layers of their own, such as a second head: no method here trains on them.
+    """Warn of outputs with trained layers of their own, such as a second head, and of losses: none is trained on.
 
-    GoogLeNet and Inception v3 return auxiliary logits in training.
+    GoogLeNet and Inception v3 return auxiliary logits in training, mixtures of experts a loss of their router.  Outputs
+    that one function gives (DDP's for unused parameters, a compiled graph) cannot be told apart: nothing is said.
     """
-    named: Any = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
-    if not named and isinstance(output, list | tuple):
-        named = dict(enumerate(output))
-    found = [str(name) for name, value in named.items() if isinstance(value, Tensor) and beside(value, logits)]
+    named = {name: tensor for name, tensor in _named(output) if tensor.grad_fn is not None}
+    made = Counter(tensor.grad_fn for tensor in named.values())
+    own = {name: tensor for name, tensor in named.items() if made[tensor.grad_fn] == 1}
+    found = [name for name, t in own.items() if beside(t, logits) or (not t.ndim and "loss" in name.lower())]
     if found:
         warnings.warn(
             f"other outputs of the network ({', '.join(found)}) are not trained, and may become worse: the loss is that"
             " of its head's logits alone",
             stacklevel=4,
         )
+
+
+def _named(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in an output, however deep, by keys, fields or positions."""
+    if isinstance(output, Tensor):
+        yield name, output
+        return
+    items: Any = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
+    if not items and isinstance(output, list | tuple):
+        items = dict(enumerate(output))
+    if not items and not name:  # of an object that is returned; those inside of one may hold each other
+        items = getattr(output, "__dict__", {})
+    for key, value in items.items():
+        yield from _named(value, f"{name}.{key}" if name else str(key))
 
 
 def within_unit(output: Tensor) -> bool:
