@@ -297,6 +297,10 @@ def test_not_every_item_is_read_for_labels_that_are_there():
 
     assert labels_of(Counted(targets=torch.arange(5000) % 3)).tolist() == [index % 3 for index in range(5000)]
     assert len(read) == 100 and (read[0], read[-1]) == (0, 4999)
+    read.clear()
+    part = Subset(Counted(targets=torch.arange(5000) % 3), range(4000))
+    assert labels_of(part).tolist() == [index % 3 for index in range(4000)]
+    assert len(read) == 100 and (read[0], read[-1]) == (0, 3999)
 
 
 class Tabled(TensorDataset):

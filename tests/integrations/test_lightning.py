@@ -340,6 +340,20 @@ def test_a_training_step_beside_the_method_is_warned_of_where_an_epoch_goes_by_w
     assert not module.method._forward_pre_hooks and "training_step" not in vars(module.trainer.strategy)
 
 
+class Logs(Post):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.method_loss(batch)
+        self.log("mine", loss)
+        return loss
+
+
+def test_a_training_step_beside_the_method_that_uses_it_is_not_warned_of() -> None:
+    module = Logs()
+    with recorded(module.method) as rows:  # a warning is an error in tests
+        lightning_trainer(max_epochs=2, accumulate_grad_batches=1).fit(module, datamodule=Data())
+    assert [row for row in rows if row] and not module.method._forward_pre_hooks
+
+
 class Data(pl.LightningDataModule):  # type: ignore[misc, name-defined]
     def train_dataloader(self) -> Any:
         return loader()
