@@ -265,7 +265,7 @@ def test_a_plain_optimizer_is_refused_and_the_default_is_the_methods_own() -> No
         result = pof.fit(pof.SharpnessAware(model, kind=kind, rho=0.7), batches, epochs=1, device="cpu")
         assert result.history[-1]["train_radius"] == pytest.approx(0.7)
     own = SAM(model.parameters(), torch.optim.SGD, rho=0.2, lr=0.1, model=model)
-    result = pof.fit(pof.SharpnessAware(model, rho=0.9), batches, epochs=1, optimizer=own, device="cpu")
+    result = pof.fit(pof.SharpnessAware(model), batches, epochs=1, optimizer=own, device="cpu")
     assert result.history[-1]["train_radius"] == pytest.approx(0.2)
 
 

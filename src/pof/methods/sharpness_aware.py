@@ -292,8 +292,7 @@ class SharpnessAware(Method):
         """Say in which way an optimizer does not do what the options say; an old one may follow a schedule."""
         # FSDP2 lets no parameter be known again.
         head = self.network.head if self.layers == "head" and not distributed.has_fsdp(self.model) else None
-        set_here = self._sets_radius() or self.budget is not None
-        rho = self.rho if (self._calibrated or (new and self._given)) and not set_here else None
+        rho = self.rho if (self._calibrated or (new and self._given)) and not self._sets_radius() else None
         return other_than(optimizer, self.kind, WRAPPERS[self.kind], head, self.budget, rho)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
