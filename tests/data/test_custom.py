@@ -171,6 +171,27 @@ def test_items_are_compared_with_most_of_their_part_in_every_tensor(monkeypatch,
     assert unreadable(data, workers=workers) == ["training sample 0: its input is (5,), (2,), and most are (3,), (2,)"]
 
 
+def test_arrays_in_items_are_compared_too(monkeypatch):
+    """A mini-batch makes tensors of them."""
+    items = [{"x": torch.ones(2), "y": numpy.ones(n), "labels": i % 2} for i, n in enumerate((3, 3, 4, 3))]
+    assert unreadable(described(monkeypatch, items, items[:2])) == [
+        "training sample 2: its input is (2,), (4,), and most are (2,), (3,)"
+    ]
+
+
+def test_stored_labels_of_very_many_items_are_compared_at_items_that_are_there():
+    class Many:
+        targets = torch.zeros(2**24 + 4, dtype=torch.uint8)
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            return torch.zeros(1), int(self.targets[range(len(self))[index]])
+
+    assert labels_of(Many()).shape == (2**24 + 4,)
+
+
 def test_data_root_is_passed_on(name, tmp_path):
     assert load_data(f"{name}:rooted", data_root=tmp_path / "4").num_classes == 4
 

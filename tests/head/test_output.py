@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pof
+from pof.head.output import tell_of_others
 from pof.head.search import find_head
 from pof.head.split import split
 from pof.training.evaluation import evaluate
@@ -237,8 +238,41 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "in an object": (lambda s, f, z: SimpleNamespace(logits=z, other=s.head(f)), "other"),
     "a loss of its own": (lambda s, f, z: {"logits": z, "aux_loss": f.square().mean()}, "aux_loss"),
     "features": (lambda s, f, z: {"logits": z, "hidden": [f], "norm": f.norm()}, ""),
+    "in two": (lambda s, f, z: {"logits": z, **dict(zip("ab", s.head(f).split([2, 3], 1), strict=True))}, "a, b"),
+    "twice": (lambda s, f, z: (lambda other: {"logits": z, "aux": other, "last": other})(s.head(f)), "aux"),
+    "losses": (lambda s, f, z: {"logits": z, "loss_ce": f.mean(), "glossiness": f.norm()}, "loss_ce"),
+    "itself": (lambda s, f, z: holding_itself({"logits": z}), ""),
     "of one node": (lambda s, f, z: one_node(z, s.head(f)) if s.training else (z, s.head(f)), ""),
 }
+
+
+def holding_itself(output: dict[str, Any]) -> dict[str, Any]:
+    output["self"] = output
+    return output
+
+
+def test_the_graph_of_many_outputs_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states of a recurrent network depend on all before them."""
+    walked: list[int] = []
+    walk = pof.head.output._nodes
+
+    def counting(starts: Any, ends: Any = frozenset()) -> Any:
+        found = walk(starts, ends)
+        walked.append(len(found))
+        return found
+
+    monkeypatch.setattr(pof.head.output, "_nodes", counting)
+    totals = []
+    for count in (10, 40):
+        walked.clear()
+        weight = torch.ones(8, 8, requires_grad=True)
+        hidden = [X[:, :1] @ torch.ones(1, 8, requires_grad=True)]
+        for _ in range(count):
+            hidden.append(torch.tanh(hidden[-1] @ weight))
+        logits = hidden[-1][:, :3]
+        tell_of_others({"logits": logits, "hidden": hidden, "other": [h + weight.sum() for h in hidden]}, logits)
+        totals.append(sum(walked))
+    assert totals[1] < 5 * totals[0]
 
 
 @pytest.mark.parametrize("kind", OTHERS)

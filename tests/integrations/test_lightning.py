@@ -354,6 +354,18 @@ def test_a_training_step_beside_the_method_that_uses_it_is_not_warned_of() -> No
     assert [row for row in rows if row] and not module.method._forward_pre_hooks
 
 
+@pytest.mark.parametrize(
+    "make", [pof.Finetune, pof.SharpnessAware, lambda model: pof.Averaged(pof.Finetune(model), "ema")]
+)
+def test_a_plain_training_step_is_that_of_plain_training_of_sam_and_of_averages(make: Any) -> None:
+    """SAM is in the optimizer, and an average behind the step: no word where nothing is lost."""
+    module = Never()
+    module.method = make(module.net)
+    module.configure_optimizers = lambda: module.method.build_optimizer(torch.optim.SGD, lr=0.05)
+    lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
+    assert module.trainer.global_step
+
+
 class Data(pl.LightningDataModule):  # type: ignore[misc, name-defined]
     def train_dataloader(self) -> Any:
         return loader()

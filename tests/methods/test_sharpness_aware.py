@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,7 +200,7 @@ def test_a_function_whose_optimizer_has_another_radius_than_was_asked_for_is_ref
         return pof.SAM(parameters, torch.optim.SGD, 0.01, lr=0.1, budget=options.get("budget"))
 
     if options.get("rho") == 0.3:
-        with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3: give the optimizer that"):
+        with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3 .*: give the optimizer that"):
             method.build_optimizer(function)
     else:
         assert method.build_optimizer(function).param_groups[0]["rho"] == 0.01
@@ -215,6 +218,43 @@ def test_an_optimizer_given_to_fit_has_the_radius_asked_for(radii: tuple[float, 
     expected = nullcontext() if taken else pytest.raises(ValueError, match=r"does not have the method's radius 0\.3")
     with expected:
         pof.fit(method, mini_batches(8), epochs=1, optimizer=optimizer, device="cpu")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_run_goes_on_within_its_first_epoch_where_the_radius_follows_a_schedule(
+    momentum: float, tmp_path: Path
+) -> None:
+    def run(folder: Path, stop: bool = False, resume: bool = False) -> Any:
+        method = pof.SharpnessAware(network(), rho=0.3)
+        optimizer = pof.SAM(method.trainable_parameters(), torch.optim.SGD, 0.3, lr=0.1, momentum=momentum)
+
+        def log(row: Any) -> None:
+            if row["event"] == "step":
+                optimizer.param_groups[0]["rho"] = 0.3 / (1 + row["step"])
+                if stop and row["step"] == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        options: Any = {"optimizer": optimizer, "checkpoint_dir": folder, "resume": resume, "log": log}
+        return pof.fit(method, mini_batches(8, 8, 8, 8), epochs=2, device="cpu", **options)
+
+    whole = run(tmp_path / "whole")
+    with pytest.warns(pof.InterruptionWarning):
+        assert run(tmp_path / "part", stop=True).epochs == 0
+    resumed = run(tmp_path / "part", resume=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_only_an_optimizer_that_has_trained_may_have_another_radius_by_now(trained: bool) -> None:
+    model = network()
+    optimizer = pof.SAM(model.parameters(), torch.optim.SGD, 0.3, lr=0.1, momentum=0.9)
+    if trained:
+        pof.fit(pof.SharpnessAware(model, rho=0.3), mini_batches(8), epochs=1, optimizer=optimizer, device="cpu")
+    optimizer.param_groups[0]["rho"] = 0.1
+    said = r"does not have the method's radius 0\.3 \(without rho= .* the optimizer's own counts\)"
+    with nullcontext() if trained else pytest.raises(ValueError, match=said):
+        pof.SharpnessAware(model, rho=0.3).before_epoch(0, 1, optimizer)
 
 
 def of_one_parameter() -> tuple[pof.SharpnessAware, torch.optim.Optimizer, list[nn.Parameter]]:

@@ -289,6 +289,37 @@ def test_delta_is_built_before_a_compiled_network_of_its_class_trains() -> None:
     assert results[1].history[-1]["train_penalty"] > 0
 
 
+def test_delta_leaves_compiled_networks_alone_once_training_has_begun() -> None:
+    """Its own and any other of the process: one tracing for each run, however many steps."""
+    torch._dynamo.reset()
+    graphs: list[nn.Module] = []
+
+    def counting(graph: nn.Module, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    model, other = problem.network(), torch.compile(nn.Linear(5, 5), backend=counting)
+    method = pof.Regularized(model, DELTA(model, ["stem", "conv"])).train()
+    model.compile(backend=counting)
+    counts = []
+    for inputs, targets in problem.batches()[:1] * 4:
+        other(torch.ones(2, 5))
+        method(inputs, targets).loss.backward()
+        counts.append(len(graphs))
+    assert counts == [2] * 4
+
+
+def test_layers_of_a_network_that_was_compiled_and_ran_before_are_found() -> None:
+    torch._dynamo.reset()
+    model = problem.network().eval()
+    inputs = problem.batches()[0][0]
+    plain = widest_convolutions(model, inputs)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        model(inputs)
+    assert widest_convolutions(model, inputs) == plain
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_delta_of_a_compiled_network_whose_class_was_compiled_before(before: bool) -> None:
     """Without a guard on hooks the graph of the other network would run, and record no map."""

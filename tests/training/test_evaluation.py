@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pof._support.calibration import expected_calibration_error
+from pof.flatness import sam_sharpness
 from pof.training.evaluation import evaluate
 
 
@@ -83,3 +84,20 @@ def test_a_network_that_ends_in_a_convolution_gives_one_prediction_per_sample() 
     assert found == evaluate(nn.Sequential(model, nn.Flatten()), [(inputs, targets)])
     with pytest.raises(ValueError, match="several predictions for each sample"):
         evaluate(model[1], [(inputs, targets)])
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 1, 1), (6, 6, 1)])
+def test_another_loss_gets_the_outputs_as_they_are(shape: tuple[int, ...]) -> None:
+    """Without their last axes they would be broadcast against targets of the same shape."""
+    inputs, targets = torch.randn(6, 4, *shape[2:]), torch.randn(shape)
+    model = (
+        nn.Conv2d(4, 1, 1) if len(shape) == 4 else nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Unflatten(1, (6, 1)))
+    )
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean()
+
+    with torch.no_grad():
+        expected = loss(model(inputs), targets).item()
+    assert evaluate(model, [(inputs, targets)], loss=loss).loss == pytest.approx(expected)
+    assert sam_sharpness(model, loss, [(inputs, targets)]).loss == pytest.approx(expected)

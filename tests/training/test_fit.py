@@ -332,6 +332,28 @@ def test_a_signal_behind_the_last_step_is_not_lost() -> None:
     assert result.stopped is None and result.steps == 6
 
 
+def test_a_signal_beside_a_divergence_does_not_call_the_run_complete() -> None:
+    def stopping() -> Any:
+        for inputs, targets in batches(2):
+            yield inputs, targets
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield inputs.fill_(torch.inf), targets
+
+    class Loader:
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Any:
+            return stopping()
+
+    with (
+        pytest.warns(pof.DivergenceWarning),
+        pytest.warns(pof.InterruptionWarning, match="SIGTERM came after the last step: the loss became nan at step 3"),
+    ):
+        result = pof.fit(pof.Finetune(mlp()), Loader(), epochs=2, device="cpu")
+    assert result.stopped == "diverged"
+
+
 def test_resume_with_another_configuration_is_refused(tmp_path: Path) -> None:
     def run(**options: Any) -> Any:
         method = options.pop("method", pof.PoF)(mlp())

@@ -123,7 +123,7 @@ def labels_of(dataset: Dataset[Any], name: str = "the data") -> Tensor:
         if type(dataset) is TensorDataset:
             return found
         # A target_transform, or a custom __getitem__, changes what the items say, and leaves these alone.
-        places = torch.linspace(0, size - 1, min(size, LOOKED_AT)).round().long()
+        places = torch.linspace(0, size - 1, min(size, LOOKED_AT), dtype=torch.float64).round().long()
         if torch.equal(_read(dataset, places, name), found[places]):
             return found
     return _read(dataset, torch.arange(size), name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pof._support.batches import tensors_of, unpack_item
+from pof._support.batches import halves_of, tensors_of, unpack_item
 from pof._support.text import first_of
 from pof.data.checks import DataError
 from pof.data.description import Data, ImageData
@@ -84,18 +84,23 @@ def unreadable(data: Data, *, workers: int = 0) -> list[str]:
     for part, dataset in {"training": train, "validation": data.val_set, "test": data.test_set}.items():
         if dataset is not None:
             tried = _Tried(dataset, data.num_classes)
-            found = list(DataLoader(tried, batch_size=None, num_workers=workers, collate_fn=_as_it_is))
+            found = DataLoader(tried, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
             problems += [f"{part} sample {index}: {said}" for index, said in _faults(found)]
     return problems
 
 
-def _faults(found: list[tuple[str, str]]) -> Iterator[tuple[int, str]]:
+def _faults(found: Iterable[tuple[str, str]]) -> Iterator[tuple[int, str]]:
     """What is wrong with items of which a fault, or none, and the shapes are known: a part has one shape."""
-    shapes = Counter(shape for said, shape in found if not said)
-    usual = shapes.most_common(1)[0][0] if shapes else ""
+    faults: dict[int, str] = {}
+    shapes: list[str] = []
     for index, (said, shape) in enumerate(found):
-        if said or shape != usual:
-            yield index, said or f"its input is {shape}, and most are {usual}"
+        shapes.append(sys.intern(shape))  # each text once, however many the samples
+        if said:
+            faults[index] = said
+    usual = Counter(shape for shape in shapes if shape).most_common(1)
+    for index, shape in enumerate(shapes):
+        if index in faults or shape != usual[0][0]:
+            yield index, faults.get(index, f"its input is {shape}, and most are {usual[0][0] if usual else ''}")
 
 
 class _Tried(Dataset[tuple[str, str]]):
@@ -110,12 +115,15 @@ class _Tried(Dataset[tuple[str, str]]):
     def __getitem__(self, index: int) -> tuple[str, str]:
         try:
             item = self.dataset[index]
-            inputs = None if isinstance(item, DataError) else unpack_item(item)[0]
+            if not isinstance(item, DataError):
+                unpack_item(item)  # which says more of what is no item than stacking does
             found = self.check([item])
+            if isinstance(found, DataError):
+                return str(found), ""
+            shapes = [tuple(tensor.shape[1:]) for tensor in tensors_of(halves_of(found)[0])]
         except Exception as error:
             return f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error), ""
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(inputs))
-        return str(found) if isinstance(found, DataError) else "", sys.intern(shapes)
+        return "", ", ".join(map(str, shapes)) or "no tensor"
 
 
 def _as_it_is(item: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,8 @@ from pof._support.precision import at_least_float32
 REMEDY = 'with head="name" name the module that returns the final logits, or wrap what follows it into one module'
 End = Literal["softmax", "sigmoid"]
 """What may follow the head of a network whose loss takes the head's own outputs."""
+LOSS = re.compile(r"(?:^|[^a-z])loss(?:es)?(?![a-z])|Loss(?:es)?(?![a-z])")
+"""Names such as ``aux_loss``, ``loss_ce``, ``routerLoss``."""
 
 
 def are_probabilities(output: Tensor) -> bool:
@@ -38,12 +41,14 @@ def tell_of_others(output: Any, logits: Tensor) -> None:
     """Warn of outputs with trained layers of their own, such as a second head, and of losses: none is trained on.
 
     GoogLeNet and Inception v3 return auxiliary logits in training, mixtures of experts a loss of their router.  Outputs
-    that one function gives (DDP's for unused parameters, a compiled graph) cannot be told apart: nothing is said.
+    that one function gives beside the logits (DDP's for unused parameters, a compiled graph) cannot be told apart:
+    nothing is said.
     """
-    named = {name: tensor for name, tensor in _named(output) if tensor.grad_fn is not None}
-    made = Counter(tensor.grad_fn for tensor in named.values())
-    own = {name: tensor for name, tensor in named.items() if made[tensor.grad_fn] == 1}
-    found = [name for name, t in own.items() if beside(t, logits) or (not t.ndim and "loss" in name.lower())]
+    named = [(name, tensor) for name, tensor in _named(output, "", set()) if tensor.grad_fn is not None]
+    made = Counter(tensor.grad_fn for _, tensor in named)
+    own = [(n, t) for n, t in named if made[t.grad_fn] == 1 or not _leaves(logits) <= _leaves(t)]
+    others = _of_other_layers([tensor.grad_fn for _, tensor in own], logits)
+    found = [n for n, t in own if t.grad_fn in others or (not t.ndim and LOSS.search(n))]
     if found:
         warnings.warn(
             f"other outputs of the network ({', '.join(found)}) are not trained, and may become worse: the loss is that"
@@ -52,18 +57,33 @@ def tell_of_others(output: Any, logits: Tensor) -> None:
         )
 
 
-def _named(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in an output, however deep, by keys, fields or positions."""
+def _named(output: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in an output, however deep, by keys, fields or positions, each once: it may hold itself."""
+    if id(output) in seen:
+        return
+    seen.add(id(output))
     if isinstance(output, Tensor):
         yield name, output
         return
     items: Any = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
     if not items and isinstance(output, list | tuple):
         items = dict(enumerate(output))
-    if not items and not name:  # of an object that is returned; those inside of one may hold each other
+    if not items and not name:  # of an object that is returned; those inside of one may hold anything
         items = getattr(output, "__dict__", {})
     for key, value in items.items():
-        yield from _named(value, f"{name}.{key}" if name else str(key))
+        yield from _named(value, f"{name}.{key}" if name else str(key), seen)
+
+
+def _of_other_layers(nodes: Iterable[Any], logits: Tensor) -> set[Any]:
+    """Those nodes of a graph that depend on parameters on which the logits do not."""
+    known, found = _nodes([logits.grad_fn]), set[Any]()
+    for node in nodes if logits.grad_fn is not None else ():
+        behind = _nodes([node], known | found) - known
+        if behind & found or any(hasattr(each, "variable") for each in behind):
+            found.add(node)
+        else:
+            known |= behind
+    return found
 
 
 def within_unit(output: Tensor) -> bool:
@@ -130,14 +150,20 @@ def beside(output: Tensor, logits: Tensor) -> set[nn.Parameter]:
 
 
 def _leaves(tensor: Tensor) -> set[Any]:
-    seen: set[Any] = {None}
-    waiting = [tensor.grad_fn]
+    return {node.variable for node in _nodes([tensor.grad_fn]) if hasattr(node, "variable")}
+
+
+def _nodes(starts: Iterable[Any], ends: Set[Any] = frozenset()) -> set[Any]:
+    """Nodes of a graph from some of them to its leaves, or to ``ends``, of which those that are met are among them."""
+    seen: set[Any] = set()
+    waiting = list(starts)
     while waiting:
         node = waiting.pop()
-        if node not in seen:
+        if node is not None and node not in seen:
             seen.add(node)
-            waiting += [before for before, _ in node.next_functions]  # type: ignore[union-attr]
-    return {node.variable for node in seen if hasattr(node, "variable")}
+            if node not in ends:
+                waiting += [before for before, _ in node.next_functions]
+    return seen
 
 
 def _rounding(*tensors: Tensor) -> float:

@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from pof.methods import Method
+from pof.integrations._losses import inner
+from pof.methods import Finetune, Method, SharpnessAware
 
 
 def check_module(module: Any, base: type) -> None:
@@ -21,20 +22,26 @@ def check_module(module: Any, base: type) -> None:
         )
 
 
+def _is_plain(method: Method) -> bool:
+    """Whether one pass of a method is that of plain training."""
+    return isinstance(method, Finetune) or (isinstance(method, SharpnessAware) and method.ascent_share == 1.0)
+
+
 class Use:
     """Whether a training step that is not ``base``'s own uses the method.
 
     One of another class, which may know nothing of the method, is refused at once; one that is written beside the
-    method may take it up later, and is asked at the end of the first epoch.  A compiled method is not asked, whose
-    hooks would be compiled too.
+    method may take it up later, and is asked at the end of the first epoch, except about methods whose own step is the
+    plain one: SAM is in the optimizer.  A compiled method is not asked, whose hooks would be compiled too.
     """
 
     def __init__(self, module: Any, base: type) -> None:
         first = next(kind for kind in type(module).__mro__ if "training_step" in vars(kind))
         own = first is base and "training_step" not in vars(module)
-        asked = not own and module.method._compiled_call_impl is None
-        self._handle = module.method.register_forward_pre_hook(self._note) if asked else None
         self._foreign = not issubclass(first, base)
+        matters = self._foreign or not _is_plain(inner(module.method))
+        asked = not own and matters and module.method._compiled_call_impl is None
+        self._handle = module.method.register_forward_pre_hook(self._note) if asked else None
         self._ran = self._trained = False
         step = f"the training_step of {first.__name__}"
         self._fault = f"{step} does not use the method, by calling self.method or self.method_loss"

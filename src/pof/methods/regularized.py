@@ -76,7 +76,7 @@ class Regularized(Method):
         first = not in_second_pass(self.network.model)  # before the forward, behind which FSDP2 has other parameters
         adapts = first and getattr(self.regularizer.update, "__func__", None) is not Regularizer.update
         if self.training:
-            self.attach()
+            self.regularizer.open()
             if adapts and self._untold.noticed(self.network.model):
                 self._seen.clear()
         features, logits = features_and_logits(self.network, inputs)
@@ -125,7 +125,8 @@ class Regularized(Method):
             )
 
     def attach(self) -> None:
-        """Attach the regulariser's hooks again."""
+        """Attach the regulariser's hooks anew: a network of the same class may have been compiled without them."""
+        self.regularizer.close()
         self.regularizer.open()
 
     def release(self) -> None:

@@ -326,6 +326,7 @@ class SharpnessAware(Method):
         state = unpacked(state)
         self.rho, self.shares = state.get("rho", self.rho), state.get("shares", self.shares)
         self._calibrated = self._calibrated or "rho" in state
+        self._given = False  # the optimizer's radius may have followed a schedule since
 
     def forward(
         self,

@@ -40,7 +40,7 @@ def other_than(
         return f"does not know the budget {budget:g}"
     radii = [group["rho"] for group in groups if group["rho"] != 0] or [0.0]  # groups may be left out
     if rho is not None and not all(math.isclose(radius, rho, rel_tol=1e-6) for radius in radii):
-        return f"does not have the method's radius {rho:g}"
+        return f"does not have the method's radius {rho:g} (without rho= and calibrate the optimizer's own counts)"
     return None
 
 

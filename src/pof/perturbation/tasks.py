@@ -123,25 +123,41 @@ class Ordinal(Loss):
 
 
 def refuse_broadcast(function: LossFunction, outputs: Tensor, targets: Any) -> None:
-    """Outputs (N, 1) minus targets (N,) is (N, N), whose mean is another loss, and no error in torch."""
+    """Outputs (N, 1) minus targets (N,) is (N, N), whose mean is another loss, and no error in torch.
+
+    This mean stays the same when targets change places, and it is another one for outputs (N,).
+
+    Raises:
+        ValueError: if ``function`` does so.
+    """
     if outputs.shape[1:] != (1,) or not isinstance(targets, Tensor) or targets.ndim != 1 or len(targets) < 2:
         return
     wanted = targets.to(outputs.dtype)
+    order = wanted.argsort()
+    swapped = targets.index_put((order,), targets[order.flip(0)])
     signs = 1 - 2 * (torch.arange(len(targets), device=outputs.device) % 2)
     # Where all outputs are on one side of their targets, the mean of an absolute error is the same.
     around = wanted.mean() + (1 + wanted.std(correction=0)) * signs
-    for each in (outputs.detach()[:, 0], around):
-        try:
-            flat, whole = (function(z, targets).detach().mean() for z in (each, each.unsqueeze(1)))
-        except Exception:  # it wants (N, 1), and knows how to take targets (N,)
-            return
-        if bool((flat - whole).isfinite()) and not torch.allclose(flat, whole, rtol=1e-4):
+    if _differ(function, (wanted.unsqueeze(1), targets), (wanted.unsqueeze(1), swapped)):
+        return
+    for flat in (outputs.detach()[:, 0], around):
+        if _differ(function, (flat, targets), (flat.unsqueeze(1), targets)):
             column = "" if targets.is_floating_point() else " in floating point (integers are class indices, (N,))"
             raise ValueError(
                 f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}"
                 f" of the head (a squeeze behind it has no part): give targets (N, 1){column}, or let the"
                 " loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
             )
+
+
+@torch.no_grad()
+def _differ(function: LossFunction, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
+    """Whether a loss, of which nothing else is known, can take both, and they are not the same."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        one, other = (function(*each).mean() for each in (first, second))
+        return bool((one - other).isfinite()) and not torch.allclose(one, other, rtol=1e-4)
+    return False
 
 
 class Custom(Loss):

@@ -75,6 +75,7 @@ def widest_convolutions(model: nn.Module, inputs: Inputs, *, count: int = 4) -> 
     """
     modules = {name: m for name, m in model.named_modules() if name and not isinstance(m, torch.jit.ScriptModule)}
     device = device_of(model)
+    _forget_graphs()
     with evaluating(model):
         ran = _outputs(model, modules, to_device(inputs, device), _shape_of)
     maps = {name: shape for name, shape in ran.items() if isinstance(modules[name], nn.Conv2d)}
@@ -249,7 +250,7 @@ class DELTA(Regularizer):
             if (output := recorder.take()) is not None
         }
         if len(maps) < len(self.layers):
-            turns = "; where compiled networks of one class take turns, call open() before each turn"
+            turns = "; where compiled networks of one class take turns, call close() and open() before each turn"
             raise ValueError(
                 f"only {len(maps)} of the layers {self.layers} ran with gradients since the last penalty: call the"
                 f" model on the inputs first, once per penalty{turns if 'torch._dynamo' in sys.modules else ''}"
@@ -263,10 +264,9 @@ class DELTA(Regularizer):
             return self.strength * torch.stack(distances).sum()
 
     def open(self) -> None:
-        """Put the hooks on the model again; graphs of its class that were compiled since then do not know of them."""
-        if self._watched:
-            _forget_graphs()
+        """Put the hooks on the model, if they are not there; compiled networks are traced anew, once."""
         if self._watched and not self._handles:
+            _forget_graphs()
             pairs = zip(self._watched, self._recorders, strict=True)
             self._handles.extend(module.register_forward_hook(recorder) for module, recorder in pairs)
 

@@ -119,7 +119,8 @@ def fit(
     if result.stopped == "interrupted":
         warnings.warn(f"{result.message}; result.stopped says so too", InterruptionWarning, stacklevel=2)
     elif stop.name:
-        warnings.warn(f"{stop.name} came after the last step: the run is complete", InterruptionWarning, stacklevel=2)
+        end = "the run is complete" if result.stopped is None else result.message
+        warnings.warn(f"{stop.name} came after the last step: {end}", InterruptionWarning, stacklevel=2)
     return result
 
 
