@@ -329,7 +329,15 @@ def set_on_the_instance() -> Any:
     return module
 
 
-@pytest.mark.parametrize("make", [Later, Never, set_on_the_instance])
+def with_a_share() -> Any:
+    """Of whose mini-batch SAM's first pass takes a part, by its forward."""
+    module = Never()
+    module.method = pof.SharpnessAware(module.net, ascent_share=0.5)
+    module.configure_optimizers = lambda: module.method.build_optimizer(torch.optim.SGD, lr=0.05)
+    return module
+
+
+@pytest.mark.parametrize("make", [Later, Never, set_on_the_instance, with_a_share])
 def test_a_training_step_beside_the_method_is_warned_of_where_an_epoch_goes_by_without(make: Any) -> None:
     module = make()
     said = "in this epoch the training_step of .* does not use the method.* self.method_loss.*, unless it is to begin"
