@@ -266,11 +266,13 @@ def test_the_graph_of_many_outputs_is_walked_once(monkeypatch: pytest.MonkeyPatc
     for count in (10, 40):
         walked.clear()
         weight = torch.ones(8, 8, requires_grad=True)
-        hidden = [X[:, :1] @ torch.ones(1, 8, requires_grad=True)]
+        start = X[:, :1] @ torch.ones(1, 8, requires_grad=True)
+        hidden, backward = [start], [start.tanh()]
         for _ in range(count):
             hidden.append(torch.tanh(hidden[-1] @ weight))
+            backward.append(torch.tanh(backward[-1] @ weight))
         logits = hidden[-1][:, :3]
-        tell_of_others({"logits": logits, "hidden": hidden, "other": [h + weight.sum() for h in hidden]}, logits)
+        tell_of_others({"logits": logits, "hidden": hidden, "backward": backward}, logits)
         totals.append(sum(walked))
     assert totals[1] < 5 * totals[0]
 

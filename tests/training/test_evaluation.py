@@ -82,8 +82,9 @@ def test_a_network_that_ends_in_a_convolution_gives_one_prediction_per_sample() 
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 3, 1))
     found = evaluate(model, [(inputs, targets)])
     assert found == evaluate(nn.Sequential(model, nn.Flatten()), [(inputs, targets)])
-    with pytest.raises(ValueError, match="several predictions for each sample"):
-        evaluate(model[1], [(inputs, targets)])
+    for several in (model[1], nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Unflatten(1, (3, 1)))):
+        with pytest.raises(ValueError, match="several predictions for each sample"):
+            evaluate(several, [(inputs, targets)])
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 1, 1), (6, 6, 1)])

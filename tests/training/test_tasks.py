@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -416,6 +417,15 @@ def test_a_loss_that_makes_columns_itself_is_taken(loss: Any, targets: Tensor) -
     torch.manual_seed(0)
     torch.testing.assert_close(found, loss(model(x), targets))
     assert sam_sharpness(model, loss, [(x, targets)]).value < 10
+
+
+@pytest.mark.filterwarnings("default:Using a target size")
+def test_trying_whether_a_loss_broadcasts_warns_of_nothing() -> None:
+    x, _ = batch()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pof.Finetune(mlp(1), loss=lambda z, t: z.mean() + 0 * F.mse_loss(z, t[:, None]))(x, torch.linspace(-1, 2, 16))
+    assert not said
 
 
 @pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, lambda z, t: F.mse_loss(z, t).sqrt()])
