@@ -20,8 +20,8 @@ from torch import nn
 
 from pof._support import precision
 from pof.app.cards import load_network
-from pof.app.cli import main
-from pof.app.options import DataOptions, ModelOptions
+from pof.app.cli import main, parse
+from pof.app.options import DataOptions, ImproveOptions, ModelOptions, RunOptions, TrainOptions
 from pof.app.run_files import read_config, read_rows
 from pof.app.splits import load, split
 from pof.data import eval_loader, train_loader
@@ -149,6 +149,81 @@ def test_resume_of_a_finished_run_changes_nothing(whole: Any, tmp_path: Path) ->
     shutil.copytree(whole("finetune"), out)
     assert pof(*RUN, *METHODS["finetune"], "--out", str(out), "--resume").code == 0
     assert_equal_runs(out, whole("finetune"))
+
+
+def test_a_run_goes_on_without_saying_its_options_again(whole: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert pof(*RUN, *METHODS["pof fresh"], "--out", str(out), stop=Stop(signal.SIGTERM, "step", 1)).code == 130
+    done = pof("train", "--resume", "--out", str(out))
+    assert done.code == 0 and "going on at step 2 of 10" in done.out, done.err
+    assert_equal_runs(out, whole("pof fresh"))
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        ("train --resume --out run", 0.3),
+        ("train --out=run --resume=true", 0.3),
+        ("post-train --resume true --out run", 0.3),
+        ("train --out run --resume", 0.3),
+        ("train --resume --out run --lr 0.2", 0.2),
+        ("train --resume --config other.yaml --out run", 0.7),
+        ("train --resume false --out run", 0.1),
+        ("train --out run", 0.1),
+        ("train --resume --out search", 0.1),
+        ("train --resume --out nothing", 0.1),
+        ("improve --resume --out search", 0.4),
+        ("improve --resume --out run", None),
+    ],
+)
+def test_what_goes_on_has_the_options_of_its_folder_unless_others_are_given(
+    words: str, rate: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, text in {
+        "run/config.yaml": "training: {method: finetune, lr: 0.3}",
+        "search/config.yaml": "improve: {lr: 0.4, out: elsewhere, overwrite: true}",
+        "search/improve.json": "{}",
+        "other.yaml": "lr: 0.7",
+    }.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    kind = ImproveOptions if words.startswith("improve") else TrainOptions
+    parsed = parse(words.split()).options
+    assert next(options for options in parsed if isinstance(options, kind)).lr == rate
+    place = next(options for options in parsed if isinstance(options, ImproveOptions | RunOptions))
+    assert (place.out, place.overwrite) == (words.partition("out")[2].strip(" =").split()[0], False)
+
+
+@pytest.mark.parametrize("words", ["--config run.yaml --candidates sam", "--candidates=sam --config run.yaml"])
+def test_candidates_that_are_given_take_the_place_of_those_in_a_file(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("{candidates: [sgd, pof], lr: 0.3}", "improve: {candidates: [sgd, pof], lr: 0.3}"):
+        Path("run.yaml").write_text(text)
+        for more, expected in ((words, ["sam"]), ("--config run.yaml", ["sgd", "pof"])):
+            parsed = parse(["improve", "--out", "new", *more.split()]).options
+            found = next(options for options in parsed if isinstance(options, ImproveOptions))
+            assert (found.candidates, found.lr) == (expected, 0.3)
+
+
+def test_settings_are_added_to_those_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("{recipe: r.yaml, set: [seeds=3]}")
+    parsed = parse(["experiment", "--config", str(tmp_path / "own.yaml"), "--set", "budget=2", "--out", "new"])
+    assert next(options for options in parsed.options if hasattr(options, "set")).set == ["seeds=3", "budget=2"]
+
+
+def test_where_there_is_nothing_to_go_on_with_that_is_said_before_what_is_lacking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "improve.json").write_text("{}")  # of a search that died while it looked for its rates
+    for command, name in (("train", "mistyped"), ("improve", "mistyped"), ("improve", "early")):
+        assert main([command, "--resume", "--out", str(tmp_path / name)]) == 2
+        said = capsys.readouterr()
+        assert f"note: nothing in {tmp_path / name} to go on with" in " ".join(said.out.split())
+        assert said.err.startswith("pof: error: give --model")
 
 
 def test_resume_where_there_is_no_run_starts_one(whole: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pof.app.splits import load, split, training_batches
 from pof.data import ImageData, eval_loader
 from pof.models.card import NetworkCard
 from pof.weights import load_model, read_metadata, save_model
+from tests import processes
 from tests.interrupted import resumes_bitwise
 
 SMALL = ["--epochs", "1", "--batch_size", "20", "--device", "cpu", "--precision", "fp32", "--workers", "0"]
@@ -452,6 +454,18 @@ def test_a_search_goes_on_with_the_data_prepared_as_they_were(base: Path, tmp_pa
     assert "data.train_size was None and is now 70" in refused(capsys, *search, "--train_size", "70")
     assert (tmp_path / "better" / "config.yaml").read_bytes() == before
     assert main([*search, "--data", str(base / "run" / ".." / "flags")]) == 0, "the same data by another path"
+
+
+def test_a_search_goes_on_without_saying_its_options_again(base: Path, tmp_path: Path, capsys: Any) -> None:
+    search = ["--weights", str(base / "run"), "--budget", "1", "--lr", "0.01", "--candidates", "finetune", "sam"]
+    search += ["--device", "cpu", "--workers", "0", "--batch_size", "12"]
+    assert main(["improve", *search, "--out", str(tmp_path / "whole")]) == 0
+    killed = processes.pof(
+        "improve", *search, "--out", str(tmp_path / "new"), stop=processes.Stop(signal.SIGKILL, "fsync", 20)
+    )
+    assert killed.code == -signal.SIGKILL and not (tmp_path / "new" / "result.json").exists()
+    assert main(["improve", "--resume", "--out", str(tmp_path / "new")]) == 0, capsys.readouterr().err
+    assert (tmp_path / "new" / "result.json").read_bytes() == (tmp_path / "whole" / "result.json").read_bytes()
 
 
 def test_improve_writes_a_network_that_knows_itself(base: Path, tmp_path: Path, capsys: Any) -> None:

@@ -150,7 +150,7 @@ class RunOptions:
 
     Args:
         out: Folder of the run.
-        resume: Go on with the run that is in the folder.
+        resume: Go on with the run that is in the folder, with the options that it was started with.
         overwrite: Remove the run that is in the folder, once this one is ready to start. A folder that holds anything
             else is refused.
         dry_run: Print what would be trained and what it costs, and write nothing.
@@ -171,7 +171,7 @@ class ImproveOptions:
 
     Args:
         out: Folder of the search.
-        resume: Go on with the search that is in the folder.
+        resume: Go on with the search that is in the folder, with the options that it was started with.
         overwrite: Remove the search that is in the folder, and start anew. A folder with anything else is refused.
         dry_run: Print what would be tried and what it costs, and write nothing.
         jobs: Number of runs that train side by side: one by default, and on a cluster all that it has room for. Set

@@ -133,6 +133,11 @@ def parse(arguments: Sequence[str]) -> Parsed:
 def settled(parsed: Parsed) -> list[Any]:
     """The options, completed by what the run folder says that ``--weights`` names."""
     found = {type(options): options for options in parsed.options}
+    place = found.get(RunOptions) or found.get(ImproveOptions)
+    if place is not None and place.resume and not place.dry_run:
+        from pof.app.cli._display import note_of_nothing_to_resume
+
+        note_of_nothing_to_resume(place.out)
     if ModelOptions in found and DataOptions in found:
         from pof.app.inherit import inherited
 

@@ -31,10 +31,11 @@ class PlainConsole(Console):
 console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0", markup=False, emoji=False)
 
 
-def note_of_nothing_to_resume(run: str | os.PathLike[str], file: str, *, resume: bool) -> None:
-    """Say that a run which is to go on has not begun in its folder: the folder's name may be mistyped."""
-    if resume and not os.path.exists(os.path.join(run, file)):
-        console.print(f"note: nothing in {run} to go on with: this begins anew", soft_wrap=True)
+def note_of_nothing_to_resume(folder: str | os.PathLike[str]) -> None:
+    """Say that a run or search which is to go on has not begun in its folder, whose name may be mistyped."""
+    # A search that died while it looked for its rates has kept nothing.
+    if not any(os.path.exists(os.path.join(folder, file)) for file in ("config.yaml", "rates.json")):
+        console.print(f"note: nothing in {folder} to go on with: this begins anew", soft_wrap=True)
 
 
 DESCRIPTION = TextColumn("{task.description}", markup=False)

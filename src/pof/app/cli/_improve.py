@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
 def improve(model: ModelOptions, data: DataOptions, options: ImproveOptions, where: EngineOptions) -> int:
     """Find out what makes a network better, and print it."""
-    from pof.app.cli._display import note_of_nothing_to_resume
     from pof.app.cli._progress import SearchProgress
     from pof.app.engine.options import opened
-    from pof.app.improve.folder import QUESTION
     from pof.app.improve.job import as_trained_before, improve_network
 
     if options.dry_run:
@@ -24,7 +22,6 @@ def improve(model: ModelOptions, data: DataOptions, options: ImproveOptions, whe
 
         show_search(model, data, options, as_trained_before(model, options))
         return 0
-    note_of_nothing_to_resume(options.out, QUESTION, resume=options.resume)
     with opened(where, local=options.jobs or 1, jobs=options.jobs) as engine, SearchProgress() as progress:
         other = engine if where.engine != "local" else None
         result, test = improve_network(model, data, options, progress, engine=other)

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from importlib import metadata
+from itertools import pairwise
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pof.app.cli._wording import reworded
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 REPEATED = {"runs", "set", "candidates", "images"}
 """Options that take several values, without brackets."""
+LISTS = REPEATED - {"set"}
+"""Those of which a command line says all; settings of ``--set`` are added to those of a file."""
 POSITIONAL = {"runs": "*", "recipe": "?"}
 """Options that may be given without their flag, and how many values they then take."""
 FOUND = {"model", "data"}
@@ -60,7 +64,7 @@ def read(arguments: Sequence[str], commands: Mapping[str, Command]) -> Parsed:
         from jsonargparse import ArgumentError
     except ImportError as error:
         raise ImportError("the command line needs more than the library: pip install 'pof[app]'") from error
-    words = ["--help" if word == FULL else word for word in _with_configs(arguments)]
+    words = ["--help" if word == FULL else word for word in _with_configs(_resuming(arguments, commands))]
     completes = any(word.startswith("--print_completion") for word in words)
     wanted = frozenset(commands if completes else commands.keys() & set(words))
     parser = _made(tuple(commands.items()), wanted, not {"-h", "--help"} & set(arguments), completes)
@@ -130,6 +134,32 @@ def _hide(parser: ArgumentParser, shown: Collection[str]) -> None:
             action.help = SUPPRESS
 
 
+def _resuming(arguments: Sequence[str], commands: Mapping[str, Command]) -> list[str]:
+    """The words, and the config.yaml of a run or search that is to go on: what it was started with need not be said.
+
+    A file that is given counts alone.  The folder of a search is not read for a run, nor that of a run for a search.
+    """
+    words = list(arguments)
+    known = commands.get(words[0]) if words else None
+    options = set() if known is None else {option.name for group in known.groups for option in fields(group)}
+    resume, folder = _value(words, "--resume"), Path(_value(words, "--out") or "")
+    config, is_search = folder / "config.yaml", (folder / "improve.json").exists()
+    asked = "model" in options and resume is not None and resume.lower() != "false"
+    if not asked or _value(words, "--config") is not None or is_search != ("budget" in options) or not config.exists():
+        return words
+    return [*words[:1], f"--config={config}", *words[1:]]
+
+
+def _value(words: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag: "" where it stands alone, None where it is not given."""
+    found = None
+    for word, after in pairwise([*words, "--"]):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found = value if equals else "" if after.startswith("--") else after
+    return found
+
+
 def _with_configs(arguments: Sequence[str]) -> list[str]:
     """The words, files of options first: what is given beside them counts, on either side of them.
 
@@ -141,39 +171,45 @@ def _with_configs(arguments: Sequence[str]) -> list[str]:
         if flag != "--config" or not (equals or (value := next(words, ""))):
             others.append(word)
         else:
-            files.append(f"--config={_config(value)}")
-    return [*others[:1], *files, *others[1:]]
+            files.append(value)
+    given = {word.partition("=")[0].removeprefix("--") for word in others if word.startswith("--")}
+    return [*others[:1], *(f"--config={_config(file, given & LISTS)}" for file in files), *others[1:]]
 
 
-def _config(file: str) -> str:
+def _config(file: str, given: Collection[str]) -> str:
+    """What a file says, without lists that are given beside it: the parser would add to them."""
+    import yaml
+
     try:
         values = read_yaml(text_of(file), file)
     except DocumentError:
         raise
     except Exception:  # the parser reads it again, and says it
         return file
-    if isinstance(values, dict) and isinstance(values.get("improve"), dict):
-        return _of_search(values)
-    return _of_run(values) if isinstance(values, dict) and isinstance(values.get("training"), dict) else file
+    if not isinstance(values, dict):
+        return file
+    if isinstance(values.get("improve"), dict):
+        values = _of_search(values)
+    elif isinstance(values.get("training"), dict):
+        values = _of_run(values)
+    elif not given & values.keys():
+        return file
+    return yaml.safe_dump({name: value for name, value in values.items() if name not in given})
 
 
-def _of_search(config: Mapping[str, Any]) -> str:
+def _of_search(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the config.yaml of ``pof improve`` says, as its options: without where it was written to, and how."""
-    import yaml
-
     options = {**config.get("model", {}), **config.get("data", {}), **config["improve"]}
-    return yaml.safe_dump({k: v for k, v in options.items() if k not in {"out", "resume", "overwrite", "dry_run"}})
+    return {name: value for name, value in options.items() if name not in {"out", "resume", "overwrite", "dry_run"}}
 
 
-def _of_run(config: Mapping[str, Any]) -> str:
+def _of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the config.yaml of a run says, as options of its command: without groups of other methods."""
-    import yaml
-
     training = dict(config["training"])
     method = training.get("method")
     others = [group for group in GROUPS if method and group != entry_of(str(method)).group]
     options = {**config.get("model", {}), **config.get("data", {}), **training}
-    return yaml.safe_dump({name: value for name, value in options.items() if name not in others})
+    return {name: value for name, value in options.items() if name not in others}
 
 
 def _check_method(made: Namespace, given: Collection[str], words: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pof.app import job
-from pof.app.cli._display import Display, console, metrics_table, note_of_nothing_to_resume
+from pof.app.cli._display import Display, console, metrics_table
 from pof.app.inherit import check_trained, loss_of, run_folder
 from pof.app.loggers import tracking
 from pof.app.options import DataOptions, ModelOptions, RunOptions, TrainOptions, plain
@@ -22,7 +22,6 @@ def train(
 
         show_run(model, data, training, run, purpose)
         return 0
-    note_of_nothing_to_resume(run.out, "config.yaml", resume=run.resume)
     if training.method == "l2sp" and training.weight_decay:
         console.print(
             f"note: a weight_decay of {training.weight_decay:g} pulls the weights to the origin beside the pull of l2sp"

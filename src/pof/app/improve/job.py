@@ -65,6 +65,13 @@ def improve_network(
     folder = Path(options.out)
     if options.overwrite and (folder / QUESTION).is_file():
         check_removable(folder, model.weights, OF_A_SEARCH)
+    config = plain({"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)})
+
+    def told(row: Mapping[str, Any]) -> None:
+        if row["event"] == "plan":  # the folder is this search's from here on, and says how to go on with it
+            write_yaml(folder / "config.yaml", config | {COMMIT: commit()})
+        show(row)
+
     result = improve(
         network,
         training_batches(loaded, splits, data, training, device),
@@ -81,14 +88,12 @@ def improve_network(
         lr=options.lr,
         training=training,
         device=device,
-        log=show,
+        log=told,
         metadata=card.metadata(),
         settings={f"data.{name}": value for name, value in plain(vars(data)).items() if name not in PLACES},
     )
     test = evaluating(loaded, "test")
     figures = evaluate(network, test), evaluate(result.model, test)
-    config = {"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)}
-    write_yaml(folder / "config.yaml", plain({**config, COMMIT: commit()}))
     write_json(folder / "test.json", {"before": vars(figures[0]), "after": vars(figures[1])})
     write_page(result, figures, folder / "report.html")
     return result, figures
