@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pof
-from pof.flatness import sam_sharpness
 from pof.perturbation.tasks import LOSSES
 from pof.training.selection import Selection
 from pof.training.tasks import TaskMetrics
@@ -393,48 +391,6 @@ def test_targets_that_do_not_fit_are_refused(loss: Any, targets: Any, message: s
     method = pof.Finetune(mlp(1), loss=loss)
     with pytest.raises(ValueError, match=message):
         method(x, targets(y))
-
-
-COLUMNS: dict[str, Any] = {
-    "targets[:, None]": lambda z, t: F.mse_loss(z, t[:, None]),
-    "unsqueeze": lambda z, t: F.smooth_l1_loss(z, t.unsqueeze(-1)),
-    "view_as": lambda z, t: F.l1_loss(z, t.view_as(z)),
-    "outputs[..., 0]": lambda z, t: F.mse_loss(z[..., 0], t),
-    "mean": lambda z, t: (z.mean(-1) - t).square().mean(),
-    "root": lambda z, t: F.mse_loss(z.select(-1, 0), t).sqrt(),
-    "noise": lambda z, t: F.mse_loss(z.view(-1) + 0.1 * torch.randn(len(t)), t),
-    "no targets": lambda z, t: z.square().mean(),
-}
-
-
-@pytest.mark.parametrize("loss", COLUMNS.values(), ids=COLUMNS)
-@pytest.mark.parametrize("targets", [torch.arange(16.0) % 4 // 2, torch.linspace(-1, 2, 16)], ids=["even", "spread"])
-def test_a_loss_that_makes_columns_itself_is_taken(loss: Any, targets: Tensor) -> None:
-    x, _ = batch()
-    model = mlp(1)
-    torch.manual_seed(0)
-    found = pof.Finetune(model, loss=loss)(x, targets).loss
-    torch.manual_seed(0)
-    torch.testing.assert_close(found, loss(model(x), targets))
-    assert sam_sharpness(model, loss, [(x, targets)]).value < 10
-
-
-@pytest.mark.filterwarnings("default:Using a target size")
-def test_trying_whether_a_loss_broadcasts_warns_of_nothing() -> None:
-    x, _ = batch()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        pof.Finetune(mlp(1), loss=lambda z, t: z.mean() + 0 * F.mse_loss(z, t[:, None]))(x, torch.linspace(-1, 2, 16))
-    assert not said
-
-
-@pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, lambda z, t: F.mse_loss(z, t).sqrt()])
-@pytest.mark.filterwarnings("ignore:Using a target size")
-def test_a_loss_that_broadcasts_is_refused_whatever_the_targets(loss: Any) -> None:
-    x, _ = batch()
-    for targets in (torch.arange(16.0) % 4 // 2, torch.linspace(-1, 2, 16)):
-        with pytest.raises(ValueError, match="the loss broadcasts targets"):
-            pof.Finetune(mlp(1), loss=loss)(x, targets)
 
 
 def test_a_loss_that_sums_is_refused() -> None:

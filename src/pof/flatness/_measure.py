@@ -25,9 +25,9 @@ from pof._support.modules import buffers_kept, evaluating
 from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated, loader_preserved
 from pof.head.reading import Reading
+from pof.perturbation.broadcasting import without_broadcasting
 from pof.perturbation.loss import CrossEntropy, unwrapped, weight_of
 from pof.perturbation.targets import IGNORED
-from pof.perturbation.tasks import refuse_broadcast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)`` -> scalar: the mean over the samples of a batch, as ``nn.CrossEntropyLoss()``."""
@@ -157,9 +157,7 @@ def outputs_of(
 
 def loss_on(model: nn.Module, loss: Loss, weights: Weights, inputs: Inputs, targets: Tensor) -> Tensor:
     """Loss of a mini-batch, of the model with other weights; one that would broadcast its targets is refused."""
-    outputs = outputs_of(model, inputs, weights, loss)
-    refuse_broadcast(loss, outputs, targets)
-    return loss(outputs, targets)
+    return without_broadcasting(loss, outputs_of(model, inputs, weights, loss), targets)
 
 
 class _Held(nn.Module):

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pof._support.batches import refuse_several, rows_of, samples_of, tensors_of
 from pof._support.modules import version_of
 from pof._support.precision import at_least_float32, widest, without_autocast
 from pof._support.random import preserved
+from pof.perturbation.broadcasting import without_broadcasting
 from pof.perturbation.loss import CrossEntropy, Loss, LossFunction, unwrapped, weight_of
 
 
@@ -122,44 +124,6 @@ class Ordinal(Loss):
         return share * math.log(2) * like.shape[-1]
 
 
-def refuse_broadcast(function: LossFunction, outputs: Tensor, targets: Any) -> None:
-    """Outputs (N, 1) minus targets (N,) is (N, N), whose mean is another loss, and no error in torch.
-
-    This mean stays the same when targets change places, and it is another one for outputs (N,).
-
-    Raises:
-        ValueError: if ``function`` does so.
-    """
-    if outputs.shape[1:] != (1,) or not isinstance(targets, Tensor) or targets.ndim != 1 or len(targets) < 2:
-        return
-    wanted = targets.to(outputs.dtype)
-    order = wanted.argsort()
-    swapped = targets.index_put((order,), targets[order.flip(0)])
-    signs = 1 - 2 * (torch.arange(len(targets), device=outputs.device) % 2)
-    # Where all outputs are on one side of their targets, the mean of an absolute error is the same.
-    around = wanted.mean() + (1 + wanted.std(correction=0)) * signs
-    if _differ(function, (wanted.unsqueeze(1), targets), (wanted.unsqueeze(1), swapped)):
-        return
-    for flat in (outputs.detach()[:, 0], around):
-        if _differ(function, (flat, targets), (flat.unsqueeze(1), targets)):
-            column = "" if targets.is_floating_point() else " in floating point (integers are class indices, (N,))"
-            raise ValueError(
-                f"the loss broadcasts targets {tuple(targets.shape)} against outputs {tuple(outputs.shape)}"
-                f" of the head (a squeeze behind it has no part): give targets (N, 1){column}, or let the"
-                " loss take outputs[:, 0]; 'bce' and 'mse' do so by themselves"
-            )
-
-
-@torch.no_grad()
-def _differ(function: LossFunction, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
-    """Whether a loss, of which nothing else is known, can take both, and they are not the same."""
-    with warnings.catch_warnings(), suppress(Exception):
-        warnings.simplefilter("ignore")
-        one, other = (function(*each).mean() for each in (first, second))
-        return bool((one - other).isfinite()) and not torch.allclose(one, other, rtol=1e-4)
-    return False
-
-
 class Custom(Loss):
     """A loss of the user's own, ``function(outputs, targets)``: the scalar mean, or one value per sample.
 
@@ -200,7 +164,8 @@ class Custom(Loss):
                 (N,) against outputs (N, 1).
         """
         given = [] if self._checked else [(tensor, version_of(tensor)) for tensor in (outputs, *tensors_of(targets))]
-        loss = self.function(outputs, targets)
+        compute = self.function if self._checked else partial(without_broadcasting, self.function)
+        loss = compute(outputs, targets)
         if any(version_of(tensor) != version for tensor, version in given):
             raise ValueError(
                 "the loss writes into its outputs or targets (as mul_ and clamp_ do), which are used again: let it work"
@@ -213,9 +178,7 @@ class Custom(Loss):
                 f"a loss is a scalar, the mean over the mini-batch, or one value per sample ({samples},); the one given"
                 f" returned {got}"
             )
-        if not self._checked:
-            refuse_broadcast(self.function, outputs, targets)
-            self._checked = True
+        self._checked |= samples > 1  # nothing of one sample is seen to be broadcast
         value = loss.sum() / weight_of(self, targets).to(loss.dtype) if loss.ndim else loss
         if outputs.device.type == "cpu" and not math.isnan(value.item()):
             return value

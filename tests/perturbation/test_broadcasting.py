@@ -1,0 +1,163 @@
+"""A loss that broadcasts its targets is refused, whatever else it does; any other one is called once, and believed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pof
+from pof.flatness import sam_sharpness
+from pof.perturbation.broadcasting import without_broadcasting
+
+# Torch's own words, at broadcasting, at a mean that is no mathematical one, and at its own deprecated parts.
+SAID = ("Using a target size", "reduction. 'mean'", ".*torch.jit.script")
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{words}") for words in SAID]
+
+Function = Callable[[Tensor, Any], Tensor]
+N = 16
+BROADCAST: dict[str, Function] = {
+    "mse_loss": F.mse_loss,
+    "by keyword": lambda z, t: F.mse_loss(input=z, target=t),
+    "L1Loss": nn.L1Loss(),
+    "no reduction": nn.HuberLoss(reduction="none"),
+    "root": lambda z, t: F.mse_loss(z, t).sqrt(),
+    "difference": lambda z, t: (z - t).square().mean(),
+    "other way round": lambda z, t: (t - z).abs().mean(),
+    "quantile": lambda z, t: torch.maximum(0.9 * (t - z), 0.1 * (z - t)).mean(),
+    "log cosh": lambda z, t: (z - t).cosh().log().mean(),
+    "exponential": lambda z, t: F.mse_loss(z.exp(), t),
+    "poisson": lambda z, t: F.poisson_nll_loss(z, t.abs()),
+    "divergence": lambda z, t: F.kl_div(z, t.abs()),
+    "of its dtype": lambda z, t: (z - t.to(z)).square().mean(),
+    "of its type": lambda z, t: (z - t.type_as(z)).square().mean(),
+    "standardised": lambda z, t: F.mse_loss(z, (t - t.mean()) / t.std()),
+    "signs": lambda z, t: ((z > 0) != (t > 0)).double().mean() + z.mean(),
+    "weights of targets": lambda z, t: ((1 + t) * (z - t[:, None]) ** 2).mean(),
+    "masked": lambda z, t: F.mse_loss(z[t > 0], t[t > 0]),
+    "a row of outputs": lambda z, t: F.mse_loss(z[:, 0], t[:, None]),
+    "a distance": lambda z, t: F.pairwise_distance(z, t).mean(),
+    "fused": lambda z, t: torch.addcmul(torch.zeros(1), z, t).mean(),
+    "compiled": torch.compile(lambda z, t: (z - t).abs().mean(), backend="eager"),
+}
+TAKEN: dict[str, Function] = {
+    "targets[:, None]": lambda z, t: F.mse_loss(z, t[:, None]),
+    "unsqueeze": lambda z, t: F.smooth_l1_loss(z, t.unsqueeze(-1)),
+    "view_as": lambda z, t: F.l1_loss(z, t.view_as(z)),
+    "reshape": lambda z, t: F.l1_loss(z, t.reshape(z.shape)),
+    "outputs[..., 0]": lambda z, t: F.mse_loss(z[..., 0], t),
+    "squeeze": lambda z, t: F.mse_loss(z.squeeze(), t),
+    "mean": lambda z, t: (z.mean(-1) - t).square().mean(),
+    "noise": lambda z, t: F.mse_loss(z.view(-1) + 0.1 * torch.randn(len(t)), t),
+    "poisson": lambda z, t: F.poisson_nll_loss(z, 1e4 * t[:, None].abs()),
+    "missing": lambda z, t: torch.nanmean((z - torch.where(t > 0, t, torch.nan)[:, None]) ** 2),
+    "masked": lambda z, t: F.mse_loss(z[t > 0], t[t > 0][:, None]),
+    "no targets": lambda z, t: z.square().mean(),
+    "pairs": lambda z, t: ((z - z.T) - (t[:, None] - t)).square().mean(),
+    "rank": lambda z, t: ((z[:, 0][:, None] - z[:, 0]) * (t[:, None] > t)).mean(),
+    "residuals": lambda z, t: ((r := z[:, 0] - t)[:, None] * r).mean(),
+    "as many bins as samples": lambda z, t: (z - torch.linspace(0, 1, N)).square().mean() + F.mse_loss(z[:, 0], t),
+    "correlation": lambda z, t: 1 - (z.T @ t)[0] / N,
+    "a row of an index": lambda z, t: z[t.long().abs()].mean(),
+    "one class": lambda z, t: F.multi_margin_loss(z, (t > 99).long()) + z.mean(),
+    "two classes": lambda z, t: F.cross_entropy(torch.cat([-z, z], 1), (t > 0).long()),
+    "by samples": lambda z, t: torch.func.vmap(lambda a, b: (a[0] - b).square())(z, t).mean(),
+    "in halves": lambda z, t: torch.stack(
+        [F.mse_loss(a, b[:, None]) for a, b in zip(z.chunk(2), t.chunk(2), strict=True)]
+    ).mean(),
+}
+TARGETS = {"even": torch.arange(float(N)) % 4 // 2, "spread": torch.linspace(-1, 2, N), "equal": torch.ones(N)}
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def inputs() -> Tensor:
+    return torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("loss", BROADCAST.values(), ids=BROADCAST)
+def test_a_loss_that_broadcasts_is_refused_whatever_the_targets(loss: Function, targets: Tensor) -> None:
+    with pytest.raises(ValueError, match="the loss broadcasts targets"):
+        without_broadcasting(loss, mlp()(inputs()), targets)
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("loss", TAKEN.values(), ids=TAKEN)
+def test_any_other_loss_is_taken_and_called_once(loss: Function, targets: Tensor) -> None:
+    calls = []
+
+    def counting(z: Tensor, t: Tensor) -> Tensor:
+        calls.append(1)
+        return loss(z, t)
+
+    outputs = mlp()(inputs())
+    torch.manual_seed(0)
+    found = without_broadcasting(counting, outputs, targets)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, loss(outputs, targets), rtol=0, atol=0, equal_nan=True)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["difference", "a row of outputs"])
+def test_the_error_says_what_to_give(name: str) -> None:
+    x, t, loss = inputs(), TARGETS["spread"], BROADCAST[name]
+    met = r"\(16,\) against outputs \(16, 1\) of the head .*give targets \(N, 1\), or let the loss take outputs\[:, 0\]"
+    if name == "a row of outputs":
+        met = r"\(16, 1\) against outputs \(16,\): give targets \(16,\), or .* outputs as they are, \(16, 1\)"
+    with pytest.raises(ValueError, match=met):
+        pof.Finetune(mlp(), loss=loss)(x, t)
+    with pytest.raises(ValueError, match=met):
+        pof.evaluate(mlp(), [(x, t)], loss=loss)
+    with pytest.raises(ValueError, match=met):
+        sam_sharpness(mlp(), loss, [(x, t)])
+
+
+def test_targets_in_a_dict_are_known(loss: Function = F.l1_loss) -> None:
+    for make, refused in (
+        (lambda z, t: loss(z, t["y"][:, None]), False),
+        (lambda z, t: (z - t["y"]).abs().mean(), True),
+    ):
+        method = pof.Finetune(mlp(), loss=make)
+        if refused:
+            with pytest.raises(ValueError, match="the loss broadcasts targets"):
+                method(inputs(), {"y": TARGETS["spread"]})
+        else:
+            assert method(inputs(), {"y": TARGETS["spread"]}).loss == loss(mlp()(inputs())[:, 0], TARGETS["spread"])
+
+
+def test_a_first_mini_batch_of_one_sample_says_nothing_of_the_next() -> None:
+    method, x, t = pof.Finetune(mlp(), loss=BROADCAST["difference"]), inputs(), TARGETS["spread"]
+    assert method(x[:1], t[:1]).loss == (mlp()(x[:1])[0, 0] - t[0]) ** 2
+    with pytest.raises(ValueError, match="the loss broadcasts targets"):
+        method(x, t)
+
+
+def test_a_loss_is_watched_within_transforms() -> None:
+    x, t = inputs(), TARGETS["spread"]
+    z = mlp()(x).detach()
+
+    def scaled(loss: Function) -> Callable[[Tensor], Tensor]:
+        return lambda w: without_broadcasting(loss, z * w, t)
+
+    one = torch.tensor(1.0)
+    slope = (2 * (z[:, 0] - t) * z[:, 0]).mean()
+    torch.testing.assert_close(torch.func.grad(scaled(TAKEN["targets[:, None]"]))(one), slope)
+    torch.testing.assert_close(torch.func.jvp(scaled(TAKEN["squeeze"]), (one,), (one,))[1], slope)
+    with pytest.raises(ValueError, match="the loss broadcasts targets"):
+        torch.func.grad(scaled(BROADCAST["difference"]))(one)
+
+
+def test_nothing_is_warned_of_by_watching() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pof.Finetune(mlp(), loss=lambda z, t: z.mean() + 0 * F.mse_loss(z, t[:, None]))(inputs(), TARGETS["spread"])
+    assert not said
