@@ -21,6 +21,20 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore:{words}") for words in SAID]
 
 Function = Callable[[Tensor, Any], Tensor]
 N = 16
+
+
+def weighed(z: Tensor, t: Tensor) -> Tensor:
+    weights = torch.ones_like(z)
+    weights[t > 0] = 5.0
+    weights.masked_fill_((t < 0)[:, None], 2.0)
+    return (weights * (z - t[:, None]).square()).mean()
+
+
+def filled(z: Tensor, t: Tensor) -> Tensor:
+    places = z.clone().index_fill_(0, t.long().clamp(0, 1), 0.5)
+    return (places - t[:, None]).square().mean()
+
+
 BROADCAST: dict[str, Function] = {
     "mse_loss": F.mse_loss,
     "by keyword": lambda z, t: F.mse_loss(input=z, target=t),
@@ -57,6 +71,8 @@ TAKEN: dict[str, Function] = {
     "poisson": lambda z, t: F.poisson_nll_loss(z, 1e4 * t[:, None].abs()),
     "missing": lambda z, t: torch.nanmean((z - torch.where(t > 0, t, torch.nan)[:, None]) ** 2),
     "masked": lambda z, t: F.mse_loss(z[t > 0], t[t > 0][:, None]),
+    "weights written by a mask": weighed,
+    "outputs written by an index": filled,
     "no targets": lambda z, t: z.square().mean(),
     "pairs": lambda z, t: ((z - z.T) - (t[:, None] - t)).square().mean(),
     "rank": lambda z, t: ((z[:, 0][:, None] - z[:, 0]) * (t[:, None] > t)).mean(),

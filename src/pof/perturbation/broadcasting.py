@@ -86,12 +86,15 @@ class _Makers(TorchFunctionMode):
 def _is_square(rows: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> bool:
     """Whether a result is (N, N) or computed from that: an index, a class, a product of matrices are no such thing."""
     square = torch.Size((rows, rows))
-    if isinstance(result, Tensor) and result.shape == square:
+    written = any(tensor is result for tensor in _tensors((args, kwargs)))
+    if not isinstance(result, Tensor) or written:  # what is written to keeps its shape
+        return False
+    if result.shape == square:
         return True
 
     def whole(value: Any) -> Any:
         narrow = isinstance(value, Tensor) and value.shape in {(rows,), (rows, 1)}
-        return value.expand(square) if narrow else value
+        return value.expand(square).clone() if narrow else value
 
     with suppress(Exception):  # a function that takes nothing (N, N) does not make it either
         again = func(*map(whole, args), **{name: whole(value) for name, value in kwargs.items()})
