@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import pof
 from pof.flatness import sam_sharpness
@@ -28,6 +29,12 @@ def weighed(z: Tensor, t: Tensor) -> Tensor:
     weights[t > 0] = 5.0
     weights.masked_fill_((t < 0)[:, None], 2.0)
     return (weights * (z - t[:, None]).square()).mean()
+
+
+def copied(z: Tensor, t: Tensor) -> Tensor:
+    own = torch.empty(N)
+    own[:] = t
+    return (z - own).square().mean()
 
 
 def filled(z: Tensor, t: Tensor) -> Tensor:
@@ -56,6 +63,11 @@ BROADCAST: dict[str, Function] = {
     "masked": lambda z, t: F.mse_loss(z[t > 0], t[t > 0]),
     "a row of outputs": lambda z, t: F.mse_loss(z[:, 0], t[:, None]),
     "a distance": lambda z, t: F.pairwise_distance(z, t).mean(),
+    "kept by a copy": copied,
+    "mixed with outputs": lambda z, t: (z - (0.9 * t + 0.1 * z.detach()[:, 0])).square().mean(),
+    "clipped by outputs": lambda z, t: F.mse_loss(z, torch.minimum(t, z.detach()[:, 0] + 1)),
+    "asked for": lambda z, t: F.mse_loss(*torch.broadcast_tensors(z, t)),
+    "dropout": lambda z, t: F.mse_loss(F.dropout(z), t),
     "fused": lambda z, t: torch.addcmul(torch.zeros(1), z, t).mean(),
     "compiled": torch.compile(lambda z, t: (z - t).abs().mean(), backend="eager"),
 }
@@ -73,6 +85,10 @@ TAKEN: dict[str, Function] = {
     "masked": lambda z, t: F.mse_loss(z[t > 0], t[t > 0][:, None]),
     "weights written by a mask": weighed,
     "outputs written by an index": filled,
+    "balanced": lambda z, t: F.cross_entropy(-(z - t[None]).square(), torch.arange(N)),
+    "gamma": lambda z, t: (z + 1e3 * t[:, None].abs() * torch.exp(-z)).mean(),
+    "contrast": lambda z, t: torch.where(t[:, None] == t[None], (z - z.T).square(), 1.0).mean() + z.mean(),
+    "kept by an index": lambda z, t: z[t > 0].sum() / N + F.mse_loss(z.squeeze(1), t),
     "no targets": lambda z, t: z.square().mean(),
     "pairs": lambda z, t: ((z - z.T) - (t[:, None] - t)).square().mean(),
     "rank": lambda z, t: ((z[:, 0][:, None] - z[:, 0]) * (t[:, None] > t)).mean(),
@@ -128,13 +144,48 @@ def test_the_error_says_what_to_give(name: str) -> None:
     x, t, loss = inputs(), TARGETS["spread"], BROADCAST[name]
     met = r"\(16,\) against outputs \(16, 1\) of the head .*give targets \(N, 1\), or let the loss take outputs\[:, 0\]"
     if name == "a row of outputs":
-        met = r"\(16, 1\) against outputs \(16,\): give targets \(16,\), or .* outputs as they are, \(16, 1\)"
+        met = r"\(16, 1\) against outputs \(16,\): give targets \(16,\), or let the loss bring both to one shape"
     with pytest.raises(ValueError, match=met):
         pof.Finetune(mlp(), loss=loss)(x, t)
     with pytest.raises(ValueError, match=met):
         pof.evaluate(mlp(), [(x, t)], loss=loss)
     with pytest.raises(ValueError, match=met):
         sam_sharpness(mlp(), loss, [(x, t)])
+
+
+def test_targets_with_more_axes_than_outputs_are_refused(more: Function = BROADCAST["difference"]) -> None:
+    """Outputs are (N, C), also of a 1 x 1 convolution."""
+    x, y = inputs()[:, :, None, None], torch.randn(N, 1, 1, 1)
+    model = nn.Sequential(nn.Conv2d(4, 1, 1))
+    for one in (lambda t: pof.Finetune(model, loss=more)(x, t).loss, lambda t: sam_sharpness(model, more, [(x, t)])):
+        with pytest.raises(
+            ValueError, match=r"targets \(16, 1, 1, 1\) against outputs \(16, 1\): give targets \(16, 1\)"
+        ):
+            one(y)
+        one(y[..., 0, 0])
+    wide = torch.randn(N, 3)
+    with pytest.raises(ValueError, match=r"targets \(16, 1, 1\) against outputs \(16, 3\)"):
+        without_broadcasting(more, wide, wide[:, :1, None])
+    assert without_broadcasting(lambda z, t: (z - t[..., 0]).square().mean(), wide, wide[..., None]) == 0
+    pairs = lambda z, t: (z[:, :, None] - t).square().mean()  # noqa: E731
+    assert without_broadcasting(pairs, wide, wide[:, None]) == pairs(wide, wide[:, None])
+
+
+def test_a_function_is_tried_on_few_samples_and_none_that_writes_is_tried() -> None:
+    largest = [0]
+
+    class Sizes(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            largest[0] = max(largest[0], result.numel() if isinstance(result, Tensor) else 0)
+            return result
+
+    outputs, targets = torch.randn(500, 1), torch.randn(500)
+    with Sizes():
+        for name in ("kept by an index", "one class", "weights written by a mask", "outputs written by an index"):
+            found = without_broadcasting(TAKEN[name], outputs, targets)
+            assert found == TAKEN[name](outputs, targets)
+    assert largest[0] <= 500
 
 
 def test_targets_in_a_dict_are_known(loss: Function = F.l1_loss) -> None:

@@ -55,10 +55,10 @@ class Reading:
         if self._place is None and len(found) > 1:
             self._place = self._ask_head(found, inputs)
         logits = logits_of(output, self._place)
+        if logits.ndim > 2 and logits.shape[2:].numel() == 1:
+            logits = logits.flatten(1)  # of a 1 x 1 convolution behind the pooling: as the head's own in training
         if not log or self.end is None:
             return logits
-        if self.end == "softmax" and logits.ndim == 4 and logits.shape[2:].numel() == 1:
-            logits = logits.flatten(1)  # of a 1 x 1 convolution behind the pooling
         if self._found is None and logits.numel():
             self._found = self._end_of(logits, inputs)
             if self._found != "nothing":

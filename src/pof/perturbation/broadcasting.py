@@ -5,6 +5,7 @@ A loss is watched while it computes, and not asked for values, which would call 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,8 +17,11 @@ from torch.overrides import TorchFunctionMode
 from pof._support.batches import tensors_of
 from pof.head.listen import uncompiled
 
+Function = Callable[..., Any]
 _LIKE = {Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as}
 """Of what else these are given they take shape or type only."""
+_FEW = 4
+"""Samples that a function of torch is tried on."""
 
 
 def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Tensor, targets: Any) -> Tensor:
@@ -27,17 +31,18 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
 
     Args:
         function: a loss.
-        outputs: of the head; of other shapes than (N, 1) nothing is said.
+        outputs: (N, C) of the head.  They are watched where C is 1, or targets have more axes.
         targets: whatever the loss takes.
 
     Returns:
         What the function returns.
 
     Raises:
-        ValueError: if a row made of targets, (N,), is broadcast against a column made of outputs, (N, 1), or a column
-            of targets against a row of outputs.
+        ValueError: if what is made of targets is broadcast against what is made of outputs so that samples meet others:
+            (N,) against (N, 1), or (N, C, 1) against (N, C).
     """
-    if outputs.ndim != 2 or outputs.shape[1] != 1 or len(outputs) < 2:
+    more = any(tensor.ndim > 2 for tensor in tensors_of(targets))
+    if outputs.ndim != 2 or not (outputs.shape[1] == 1 or more) or len(outputs) < 2:
         return function(outputs, targets)
     # A frame that is traced from outside hands over: of a graph there is nothing to see.
     hands_over = torch.compiler.is_compiling()
@@ -60,7 +65,7 @@ class _Makers(TorchFunctionMode):
         self._targets = {id(tensor): tensor for tensor in tensors_of(targets)}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function, and note what its results are made of."""
         kwargs = kwargs or {}
@@ -69,37 +74,57 @@ class _Makers(TorchFunctionMode):
         outputs, targets = ([t for t in given if id(t) in known] for known in (self._outputs, self._targets))
         for output in outputs:
             for target in targets:
-                if self._meet(output, target) and _is_square(len(output), func, args, kwargs, result):
+                if self._differ(output, target) and _crosses(func, args, kwargs, result, output, target):
                     raise ValueError(_message(tuple(output.shape), tuple(target.shape), target.is_floating_point()))
+        made = args[:1] if result is None else result  # what was written to, such as x[:] = y
         for found, known in ((outputs, self._outputs), (targets, self._targets)):
             if found:
-                known.update({id(tensor): tensor for tensor in _tensors(result)})
+                known.update({id(tensor): tensor for tensor in _tensors(made)})
         return result
 
-    def _meet(self, output: Tensor, target: Tensor) -> bool:
-        """Whether one is a row and one a column; residuals, made of both, may be compared with each other."""
-        rows = output.shape[:1]
-        shapes = {tuple(output.shape), tuple(target.shape)}
-        return id(target) not in self._outputs and rows > (1,) and shapes == {(*rows,), (*rows, 1)}
+    def _differ(self, output: Tensor, target: Tensor) -> bool:
+        """Whether they are made of different things: residuals, made of both, may be compared with each other."""
+        return id(output) not in self._targets or id(target) not in self._outputs
 
 
-def _is_square(rows: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> bool:
-    """Whether a result is (N, N) or computed from that: an index, a class, a product of matrices are no such thing."""
-    square = torch.Size((rows, rows))
-    written = any(tensor is result for tensor in _tensors((args, kwargs)))
-    if not isinstance(result, Tensor) or written:  # what is written to keeps its shape
+def _crosses(
+    func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, output: Tensor, target: Tensor
+) -> bool:
+    """Whether a result is, or is computed from, one tensor broadcast against the other, each sample against all."""
+    shape, found = _crossed(output, target), list(_tensors(result))
+    if shape is None or not found:
         return False
-    if result.shape == square:
+    if any(tensor.shape == shape for tensor in found):
         return True
+    if any(tensor is given for tensor in found for given in _tensors((args, kwargs))):  # written to
+        return False
+    rows, square = len(output), _crossed(output[:_FEW], target[:_FEW]) or ()
 
-    def whole(value: Any) -> Any:
-        narrow = isinstance(value, Tensor) and value.shape in {(rows,), (rows, 1)}
-        return value.expand(square).clone() if narrow else value
+    def called(*, whole: bool) -> Any:
+        def few(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
+                return value
+            cut = value[:_FEW].clone()
+            return cut.expand(square) if whole and (value is output or value is target) else cut
 
-    with suppress(Exception):  # a function that takes nothing (N, N) does not make it either
-        again = func(*map(whole, args), **{name: whole(value) for name, value in kwargs.items()})
-        return again.shape == result.shape and torch.allclose(again, result, equal_nan=True)
+        return func(*map(few, args), **{name: few(value) for name, value in kwargs.items()})
+
+    # A function that takes nothing so large does not make it either.
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        one, other = called(whole=False), called(whole=True)
+        return one.shape == other.shape and torch.allclose(one, other, equal_nan=True)
     return False
+
+
+def _crossed(output: Tensor, target: Tensor) -> torch.Size | None:
+    """The shape of both broadcast, where the samples of one meet those of the other; else None."""
+    if output.ndim == target.ndim or min(output.ndim, target.ndim) < 1 or not len(output) == len(target) > 1:
+        return None
+    with suppress(RuntimeError):
+        shape = torch.broadcast_shapes(output.shape, target.shape)  # type: ignore[no-untyped-call]
+        return shape if shape.numel() > max(output.numel(), target.numel()) else None
+    return None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -112,10 +137,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _message(outputs: tuple[int, ...], targets: tuple[int, ...], floating: bool) -> str:
     said = f"the loss broadcasts targets {targets} against outputs {outputs}"
-    if len(outputs) == 1:
-        return f"{said}: give targets {outputs}, or let the loss take the head's outputs as they are, ({outputs[0]}, 1)"
+    if (len(outputs), len(targets)) != (2, 1):
+        return f"{said}: give targets {outputs}, or let the loss bring both to one shape"
     column = "" if floating else " in floating point (integers are class indices, (N,))"
     return (
         f"{said} of the head (a squeeze behind it has no part): give targets (N, 1){column}, or let the loss take"
-        " outputs[:, 0]; 'bce' and 'mse' do so by themselves"
+        " outputs[:, 0]; 'bce' and 'mse' do so by themselves. A loss that means it takes targets[None]"
     )
