@@ -168,15 +168,28 @@ def sized(*sizes):
 def test_items_are_compared_with_most_of_their_part_in_every_tensor(monkeypatch, workers):
     """Test images may be whole, where those for training are crops; the first item may be the odd one."""
     data = described(monkeypatch, sized(5, 3, 3, 3), sized(9, 9, 9))
-    assert unreadable(data, workers=workers) == ["training sample 0: its input is (5,), (2,), and most are (3,), (2,)"]
+    assert unreadable(data, workers=workers) == [
+        "training sample 0: its input is mask (2,), x (5,), and most are mask (2,), x (3,)"
+    ]
 
 
 def test_arrays_in_items_are_compared_too(monkeypatch):
     """A mini-batch makes tensors of them."""
     items = [{"x": torch.ones(2), "y": numpy.ones(n), "labels": i % 2} for i, n in enumerate((3, 3, 4, 3))]
     assert unreadable(described(monkeypatch, items, items[:2])) == [
-        "training sample 2: its input is (2,), (4,), and most are (2,), (3,)"
+        "training sample 2: its input is x (2,), y (4,), and most are x (2,), y (3,)"
     ]
+
+
+@pytest.mark.parametrize("other", [{"z": torch.ones(3), "labels": 0}, (torch.ones(3), 0)])
+def test_an_item_with_other_keys_is_named(monkeypatch, other):
+    items = [{"x": torch.ones(3), "labels": i % 2} for i in range(4)] + [other]
+
+    class Labelled(list):
+        targets = (0, 1, 0, 1, 0)
+
+    found = unreadable(described(monkeypatch, Labelled(items), items[:2]))
+    assert found == [f"training sample 4: its input is {'z ' * isinstance(other, dict)}(3,), and most are x (3,)"]
 
 
 def test_stored_labels_of_very_many_items_are_compared_at_items_that_are_there():

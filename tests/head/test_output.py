@@ -241,9 +241,18 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "in two": (lambda s, f, z: {"logits": z, **dict(zip("ab", s.head(f).split([2, 3], 1), strict=True))}, "a, b"),
     "twice": (lambda s, f, z: (lambda other: {"logits": z, "aux": other, "last": other})(s.head(f)), "aux"),
     "losses": (lambda s, f, z: {"logits": z, "loss_ce": f.mean(), "glossiness": f.norm()}, "loss_ce"),
+    "losses in capitals": (lambda s, f, z: {"logits": z, "AUX_LOSS": f.mean(), "vqloss": f.norm()}, "AUX_LOSS, vqloss"),
+    "made when asked for": (lambda s, f, z: Lazy(logits=z, a=f, b=f, c=s.head(f)), "c.0"),
     "itself": (lambda s, f, z: holding_itself({"logits": z}), ""),
     "of one node": (lambda s, f, z: one_node(z, s.head(f)) if s.training else (z, s.head(f)), ""),
 }
+
+
+class Lazy(dict[str, Tensor]):
+    """Makes its values when they are asked for, and keeps none of them."""
+
+    def items(self) -> Any:
+        return ((name, [self[name]]) if name != "logits" else (name, self[name]) for name in self)
 
 
 def holding_itself(output: dict[str, Any]) -> dict[str, Any]:
@@ -265,14 +274,19 @@ def test_the_graph_of_many_outputs_is_walked_once(monkeypatch: pytest.MonkeyPatc
     totals = []
     for count in (10, 40):
         walked.clear()
-        weight = torch.ones(8, 8, requires_grad=True)
+        weight, other, end = (torch.ones(8, 8, requires_grad=True) for _ in range(3))
         start = X[:, :1] @ torch.ones(1, 8, requires_grad=True)
-        hidden, backward = [start], [start.tanh()]
+        hidden, own = [start], [start.tanh()]
         for _ in range(count):
             hidden.append(torch.tanh(hidden[-1] @ weight))
-            backward.append(torch.tanh(backward[-1] @ weight))
+            own.append(torch.tanh(own[-1] @ other))
         logits = hidden[-1][:, :3]
-        tell_of_others({"logits": logits, "hidden": hidden, "backward": backward}, logits)
+        auxiliary = [state @ end for state in own]
+        output = {"logits": logits, "hidden": hidden, "steps": torch.stack(hidden).unbind(), "aux": auxiliary}
+        with pytest.warns(UserWarning) as told:
+            tell_of_others(output, logits)
+        names = ", ".join(f"aux.{number}" for number in range(count + 1))
+        assert [f"({names})" in str(each.message) for each in told] == [True]
         totals.append(sum(walked))
     assert totals[1] < 5 * totals[0]
 

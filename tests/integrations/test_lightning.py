@@ -337,7 +337,22 @@ def with_a_share() -> Any:
     return module
 
 
-@pytest.mark.parametrize("make", [Later, Never, set_on_the_instance, with_a_share])
+def with_smoothing(kind: Any, asks_the_loss: bool = False) -> Any:
+    def make() -> Any:
+        module = Never()
+        module.method = kind(module.net, label_smoothing=0.3)
+        module.configure_optimizers = lambda: module.method.build_optimizer(torch.optim.SGD, lr=0.05)
+        if asks_the_loss:
+            module.training_step = lambda batch, batch_idx: module.method.loss(module.net(batch[0]), batch[1])
+        return module
+
+    return make
+
+
+OPTIONS = [with_smoothing(pof.Finetune), with_smoothing(pof.SharpnessAware)]
+
+
+@pytest.mark.parametrize("make", [Later, Never, set_on_the_instance, with_a_share, *OPTIONS])
 def test_a_training_step_beside_the_method_is_warned_of_where_an_epoch_goes_by_without(make: Any) -> None:
     module = make()
     said = "in this epoch the training_step of .* does not use the method.* self.method_loss.*, unless it is to begin"
@@ -360,6 +375,13 @@ def test_a_training_step_beside_the_method_that_uses_it_is_not_warned_of() -> No
     with recorded(module.method) as rows:  # a warning is an error in tests
         lightning_trainer(max_epochs=2, accumulate_grad_batches=1).fit(module, datamodule=Data())
     assert [row for row in rows if row] and not module.method._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", [pof.Finetune, pof.SharpnessAware])
+def test_a_step_that_asks_the_loss_of_a_method_has_its_options(kind: Any) -> None:
+    module = with_smoothing(kind, asks_the_loss=True)()
+    lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
+    assert module.trainer.global_step and not module.method.loss._forward_pre_hooks
 
 
 @pytest.mark.parametrize(

@@ -220,18 +220,21 @@ def test_an_optimizer_given_to_fit_has_the_radius_asked_for(radii: tuple[float, 
         pof.fit(method, mini_batches(8), epochs=1, optimizer=optimizer, device="cpu")
 
 
+@pytest.mark.parametrize("last", [1, 5])
+@pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_run_goes_on_within_its_first_epoch_where_the_radius_follows_a_schedule(
-    momentum: float, tmp_path: Path
+def test_a_run_goes_on_where_the_radius_follows_a_schedule(
+    momentum: float, calibrated: bool, last: int, tmp_path: Path
 ) -> None:
     def run(folder: Path, stop: bool = False, resume: bool = False) -> Any:
-        method = pof.SharpnessAware(network(), rho=0.3)
-        optimizer = pof.SAM(method.trainable_parameters(), torch.optim.SGD, 0.3, lr=0.1, momentum=momentum)
+        method = pof.SharpnessAware(network(), rho=None if calibrated else 0.3)
+        radius = method.calibrate(mini_batches(8), level_kind="rise") if calibrated else 0.3
+        optimizer = pof.SAM(method.trainable_parameters(), torch.optim.SGD, radius, lr=0.1, momentum=momentum)
 
         def log(row: Any) -> None:
             if row["event"] == "step":
-                optimizer.param_groups[0]["rho"] = 0.3 / (1 + row["step"])
-                if stop and row["step"] == 1:
+                optimizer.param_groups[0]["rho"] = radius / (1 + row["step"])
+                if stop and row["step"] == last:
                     os.kill(os.getpid(), signal.SIGTERM)
 
         options: Any = {"optimizer": optimizer, "checkpoint_dir": folder, "resume": resume, "log": log}
@@ -239,10 +242,26 @@ def test_a_run_goes_on_within_its_first_epoch_where_the_radius_follows_a_schedul
 
     whole = run(tmp_path / "whole")
     with pytest.warns(pof.InterruptionWarning):
-        assert run(tmp_path / "part", stop=True).epochs == 0
+        assert run(tmp_path / "part", stop=True).epochs == last // 5
     resumed = run(tmp_path / "part", resume=True)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("before", ["nothing", "a divergence", "a state"])
+def test_another_radius_is_refused_whatever_the_method_did_before(before: str) -> None:
+    model = network()
+    method = pof.SharpnessAware(model, rho=0.3)
+    if before == "a divergence":
+        with pytest.warns(pof.DivergenceWarning):
+            own = pof.SAM(model.parameters(), torch.optim.SGD, 0.3, lr=0.1)
+            ((x, y),) = mini_batches(8)
+            pof.fit(method, [(x * torch.inf, y)], epochs=1, optimizer=own, device="cpu")
+    if before == "a state":
+        method.load_state_dict(pof.SharpnessAware(network(), rho=0.3).state_dict())
+    other = pof.SAM(model.parameters(), torch.optim.SGD, 0.01, lr=0.1)
+    with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3"):
+        pof.fit(method, mini_batches(8), epochs=1, optimizer=other, device="cpu")
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,10 +120,17 @@ class _Tried(Dataset[tuple[str, str]]):
             found = self.check([item])
             if isinstance(found, DataError):
                 return str(found), ""
-            shapes = [tuple(tensor.shape[1:]) for tensor in tensors_of(halves_of(found)[0])]
+            said = _shapes_of(halves_of(found)[0])
         except Exception as error:
             return f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error), ""
-        return "", ", ".join(map(str, shapes)) or "no tensor"
+        return "", said or "no tensor"
+
+
+def _shapes_of(inputs: Any) -> str:
+    """The shapes of the tensors of one item, with the names that they have."""
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name} {_shapes_of(inputs[name])}" for name in sorted(inputs, key=str))
+    return ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors_of(inputs))
 
 
 def _as_it_is(item: Any) -> Any:

@@ -18,8 +18,8 @@ from pof._support.precision import at_least_float32
 REMEDY = 'with head="name" name the module that returns the final logits, or wrap what follows it into one module'
 End = Literal["softmax", "sigmoid"]
 """What may follow the head of a network whose loss takes the head's own outputs."""
-LOSS = re.compile(r"(?:^|[^a-z])loss(?:es)?(?![a-z])|Loss(?:es)?(?![a-z])")
-"""Names such as ``aux_loss``, ``loss_ce``, ``routerLoss``."""
+LOSS = re.compile(r"(?i:loss(?:es)?)(?![a-z])")
+"""Names such as ``aux_loss``, ``loss_ce``, ``routerLoss``, ``vqloss``, ``LOSS``."""
 
 
 def are_probabilities(output: Tensor) -> bool:
@@ -44,9 +44,10 @@ def tell_of_others(output: Any, logits: Tensor) -> None:
     that one function gives beside the logits (DDP's for unused parameters, a compiled graph) cannot be told apart:
     nothing is said.
     """
-    named = [(name, tensor) for name, tensor in _named(output, "", set()) if tensor.grad_fn is not None]
-    made = Counter(tensor.grad_fn for _, tensor in named)
-    own = [(n, t) for n, t in named if made[t.grad_fn] == 1 or not _leaves(logits) <= _leaves(t)]
+    named = [(name, tensor) for name, tensor in _named(output, "", {}) if tensor.grad_fn is not None]
+    count, wanted = Counter(tensor.grad_fn for _, tensor in named), _leaves(logits)
+    with_logits = {node for node, times in count.items() if times > 1 and wanted <= _variables(_nodes([node]))}
+    own = [(name, tensor) for name, tensor in named if tensor.grad_fn not in with_logits]
     others = _of_other_layers([tensor.grad_fn for _, tensor in own], logits)
     found = [n for n, t in own if t.grad_fn in others or (not t.ndim and LOSS.search(n))]
     if found:
@@ -57,11 +58,11 @@ def tell_of_others(output: Any, logits: Tensor) -> None:
         )
 
 
-def _named(output: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+def _named(output: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, Tensor]]:
     """The tensors in an output, however deep, by keys, fields or positions, each once: it may hold itself."""
     if id(output) in seen:
         return
-    seen.add(id(output))
+    seen[id(output)] = output  # kept: what is made when it is asked for would leave its identity to the next
     if isinstance(output, Tensor):
         yield name, output
         return
@@ -74,15 +75,22 @@ def _named(output: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor
         yield from _named(value, f"{name}.{key}" if name else str(key), seen)
 
 
-def _of_other_layers(nodes: Iterable[Any], logits: Tensor) -> set[Any]:
-    """Those nodes of a graph that depend on parameters on which the logits do not."""
-    known, found = _nodes([logits.grad_fn]), set[Any]()
-    for node in nodes if logits.grad_fn is not None else ():
-        behind = _nodes([node], known | found) - known
-        if behind & found or any(hasattr(each, "variable") for each in behind):
-            found.add(node)
-        else:
-            known |= behind
+def _of_other_layers(starts: Iterable[Any], logits: Tensor) -> set[Any]:
+    """The nodes behind some of a graph, and they, that depend on parameters on which the logits do not."""
+    if logits.grad_fn is None:
+        return set()
+    known = _nodes([logits.grad_fn])
+    behind = _nodes(starts, known) - known
+    after: dict[Any, list[Any]] = {}
+    for node in behind:
+        for before, _ in node.next_functions:
+            after.setdefault(before, []).append(node)
+    found = {node for node in behind if hasattr(node, "variable")}
+    waiting = list(found)
+    while waiting:
+        new = [node for node in after.get(waiting.pop(), ()) if node not in found]
+        found.update(new)
+        waiting += new
     return found
 
 
@@ -150,7 +158,11 @@ def beside(output: Tensor, logits: Tensor) -> set[nn.Parameter]:
 
 
 def _leaves(tensor: Tensor) -> set[Any]:
-    return {node.variable for node in _nodes([tensor.grad_fn]) if hasattr(node, "variable")}
+    return _variables(_nodes([tensor.grad_fn]))
+
+
+def _variables(nodes: Iterable[Any]) -> set[Any]:
+    return {node.variable for node in nodes if hasattr(node, "variable")}
 
 
 def _nodes(starts: Iterable[Any], ends: Set[Any] = frozenset()) -> set[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pof.integrations._losses import inner
 from pof.methods import Finetune, Method, SharpnessAware
+from pof.perturbation.loss import CrossEntropy
 
 
 def check_module(module: Any, base: type) -> None:
@@ -23,9 +24,14 @@ def check_module(module: Any, base: type) -> None:
 
 
 def _is_plain(method: Method) -> bool:
-    """Whether one pass of a method is that of plain training."""
+    """Whether one pass of a method is that of plain training, with its loss."""
     plain = type(method).forward in {Finetune.forward, SharpnessAware.forward}
     return plain and getattr(method, "ascent_share", 1.0) == 1.0
+
+
+def _has_options(loss: Any) -> bool:
+    """Whether a loss is another than the plain cross-entropy."""
+    return type(loss) is not CrossEntropy or loss.label_smoothing > 0 or loss.class_weights is not None
 
 
 class Use:
@@ -40,9 +46,13 @@ class Use:
         first = next(kind for kind in type(module).__mro__ if "training_step" in vars(kind))
         own = first is base and "training_step" not in vars(module)
         self._foreign = not issubclass(first, base)
-        matters = self._foreign or not _is_plain(inner(module.method))
-        asked = not own and matters and module.method._compiled_call_impl is None
-        self._handle = module.method.register_forward_pre_hook(self._note) if asked else None
+        method, uses = inner(module.method), [module.method]
+        plain = _is_plain(method) and not self._foreign
+        if plain:  # a step of its own may do all that the method does by calling its loss
+            uses.append(method.loss)
+        matters = not own and (not plain or _has_options(method.loss))
+        asked = matters and module.method._compiled_call_impl is None
+        self._handles = [used.register_forward_pre_hook(self._note) for used in uses] if asked else []
         self._ran = self._trained = False
         step = f"the training_step of {first.__name__}"
         self._fault = f"{step} does not use the method, by calling self.method or self.method_loss"
@@ -60,7 +70,7 @@ class Use:
         def run(*args: Any, **options: Any) -> Any:
             self._ran = False
             output = step(*args, **options)
-            if self._handle is not None and output is not None:
+            if self._handles and output is not None:
                 self._trained = True
                 if self._ran or self._foreign:
                     self.leave()
@@ -72,7 +82,7 @@ class Use:
 
     def end_epoch(self) -> None:
         """Warn where an epoch went by without the method."""
-        if self._handle is not None and self._trained:
+        if self._handles and self._trained:
             self.leave()
             warnings.warn(
                 f"in this epoch {self._fault}: {self._remedy}, unless it is to begin later",
@@ -81,6 +91,6 @@ class Use:
 
     def leave(self) -> None:
         """Take the hook off."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

@@ -200,7 +200,7 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: if there are none.
         """
-        self.attach()
+        Method.attach(self)  # without hooks, which a forward puts on: a loop may ask in every step
         distributed.reshard(self.model)
         found = [p for p in self.model.parameters() if p.requires_grad]
         if not found:

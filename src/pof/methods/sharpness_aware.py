@@ -261,7 +261,7 @@ class SharpnessAware(Method):
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps
         if inner is not self._taken:
-            self._take(inner, new=epoch == 0 and not inner.state)
+            self._take(inner, new=epoch == 0 and not inner.state and not getattr(inner, "loaded", False))
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0
@@ -292,7 +292,7 @@ class SharpnessAware(Method):
         """Say in which way an optimizer does not do what the options say; an old one may follow a schedule."""
         # FSDP2 lets no parameter be known again.
         head = self.network.head if self.layers == "head" and not distributed.has_fsdp(self.model) else None
-        rho = self.rho if (self._calibrated or (new and self._given)) and not self._sets_radius() else None
+        rho = self.rho if new and (self._calibrated or self._given) and not self._sets_radius() else None
         return other_than(optimizer, self.kind, WRAPPERS[self.kind], head, self.budget, rho)
 
     def after_epoch(self, epoch: int, epochs: int, batches: Callable[[], Iterable[tuple[Inputs, Tensor]]]) -> None:
@@ -326,7 +326,6 @@ class SharpnessAware(Method):
         state = unpacked(state)
         self.rho, self.shares = state.get("rho", self.rho), state.get("shares", self.shares)
         self._calibrated = self._calibrated or "rho" in state
-        self._given = False  # the optimizer's radius may have followed a schedule since
 
     def forward(
         self,

@@ -37,6 +37,8 @@ class PerturbingOptimizer(Optimizer, ABC):
     """What the loss is multiplied by before ``backward``, as a GradScaler does; a loss budget has to know it."""
     radius: Tensor | None
     """Of the last ascent, scalar, where a loss budget sets it; else None."""
+    loaded: bool
+    """Whether it goes on with a state that it was given: its radius may have followed a schedule."""
 
     follows_a_pass = True  # at the weights themselves; the perturbed one is then the second
 
@@ -319,7 +321,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         self._share()
         for group, options in zip(self.param_groups, own, strict=True):
             group.update({**options, **group})
-        self._ascended = False
+        self._ascended, self.loaded = False, True
 
     @property
     def train(self) -> Any:
@@ -340,7 +342,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         self._reset()
 
     def _reset(self) -> None:
-        self._saved, self._frozen, self._ascended = None, ExitStack(), False
+        self._saved, self._frozen, self._ascended, self.loaded = None, ExitStack(), False, False
         self.loss_scale, self.radius = 1.0, None
 
     def _share(self) -> None:
