@@ -343,7 +343,7 @@ def with_smoothing(kind: Any, asks_the_loss: bool = False) -> Any:
         module.method = kind(module.net, label_smoothing=0.3)
         module.configure_optimizers = lambda: module.method.build_optimizer(torch.optim.SGD, lr=0.05)
         if asks_the_loss:
-            module.training_step = lambda batch, batch_idx: module.method.loss(module.net(batch[0]), batch[1])
+            module.training_step = lambda batch, batch_idx: module.method.loss(module(batch["x"]), batch["labels"])
         return module
 
     return make
