@@ -57,6 +57,7 @@ BROADCAST: dict[str, Function] = {
     "divergence": lambda z, t: F.kl_div(z, t.abs()),
     "of its dtype": lambda z, t: (z - t.to(z)).square().mean(),
     "of its type": lambda z, t: (z - t.type_as(z)).square().mean(),
+    "of each other's type": lambda z, t: (z.type_as(t) - t.type_as(z)).square().mean(),
     "standardised": lambda z, t: F.mse_loss(z, (t - t.mean()) / t.std()),
     "signs": lambda z, t: ((z > 0) != (t > 0)).double().mean() + z.mean(),
     "weights of targets": lambda z, t: ((1 + t) * (z - t[:, None]) ** 2).mean(),
@@ -91,6 +92,8 @@ TAKEN: dict[str, Function] = {
     "kept by an index": lambda z, t: z[t > 0].sum() / N + F.mse_loss(z.squeeze(1), t),
     "no targets": lambda z, t: z.square().mean(),
     "pairs": lambda z, t: ((z - z.T) - (t[:, None] - t)).square().mean(),
+    "pairs weighed by targets": lambda z, t: ((z - z.T).square() * (t > 0)).mean(),
+    "quantiles of targets": lambda z, t: (z - torch.quantile(t, torch.tensor([0.25, 0.5, 0.75]))).square().mean(),
     "rank": lambda z, t: ((z[:, 0][:, None] - z[:, 0]) * (t[:, None] > t)).mean(),
     "residuals": lambda z, t: ((r := z[:, 0] - t)[:, None] * r).mean(),
     "as many bins as samples": lambda z, t: (z - torch.linspace(0, 1, N)).square().mean() + F.mse_loss(z[:, 0], t),
@@ -227,4 +230,7 @@ def test_nothing_is_warned_of_by_watching() -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         pof.Finetune(mlp(), loss=lambda z, t: z.mean() + 0 * F.mse_loss(z, t[:, None]))(inputs(), TARGETS["spread"])
-    assert not said
+        assert not said
+        with pytest.raises(ValueError, match="the loss broadcasts targets"):
+            without_broadcasting(F.mse_loss, torch.randn(N, 1), TARGETS["spread"])
+    assert ["(torch.Size([16]))" in str(each.message) for each in said] == [True]  # torch's own, of the loss itself

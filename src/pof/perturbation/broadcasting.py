@@ -91,20 +91,18 @@ def _crosses(
     func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, output: Tensor, target: Tensor
 ) -> bool:
     """Whether a result is, or is computed from, one tensor broadcast against the other, each sample against all."""
-    shape, found = _crossed(output, target), list(_tensors(result))
-    if shape is None or not found:
+    shape = _crossed(output, target)
+    if shape is None:
         return False
-    if any(tensor.shape == shape for tensor in found):
+    if any(tensor.shape == shape for tensor in _tensors(result)):
         return True
-    if any(tensor is given for tensor in found for given in _tensors((args, kwargs))):  # written to
-        return False
     rows, square = len(output), _crossed(output[:_FEW], target[:_FEW]) or ()
 
     def called(*, whole: bool) -> Any:
         def few(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
                 return value
-            cut = value[:_FEW].clone()
+            cut = value[:_FEW].clone()  # a function may write
             return cut.expand(square) if whole and (value is output or value is target) else cut
 
         return func(*map(few, args), **{name: few(value) for name, value in kwargs.items()})
