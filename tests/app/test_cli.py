@@ -167,7 +167,7 @@ def test_a_run_goes_on_without_saying_its_options_again(whole: Any, tmp_path: Pa
         ("post-train --resume true --out run", 0.3),
         ("train --out run --resume", 0.3),
         ("train --resume --out run --lr 0.2", 0.2),
-        ("train --resume --config other.yaml --out run", 0.7),
+        ("train --resume --config other.yaml --out run", 0.1),
         ("train --resume false --out run", 0.1),
         ("train --out run", 0.1),
         ("train --resume --out search", 0.1),
@@ -184,7 +184,7 @@ def test_what_goes_on_has_the_options_of_its_folder_unless_others_are_given(
         "run/config.yaml": "training: {method: finetune, lr: 0.3}",
         "search/config.yaml": "improve: {lr: 0.4, out: elsewhere, overwrite: true}",
         "search/improve.json": "{}",
-        "other.yaml": "lr: 0.7",
+        "other.yaml": "epochs: 3",
     }.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text)

@@ -349,7 +349,11 @@ def with_smoothing(kind: Any, asks_the_loss: bool = False) -> Any:
     return make
 
 
-OPTIONS = [with_smoothing(pof.Finetune), with_smoothing(pof.SharpnessAware)]
+OPTIONS = [
+    with_smoothing(pof.Finetune),
+    with_smoothing(pof.SharpnessAware),
+    with_smoothing(pof.PoF, asks_the_loss=True),
+]
 
 
 @pytest.mark.parametrize("make", [Later, Never, set_on_the_instance, with_a_share, *OPTIONS])
