@@ -169,6 +169,7 @@ def test_a_run_goes_on_without_saying_its_options_again(whole: Any, tmp_path: Pa
         ("train --resume --out run --lr 0.2", 0.2),
         ("train --resume --config other.yaml --out run", 0.1),
         ("train --resume false --out run", 0.1),
+        ("train --resume no --out run", 0.1),
         ("train --out run", 0.1),
         ("train --resume --out search", 0.1),
         ("train --resume --out nothing", 0.1),
@@ -192,7 +193,7 @@ def test_what_goes_on_has_the_options_of_its_folder_unless_others_are_given(
     parsed = parse(words.split()).options
     assert next(options for options in parsed if isinstance(options, kind)).lr == rate
     place = next(options for options in parsed if isinstance(options, ImproveOptions | RunOptions))
-    assert (place.out, place.overwrite) == (words.partition("out")[2].strip(" =").split()[0], False)
+    assert (place.out, place.overwrite) == (words.partition("--out")[2].strip(" =").split()[0], False)
 
 
 @pytest.mark.parametrize("words", ["--config run.yaml --candidates sam", "--candidates=sam --config run.yaml"])

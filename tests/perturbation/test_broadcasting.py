@@ -31,6 +31,16 @@ def weighed(z: Tensor, t: Tensor) -> Tensor:
     return (weights * (z - t[:, None]).square()).mean()
 
 
+def groups(t: Tensor) -> Tensor:
+    return (t > 0).long() + (t > 1).long()
+
+
+def grouped(z: Tensor, t: Tensor) -> Tensor:
+    sums = torch.zeros(3, 1)
+    sums[groups(t)] = z
+    return sums.index_copy_(0, groups(t), z)
+
+
 def copied(z: Tensor, t: Tensor) -> Tensor:
     own = torch.empty(N)
     own[:] = t
@@ -84,6 +94,16 @@ TAKEN: dict[str, Function] = {
     "poisson": lambda z, t: F.poisson_nll_loss(z, 1e4 * t[:, None].abs()),
     "missing": lambda z, t: torch.nanmean((z - torch.where(t > 0, t, torch.nan)[:, None]) ** 2),
     "masked": lambda z, t: F.mse_loss(z[t > 0], t[t > 0][:, None]),
+    "groups added": lambda z, t: torch.zeros(3, 1).index_add_(0, groups(t), z).square().mean(),
+    "groups of all": lambda z, t: grouped(z, t).var(correction=0) + z.mean(),
+    "sorted": lambda z, t: (z[t.argsort()] - t.sort()[0][:, None]).square().mean(),
+    "risk": lambda z, t: (z - torch.logcumsumexp(z[t.argsort()], 0)).mean(),
+    "a product that is kept": lambda z, t: (
+        torch.matmul(t, z, out=torch.zeros(1)).sum() if not z.requires_grad else z.sum()
+    ),
+    "as many own bins as samples": lambda z, t: (z - torch.linspace(t.min(), t.max() + 1, N)).abs().mean(),
+    "as many quantiles as samples": lambda z, t: (z - torch.quantile(t, torch.linspace(0, 1, N))).abs().mean(),
+    "named axes": lambda z, t: torch.einsum("ic,j->ij", z, t).mean(),
     "weights written by a mask": weighed,
     "outputs written by an index": filled,
     "balanced": lambda z, t: F.cross_entropy(-(z - t[None]).square(), torch.arange(N)),
@@ -170,6 +190,10 @@ def test_targets_with_more_axes_than_outputs_are_refused(more: Function = BROADC
     with pytest.raises(ValueError, match=r"targets \(16, 1, 1\) against outputs \(16, 3\)"):
         without_broadcasting(more, wide, wide[:, :1, None])
     assert without_broadcasting(lambda z, t: (z - t[..., 0]).square().mean(), wide, wide[..., None]) == 0
+    likelihood = lambda z, t: F.gaussian_nll_loss(z[:, :1], t, z[:, 1:2].exp())  # noqa: E731
+    with pytest.raises(ValueError, match="the loss broadcasts targets"):
+        without_broadcasting(lambda z, t: ((t - z[:, :1]).square() * (-z[:, 1:2]).exp()).mean(), wide, wide[:, 0])
+    assert without_broadcasting(likelihood, wide, wide[:, :1]) == likelihood(wide, wide[:, :1])
     pairs = lambda z, t: (z[:, :, None] - t).square().mean()  # noqa: E731
     assert without_broadcasting(pairs, wide, wide[:, None]) == pairs(wide, wide[:, None])
 

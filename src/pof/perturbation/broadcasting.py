@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pof._support.batches import tensors_of
@@ -20,18 +21,25 @@ from pof.head.listen import uncompiled
 Function = Callable[..., Any]
 _LIKE = {Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as}
 """Of what else these are given they take shape or type only."""
+_SUMMARIES = {
+    *(torch.quantile, Tensor.quantile, torch.unique, Tensor.unique),
+    *(torch.bincount, Tensor.bincount, torch.histc, Tensor.histc),
+}
+"""What these return has no rows for samples, even where it has as many."""
+_DISTANCES = {torch.dist, Tensor.dist, F.pairwise_distance}
 _FEW = 4
-"""Samples that a function of torch is tried on."""
+"""Samples that a loss of torch is tried on."""
 
 
 def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Tensor, targets: Any) -> Tensor:
     """Compute ``function(outputs, targets)``.
 
-    Nothing is seen of what TorchScript and custom autograd functions do inside.
+    Nothing is seen of what TorchScript, custom autograd functions and transforms (vmap, grad) do inside, nor of targets
+    that NumPy has had in hand.
 
     Args:
         function: a loss.
-        outputs: (N, C) of the head.  They are watched where C is 1, or targets have more axes.
+        outputs: (N, C) of the head.  They are watched where C is 1, and for targets (N,) of numbers or of more axes.
         targets: whatever the loss takes.
 
     Returns:
@@ -41,8 +49,9 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
         ValueError: if what is made of targets is broadcast against what is made of outputs so that samples meet others:
             (N,) against (N, 1), or (N, C, 1) against (N, C).
     """
-    more = any(tensor.ndim > 2 for tensor in tensors_of(targets))
-    if outputs.ndim != 2 or not (outputs.shape[1] == 1 or more) or len(outputs) < 2:
+    several = tensors_of(targets)
+    others = any(each.ndim > 2 or (each.ndim == 1 and each.is_floating_point()) for each in several)
+    if outputs.ndim != 2 or not (outputs.shape[1] == 1 or others) or len(outputs) < 2:
         return function(outputs, targets)
     # A frame that is traced from outside hands over: of a graph there is nothing to see.
     hands_over = torch.compiler.is_compiling()
@@ -78,7 +87,8 @@ class _Makers(TorchFunctionMode):
                     raise ValueError(_message(tuple(output.shape), tuple(target.shape), target.is_floating_point()))
         made = args[:1] if result is None else result  # what was written to, such as x[:] = y
         for found, known in ((outputs, self._outputs), (targets, self._targets)):
-            if found:
+            # A number has no samples, and neither has what is made of numbers, such as bins.
+            if func not in _SUMMARIES and any(tensor.ndim for tensor in found):
                 known.update({id(tensor): tensor for tensor in _tensors(made)})
         return result
 
@@ -92,17 +102,21 @@ def _crosses(
 ) -> bool:
     """Whether a result is, or is computed from, one tensor broadcast against the other, each sample against all."""
     shape = _crossed(output, target)
-    if shape is None:
+    if shape is None or func is torch.einsum:  # which names its axes
         return False
     if any(tensor.shape == shape for tensor in _tensors(result)):
         return True
+    # A loss may have taken the mean of that inside.  No other function is called again: it may write, or index.
+    if getattr(func, "__module__", "") != F.__name__ and func not in _DISTANCES:
+        return False
     rows, square = len(output), _crossed(output[:_FEW], target[:_FEW]) or ()
 
     def called(*, whole: bool) -> Any:
         def few(value: Any) -> Any:
-            if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
+            if not isinstance(value, Tensor):
                 return value
-            cut = value[:_FEW].clone()  # a function may write
+            # On the CPU, where an index out of range is an error like others.
+            cut = (value[:_FEW] if value.shape[:1] == (rows,) else value).detach().cpu().clone()
             return cut.expand(square) if whole and (value is output or value is target) else cut
 
         return func(*map(few, args), **{name: few(value) for name, value in kwargs.items()})
@@ -133,12 +147,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+_MEANT = "a loss that means each sample against all gives both as many axes, as targets[None] does"
+
+
 def _message(outputs: tuple[int, ...], targets: tuple[int, ...], floating: bool) -> str:
     said = f"the loss broadcasts targets {targets} against outputs {outputs}"
     if (len(outputs), len(targets)) != (2, 1):
-        return f"{said}: give targets {outputs}, or let the loss bring both to one shape"
+        return f"{said}: give targets {outputs}, or let the loss bring both to one shape; {_MEANT}"
     column = "" if floating else " in floating point (integers are class indices, (N,))"
     return (
         f"{said} of the head (a squeeze behind it has no part): give targets (N, 1){column}, or let the loss take"
-        " outputs[:, 0]; 'bce' and 'mse' do so by themselves. A loss that means it takes targets[None]"
+        f" outputs[:, 0]; 'bce' and 'mse' do so by themselves; {_MEANT}"
     )

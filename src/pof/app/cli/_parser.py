@@ -144,7 +144,7 @@ def _resuming(arguments: Sequence[str], commands: Mapping[str, Command]) -> list
     options = set() if known is None else {option.name for group in known.groups for option in fields(group)}
     resume, folder = _value(words, "--resume"), Path(_value(words, "--out") or "")
     config, is_search = folder / "config.yaml", (folder / "improve.json").exists()
-    asked = "model" in options and resume is not None and resume.lower() != "false"
+    asked = "model" in options and resume is not None and resume.lower() not in {"false", "no", "off"}
     if not asked or _value(words, "--config") is not None or is_search != ("budget" in options) or not config.exists():
         return words
     return [*words[:1], f"--config={config}", *words[1:]]
@@ -172,8 +172,8 @@ def _with_configs(arguments: Sequence[str]) -> list[str]:
             others.append(word)
         else:
             files.append(value)
-    given = {word.partition("=")[0].removeprefix("--") for word in others if word.startswith("--")}
-    return [*others[:1], *(f"--config={_config(file, given & LISTS)}" for file in files), *others[1:]]
+    given = {name for name in LISTS if _value(others, f"--{name}") is not None}
+    return [*others[:1], *(f"--config={_config(file, given)}" for file in files), *others[1:]]
 
 
 def _config(file: str, given: Collection[str]) -> str:
