@@ -98,9 +98,7 @@ TAKEN: dict[str, Function] = {
     "groups of all": lambda z, t: grouped(z, t).var(correction=0) + z.mean(),
     "sorted": lambda z, t: (z[t.argsort()] - t.sort()[0][:, None]).square().mean(),
     "risk": lambda z, t: (z - torch.logcumsumexp(z[t.argsort()], 0)).mean(),
-    "a product that is kept": lambda z, t: (
-        torch.matmul(t, z, out=torch.zeros(1)).sum() if not z.requires_grad else z.sum()
-    ),
+    "product": lambda z, t: torch.matmul(t, z).sum() / N,
     "as many own bins as samples": lambda z, t: (z - torch.linspace(t.min(), t.max() + 1, N)).abs().mean(),
     "as many quantiles as samples": lambda z, t: (z - torch.quantile(t, torch.linspace(0, 1, N))).abs().mean(),
     "named axes": lambda z, t: torch.einsum("ic,j->ij", z, t).mean(),
@@ -213,6 +211,27 @@ def test_a_function_is_tried_on_few_samples_and_none_that_writes_is_tried() -> N
             found = without_broadcasting(TAKEN[name], outputs, targets)
             assert found == TAKEN[name](outputs, targets)
     assert largest[0] <= 500
+
+
+def test_functions_that_index_or_write_are_called_once() -> None:
+    """Fewer samples would not do for an index, and on an accelerator such an error cannot be caught."""
+    called: list[Any] = []
+
+    class Noted(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    outputs, targets, known = torch.randn(N, 1), TARGETS["spread"], {torch.Tensor.index_add_, torch.Tensor.index_copy_}
+    known |= {torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.matmul}
+    for name in ("groups added", "groups of all", "sorted", "risk", "kept by an index", "product"):
+        counts = []
+        for compute in (TAKEN[name], lambda z, t, name=name: without_broadcasting(TAKEN[name], z, t)):
+            called.clear()
+            with Noted():
+                compute(outputs, targets)
+            counts.append(sum(func in known for func in called))
+        assert counts[0] == counts[1] > 0, name
 
 
 def test_targets_in_a_dict_are_known(loss: Function = F.l1_loss) -> None:
