@@ -382,7 +382,15 @@ BAD_INPUT = {
     "unknown flag": (["--nope", "3"], "--nope"),
     "no such config": (["--config", "absent.yaml"], "absent.yaml"),
     "config with an unknown key": (["--config", "key.yaml"], "nope"),
-    "config that is no YAML": (["--config", "broken.yaml"], "config"),
+    "config that is no YAML": (["--config", "broken.yaml"], "broken.yaml is no YAML: "),
+    "config that is no text": (["--config", "bytes.yaml"], "bytes.yaml is no YAML: "),
+    "config that is empty": (["--config", "empty.yaml"], "empty.yaml holds no options"),
+    "resume of a damaged run": (["--out", "damaged", "--resume"], "damaged/config.yaml is no YAML: "),
+    "resume of another program's folder": (["--out", "foreign", "--resume"], "cannot resume from foreign: foo was 1"),
+    "resume with another method": (
+        ["--out", "run", "--resume", "--method", "pof"],
+        "training.method was 'finetune' and is now 'pof'",
+    ),
     "unknown device": (["--device", "nope"], "nope"),
     "out is another run": (
         ["--out", "run"],
@@ -458,6 +466,11 @@ def surroundings(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(nn.Linear(2, 2), folder / "other.safetensors")
     (folder / "key.yaml").write_text("nope: 1\n")
     (folder / "broken.yaml").write_text("lr: [1\n b")
+    (folder / "bytes.yaml").write_bytes(b"\xff")
+    (folder / "empty.yaml").write_text("")
+    for name, text in {"damaged": "training: [1\n b", "foreign": "foo: 1"}.items():
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text(text)
     return folder
 
 

@@ -389,7 +389,13 @@ def test_a_step_that_asks_the_loss_of_a_method_has_its_options(kind: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "make", [pof.Finetune, pof.SharpnessAware, lambda model: pof.Averaged(pof.Finetune(model), "ema")]
+    "make",
+    [
+        pof.Finetune,
+        pof.SharpnessAware,
+        lambda model: pof.Averaged(pof.Finetune(model), "ema"),
+        lambda model: pof.Finetune(model, loss=nn.CrossEntropyLoss()),
+    ],
 )
 def test_a_plain_training_step_is_that_of_plain_training_of_sam_and_of_averages(make: Any) -> None:
     """SAM is in the optimizer, and an average behind the step: no word where nothing is lost."""

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from pof.flatness._measure import cross_entropy_options
 from pof.integrations._losses import inner
 from pof.methods import Finetune, Method, SharpnessAware
-from pof.perturbation.loss import CrossEntropy
 
 
 def check_module(module: Any, base: type) -> None:
@@ -29,9 +29,10 @@ def _is_plain(method: Method) -> bool:
     return plain and getattr(method, "ascent_share", 1.0) == 1.0
 
 
-def _has_options(loss: Any) -> bool:
-    """Whether a loss is another than the plain cross-entropy."""
-    return type(loss) is not CrossEntropy or loss.label_smoothing > 0 or loss.class_weights is not None
+def _is_plain_loss(loss: Any) -> bool:
+    """Whether a loss is the cross-entropy without options."""
+    smoothing, weights, _ = cross_entropy_options(loss) or (1.0, None, 0)
+    return not smoothing and weights is None
 
 
 class Use:
@@ -50,7 +51,7 @@ class Use:
         plain = _is_plain(method) and not self._foreign
         if plain:  # a step of its own may do all that the method does by calling its loss
             uses.append(method.loss)
-        matters = not own and (not plain or _has_options(method.loss))
+        matters = not own and not (plain and _is_plain_loss(method.loss))
         asked = matters and module.method._compiled_call_impl is None
         self._handles = [used.register_forward_pre_hook(self._note) for used in uses] if asked else []
         self._ran = self._trained = False

@@ -6,7 +6,7 @@ A loss is watched while it computes, and not asked for values, which would call 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -79,7 +79,7 @@ class _Makers(TorchFunctionMode):
         """Call the function, and note what its results are made of."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = list(_tensors(args[:1] if func in _LIKE else (args, kwargs)))
+        given = tensors_of(args[:1] if func in _LIKE else (args, kwargs))
         outputs, targets = ([t for t in given if id(t) in known] for known in (self._outputs, self._targets))
         for output in outputs:
             for target in targets:
@@ -89,7 +89,7 @@ class _Makers(TorchFunctionMode):
         for found, known in ((outputs, self._outputs), (targets, self._targets)):
             # A number has no samples, and neither has what is made of numbers, such as bins.
             if func not in _SUMMARIES and any(tensor.ndim for tensor in found):
-                known.update({id(tensor): tensor for tensor in _tensors(made)})
+                known.update({id(tensor): tensor for tensor in tensors_of(made)})
         return result
 
     def _differ(self, output: Tensor, target: Tensor) -> bool:
@@ -104,7 +104,7 @@ def _crosses(
     shape = _crossed(output, target)
     if shape is None or func is torch.einsum:  # which names its axes
         return False
-    if any(tensor.shape == shape for tensor in _tensors(result)):
+    if any(tensor.shape == shape for tensor in tensors_of(result)):
         return True
     # A loss may have taken the mean of that inside.  No other function is called again: it may write, or index.
     if getattr(func, "__module__", "") != F.__name__ and func not in _DISTANCES:
@@ -116,7 +116,7 @@ def _crosses(
             if not isinstance(value, Tensor):
                 return value
             # On the CPU, where an index out of range is an error like others.
-            cut = (value[:_FEW] if value.shape[:1] == (rows,) else value).detach().cpu().clone()
+            cut = (value[:_FEW] if value.shape[:1] == (rows,) else value).detach().cpu()
             return cut.expand(square) if whole and (value is output or value is target) else cut
 
         return func(*map(few, args), **{name: few(value) for name, value in kwargs.items()})
@@ -137,14 +137,6 @@ def _crossed(output: Tensor, target: Tensor) -> torch.Size | None:
         shape = torch.broadcast_shapes(output.shape, target.shape)  # type: ignore[no-untyped-call]
         return shape if shape.numel() > max(output.numel(), target.numel()) else None
     return None
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple | Mapping):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
 
 
 _MEANT = "a loss that means each sample against all gives both as many axes, as targets[None] does"

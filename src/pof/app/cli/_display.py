@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pof.app.errors import shortened, visible
+from pof.app.improve.folder import RATES
 from pof.training.evaluation import Metrics
 from pof.training.fit import DivergenceWarning, InterruptionWarning
 from pof.training.progress import Progress as RunProgress
@@ -34,7 +35,7 @@ console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0", markup=False, e
 def note_of_nothing_to_resume(folder: str | os.PathLike[str]) -> None:
     """Say that a run or search which is to go on has not begun in its folder, whose name may be mistyped."""
     # A search that died while it looked for its rates has kept nothing.
-    if not any(os.path.exists(os.path.join(folder, file)) for file in ("config.yaml", "rates.json")):
+    if not any(os.path.exists(os.path.join(folder, file)) for file in ("config.yaml", RATES)):
         console.print(f"note: nothing in {folder} to go on with: this begins anew", soft_wrap=True)
 
 

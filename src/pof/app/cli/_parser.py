@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pof.app.cli._wording import reworded
 from pof.app.documents import DocumentError, read_yaml, text_of
+from pof.app.errors import shortened
 from pof.app.method_options import MethodOptions
 from pof.app.methods import GROUPS, METHODS, entry_of, users_of
 
@@ -137,17 +138,18 @@ def _hide(parser: ArgumentParser, shown: Collection[str]) -> None:
 def _resuming(arguments: Sequence[str], commands: Mapping[str, Command]) -> list[str]:
     """The words, and the config.yaml of a run or search that is to go on: what it was started with need not be said.
 
-    A file that is given counts alone.  The folder of a search is not read for a run, nor that of a run for a search.
+    A file that is given counts alone, and one that is no run's, or no search's for a search, is left to the command.
     """
     words = list(arguments)
     known = commands.get(words[0]) if words else None
     options = set() if known is None else {option.name for group in known.groups for option in fields(group)}
-    resume, folder = _value(words, "--resume"), Path(_value(words, "--out") or "")
-    config, is_search = folder / "config.yaml", (folder / "improve.json").exists()
+    resume, out = _value(words, "--resume"), _value(words, "--out")
     asked = "model" in options and resume is not None and resume.lower() not in {"false", "no", "off"}
-    if not asked or _value(words, "--config") is not None or is_search != ("budget" in options) or not config.exists():
+    if not asked or not out or _value(words, "--config") is not None:
         return words
-    return [*words[:1], f"--config={config}", *words[1:]]
+    values = _values(config := str(Path(out, "config.yaml"))) or {}
+    found = _is_kept(values, "improve" if "budget" in options else "training")
+    return [*words[:1], f"--config={config}", *words[1:]] if found else words
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:
@@ -172,26 +174,41 @@ def _with_configs(arguments: Sequence[str]) -> list[str]:
             others.append(word)
         else:
             files.append(value)
-    given = {name for name in LISTS if _value(others, f"--{name}") is not None}
-    return [*others[:1], *(f"--config={_config(file, given)}" for file in files), *others[1:]]
+    given, method = {name for name in LISTS if _value(others, f"--{name}") is not None}, _value(others, "--method")
+    return [*others[:1], *(f"--config={_config(file, given, method)}" for file in files), *others[1:]]
 
 
-def _config(file: str, given: Collection[str]) -> str:
-    """What a file says, without lists that are given beside it: the parser would add to them."""
+def _values(file: str) -> dict[str, Any] | None:
+    """What a file of options holds; None where there is no such file, which the parser says."""
     import yaml
 
     try:
         values = read_yaml(text_of(file), file)
-    except DocumentError:
-        raise
-    except Exception:  # the parser reads it again, and says it
-        return file
+    except OSError:
+        return None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise DocumentError(f"{file} is no YAML: {shortened(str(error))}") from error
     if not isinstance(values, dict):
+        raise DocumentError(f"{file} holds no options")
+    return values
+
+
+def _is_kept(values: Mapping[str, Any], section: str) -> bool:
+    """Whether a file is the config.yaml of a run (``training``) or of a search (``improve``)."""
+    return isinstance(values.get(section), dict)
+
+
+def _config(file: str, given: Collection[str], method: str | None) -> str:
+    """What a file says, without lists that are given beside it: the parser would add to them."""
+    import yaml
+
+    values = _values(file)
+    if values is None:
         return file
-    if isinstance(values.get("improve"), dict):
+    if _is_kept(values, "improve"):
         values = _of_search(values)
-    elif isinstance(values.get("training"), dict):
-        values = _of_run(values)
+    elif _is_kept(values, "training"):
+        values = _of_run(values, method)
     elif not given & values.keys():
         return file
     return yaml.safe_dump({name: value for name, value in values.items() if name not in given})
@@ -203,10 +220,10 @@ def _of_search(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in {"out", "resume", "overwrite", "dry_run"}}
 
 
-def _of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the config.yaml of a run says, as options of its command: without groups of other methods."""
+def _of_run(config: Mapping[str, Any], method: str | None) -> dict[str, Any]:
+    """What the config.yaml of a run says, as options of its command: without groups of other methods than is given."""
     training = dict(config["training"])
-    method = training.get("method")
+    method = method if method in METHODS else training.get("method")
     others = [group for group in GROUPS if method and group != entry_of(str(method)).group]
     options = {**config.get("model", {}), **config.get("data", {}), **training}
     return {name: value for name, value in options.items() if name not in others}
