@@ -209,6 +209,19 @@ def test_candidates_that_are_given_take_the_place_of_those_in_a_file(
             assert (found.candidates, found.lr) == (expected, 0.3)
 
 
+@pytest.mark.parametrize("words", ["--resume --out run", "--config run/config.yaml --out new"])
+def test_another_method_has_no_options_of_the_one_in_a_runs_file(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("training: {method: sam, lr: 0.3, sam: {rho: 0.2}}")
+    for method, rho in (("finetune", None), ("sam", 0.2)):
+        parsed = parse(["train", *words.split(), "--method", method]).options
+        found = next(options for options in parsed if isinstance(options, TrainOptions))
+        assert (found.method, found.lr, found.sam.rho) == (method, 0.3, rho)
+
+
 def test_settings_are_added_to_those_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("{recipe: r.yaml, set: [seeds=3]}")
     parsed = parse(["experiment", "--config", str(tmp_path / "own.yaml"), "--set", "budget=2", "--out", "new"])

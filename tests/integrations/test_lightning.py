@@ -337,10 +337,10 @@ def with_a_share() -> Any:
     return module
 
 
-def with_smoothing(kind: Any, asks_the_loss: bool = False) -> Any:
+def with_options(kind: Any, asks_the_loss: bool = False, **options: Any) -> Any:
     def make() -> Any:
         module = Never()
-        module.method = kind(module.net, label_smoothing=0.3)
+        module.method = kind(module.net, **(options or {"label_smoothing": 0.3}))
         module.configure_optimizers = lambda: module.method.build_optimizer(torch.optim.SGD, lr=0.05)
         if asks_the_loss:
             module.training_step = lambda batch, batch_idx: module.method.loss(module(batch["x"]), batch["labels"])
@@ -350,9 +350,10 @@ def with_smoothing(kind: Any, asks_the_loss: bool = False) -> Any:
 
 
 OPTIONS = [
-    with_smoothing(pof.Finetune),
-    with_smoothing(pof.SharpnessAware),
-    with_smoothing(pof.PoF, asks_the_loss=True),
+    with_options(pof.Finetune),
+    with_options(pof.SharpnessAware),
+    with_options(pof.Finetune, class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0])),
+    with_options(pof.PoF, asks_the_loss=True),
 ]
 
 
@@ -383,7 +384,7 @@ def test_a_training_step_beside_the_method_that_uses_it_is_not_warned_of() -> No
 
 @pytest.mark.parametrize("kind", [pof.Finetune, pof.SharpnessAware])
 def test_a_step_that_asks_the_loss_of_a_method_has_its_options(kind: Any) -> None:
-    module = with_smoothing(kind, asks_the_loss=True)()
+    module = with_options(kind, asks_the_loss=True)()
     lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
     assert module.trainer.global_step and not module.method.loss._forward_pre_hooks
 
