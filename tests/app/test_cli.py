@@ -240,6 +240,24 @@ def test_where_there_is_nothing_to_go_on_with_that_is_said_before_what_is_lackin
         assert said.err.startswith("pof: error: give --model")
 
 
+def test_a_search_that_died_while_it_looked_for_its_rates_goes_on_with_what_it_was_told(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out, told = str(tmp_path / "search"), ["--weights", str(whole("finetune")), "--budget", "3", "--lr", "0.1"]
+    told += ["--model", f"{STRANGERS}:dropping"]
+    with monkeypatch.context() as patched:
+        patched.setattr("pof.app.improve.improve._rates", die)
+        assert main(["improve", *told, "--candidates", "sgd", "--device", "cpu", "--out", out]) == 130
+    assert not (tmp_path / "search" / "rates.json").exists()
+    capsys.readouterr()
+    assert main(["improve", "--resume", "--out", out, "--budget", "4"]) == 0  # nothing is lost by another question
+    assert "nothing in" not in capsys.readouterr().out
+    assert {row["passes"] for row in json.loads((tmp_path / "search" / "result.json").read_text())["table"]} > {0}
+
+
 def test_resume_where_there_is_no_run_starts_one(whole: Any, tmp_path: Path) -> None:
     done = pof(*RUN, *METHODS["finetune"], "--out", str(tmp_path / "run"), "--resume", "true")
     assert done.code == 0
@@ -398,6 +416,9 @@ BAD_INPUT = {
     "config that is no YAML": (["--config", "broken.yaml"], "broken.yaml is no YAML: "),
     "config that is no text": (["--config", "bytes.yaml"], "bytes.yaml is no YAML: "),
     "config that is empty": (["--config", "empty.yaml"], "empty.yaml holds no options"),
+    "config of a run without its model": (["--config", "section.yaml"], "section.yaml: 'model' holds no options"),
+    "config of a run without its training": (["--config", "cut.yaml"], "cut.yaml: 'training' holds no options"),
+    "abbreviation": (["--resum"], "--resum"),
     "resume of a damaged run": (["--out", "damaged", "--resume"], "damaged/config.yaml is no YAML: "),
     "resume of another program's folder": (["--out", "foreign", "--resume"], "cannot resume from foreign: foo was 1"),
     "resume with another method": (
@@ -478,6 +499,8 @@ def surroundings(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.safetensors").write_bytes(complete[:-100])
     save_model(nn.Linear(2, 2), folder / "other.safetensors")
     (folder / "key.yaml").write_text("nope: 1\n")
+    (folder / "section.yaml").write_text("model:\ndata: {}\ntraining: {method: sam}\n")
+    (folder / "cut.yaml").write_text("model: {}\ntraining:\n")
     (folder / "broken.yaml").write_text("lr: [1\n b")
     (folder / "bytes.yaml").write_bytes(b"\xff")
     (folder / "empty.yaml").write_text("")

@@ -84,7 +84,7 @@ def command(task: str, out: Path, *more: str, name: str = "train") -> list[str]:
     data, loss = TASKS[task][:2]
     run = [name, "--model", f"{HERE}:net", "--data", f"{HERE}:{data}", "--loss", loss, "--out", str(out)]
     run += ["--epochs", "2", "--batch_size", "8", "--lr", "0.1", "--weight_decay", "0", "--schedule.kind", "constant"]
-    return [*run, "--workers", "0", "--device", "cpu", *more]
+    return [*run, "--workers", "0", "--device", "cpu", "--precision", "fp32", *more]
 
 
 def by_hand(task: str, epochs: int) -> tuple[nn.Module, Any]:

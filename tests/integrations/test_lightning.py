@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,7 @@ OPTIONS = [
     with_options(pof.SharpnessAware),
     with_options(pof.Finetune, class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0])),
     with_options(pof.PoF, asks_the_loss=True),
+    with_options(pof.SharpnessAware, loss=partial(nn.functional.cross_entropy, label_smoothing=0.3)),
 ]
 
 
@@ -380,6 +382,15 @@ def test_a_training_step_beside_the_method_that_uses_it_is_not_warned_of() -> No
     with recorded(module.method) as rows:  # a warning is an error in tests
         lightning_trainer(max_epochs=2, accumulate_grad_batches=1).fit(module, datamodule=Data())
     assert [row for row in rows if row] and not module.method._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", [pof.Finetune, pof.SharpnessAware])
+def test_a_step_that_asks_the_users_own_module_that_the_method_has_is_not_warned_of(kind: Any) -> None:
+    loss = nn.CrossEntropyLoss(label_smoothing=0.3)
+    module = with_options(kind, loss=loss)()
+    module.training_step = lambda batch, batch_idx: loss(module(batch["x"]), batch["labels"])
+    lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
+    assert module.trainer.global_step and not loss._forward_pre_hooks
 
 
 @pytest.mark.parametrize("kind", [pof.Finetune, pof.SharpnessAware])

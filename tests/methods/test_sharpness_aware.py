@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -274,6 +275,26 @@ def test_only_an_optimizer_that_has_trained_may_have_another_radius_by_now(train
     said = r"does not have the method's radius 0\.3 \(without rho= .* the optimizer's own counts\)"
     with nullcontext() if trained else pytest.raises(ValueError, match=said):
         pof.SharpnessAware(model, rho=0.3).before_epoch(0, 1, optimizer)
+
+
+def test_momentum_that_was_loaded_says_nothing_of_the_radius() -> None:
+    model = network()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = pof.SAM(model.parameters(), torch.optim.SGD, 0.5, lr=0.1, momentum=0.9)
+    optimizer.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3"):
+        pof.fit(pof.SharpnessAware(model, rho=0.3), mini_batches(8), epochs=1, optimizer=optimizer, device="cpu")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_of_an_optimizer_that_goes_on_goes_on_too(copied: Any) -> None:
+    model = network()
+    optimizer = pof.SAM(model.parameters(), torch.optim.SGD, 0.3, lr=0.1)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["rho"] = 0.1  # it followed a schedule
+    optimizer.load_state_dict(state)
+    for one, own in ((model, optimizer), copied((model, optimizer))):
+        pof.SharpnessAware(one, rho=0.3).before_epoch(0, 1, own)
 
 
 def of_one_parameter() -> tuple[pof.SharpnessAware, torch.optim.Optimizer, list[nn.Parameter]]:

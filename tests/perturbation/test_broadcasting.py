@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import pof
-from pof.flatness import sam_sharpness
+from pof.flatness import _measure, sam_sharpness
 from pof.perturbation.broadcasting import without_broadcasting
 
 # Torch's own words, at broadcasting, at a mean that is no mathematical one, and at its own deprecated parts.
@@ -108,6 +109,10 @@ TAKEN: dict[str, Function] = {
     "gamma": lambda z, t: (z + 1e3 * t[:, None].abs() * torch.exp(-z)).mean(),
     "contrast": lambda z, t: torch.where(t[:, None] == t[None], (z - z.T).square(), 1.0).mean() + z.mean(),
     "kept by an index": lambda z, t: z[t > 0].sum() / N + F.mse_loss(z.squeeze(1), t),
+    "new bins": lambda z, t: (z - t.new_tensor(range(N))).square().mean() + (t[:, None] - z.new_ones(N)).mean(),
+    "bins alike": lambda z, t: (
+        (z - torch.ones_like(t)).square().mean() + (t[:, None] - torch.rand_like(z[:, 0])).mean()
+    ),
     "no targets": lambda z, t: z.square().mean(),
     "pairs": lambda z, t: ((z - z.T) - (t[:, None] - t)).square().mean(),
     "pairs weighed by targets": lambda z, t: ((z - z.T).square() * (t > 0)).mean(),
@@ -194,6 +199,52 @@ def test_targets_with_more_axes_than_outputs_are_refused(more: Function = BROADC
     assert without_broadcasting(likelihood, wide, wide[:, :1]) == likelihood(wide, wide[:, :1])
     pairs = lambda z, t: (z[:, :, None] - t).square().mean()  # noqa: E731
     assert without_broadcasting(pairs, wide, wide[:, None]) == pairs(wide, wide[:, None])
+
+
+JOINED = [torch.column_stack, torch.hstack, lambda both: torch.stack([each.view(-1) for each in both], 1)]
+
+
+@pytest.mark.parametrize("join", JOINED)
+def test_tensors_that_are_joined_are_not_broadcast_where_there_are_two_samples(join: Any) -> None:
+    outputs, targets = mlp()(inputs())[:2], torch.arange(2.0)
+    made = outputs[:, 0] if join is torch.hstack else outputs
+    assert without_broadcasting(lambda z, t: join((made + 0 * z.sum(), t)).square().mean(), outputs, targets) > 0
+
+
+def test_what_a_loss_makes_is_kept_no_longer_than_the_loss_keeps_it() -> None:
+    """A loss that works in chunks needs the memory of one."""
+    alive: list[Any] = []
+
+    def in_chunks(z: Tensor, t: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for rows in torch.arange(N).split(4):
+            pairs = (t[rows, None] - t[None]) - (z[rows] - z.T)
+            alive.append(weakref.ref(pairs))
+            total = total + pairs.square().mean()
+            del pairs
+            assert sum(each() is not None for each in alive) == 0
+        return total
+
+    with torch.no_grad():
+        without_broadcasting(in_chunks, mlp()(inputs()), torch.randn(N))
+    assert len(alive) == 4
+
+
+def test_a_measurement_watches_the_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls the loss thousands of times; one that broadcasts does so the first time."""
+    watched: list[int] = []
+
+    def watching(function: Function, outputs: Tensor, targets: Any) -> Tensor:
+        watched.append(len(outputs))
+        return without_broadcasting(function, outputs, targets)
+
+    monkeypatch.setattr(_measure, "without_broadcasting", watching)
+    x, y, model = inputs(), torch.randn(N), mlp()
+    for _ in range(2):
+        sam_sharpness(model, TAKEN["squeeze"], [(x[:1], y[:1]), (x[1:9], y[1:9]), (x[9:], y[9:])])
+    assert watched == [1, 8, 1, 8]
+    with pytest.raises(ValueError, match="the loss broadcasts targets"):
+        sam_sharpness(model, F.mse_loss, [(x, y)])
 
 
 def test_a_function_is_tried_on_few_samples_and_none_that_writes_is_tried() -> None:

@@ -90,6 +90,48 @@ def test_a_network_that_ends_in_a_convolution_gives_one_prediction_per_sample() 
         evaluate(model[1], [(inputs, targets)])
 
 
+class Pixels(nn.Module):
+    """A convolution at the end, and what it reads beside its logits."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.pool, self.head, self.named = nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 3, 1), named
+
+    def forward(self, x: Tensor) -> Any:
+        found = self.pool(x)
+        features = found.flatten(1) if self.named else found
+        return {"features": features, "out": self.head(found)} if self.named else (self.head(found), features)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_logits_of_a_convolution_are_found_beside_features(named: bool) -> None:
+    inputs, targets, model = torch.randn(20, 6, 3, 3), torch.randint(3, (20,)), Pixels(named)
+    found = evaluate(model, [(inputs, targets)])
+    assert found == evaluate(nn.Sequential(model.pool, model.head), [(inputs, targets)]) and found.num_classes == 3
+    assert Finetune(model)(inputs, targets).loss.item() == pytest.approx(found.nll)
+
+
+class Forecast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.end = nn.GRU(2, 8, batch_first=True), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.body(x)[0])
+
+
+def test_a_number_for_each_step_of_a_sequence_reaches_the_loss_as_it_is() -> None:
+    """(N, T, 1), which is no map of a convolution."""
+    torch.manual_seed(0)
+    model, inputs = Forecast(), torch.randn(16, 5, 2)
+    targets = inputs.cumsum(1).sum(-1, keepdim=True)
+    expected = F.mse_loss(model(inputs), targets).item()
+    batches = list(zip(inputs.split(8), targets.split(8), strict=True))
+    for loss in ("mse", nn.MSELoss()):
+        assert evaluate(model, batches, loss=loss).loss == pytest.approx(expected, rel=1e-6)
+    assert sam_sharpness(model, nn.MSELoss(), batches).loss == pytest.approx(expected, rel=1e-6)
+
+
 LOSSES: dict[str, tuple[Any, int, Callable[[Tensor], Tensor]]] = {
     "own": (lambda z, t: (z - t).square().mean(), 1, lambda t: t),
     "own, of numbers": (lambda z, t: (z[:, 0] - t).square().mean(), 1, lambda t: t[:, 0]),

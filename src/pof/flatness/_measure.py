@@ -41,6 +41,8 @@ Data = list[tuple[Inputs, Tensor]]
 
 # How the outputs of the networks that are being measured are read.
 _readings: dict[nn.Module, Reading] = {}
+# Of these the loss has been watched: once, as it is called thousands of times.
+_watched: set[nn.Module] = set()
 
 
 @contextmanager
@@ -65,6 +67,7 @@ def measuring(model: nn.Module, seed: int, head: str | None = None) -> Iterator[
             yield device
     finally:
         del _readings[model]
+        _watched.discard(model)
 
 
 def read(
@@ -157,7 +160,13 @@ def outputs_of(
 
 def loss_on(model: nn.Module, loss: Loss, weights: Weights, inputs: Inputs, targets: Tensor) -> Tensor:
     """Loss of a mini-batch, of the model with other weights; one that would broadcast its targets is refused."""
-    return without_broadcasting(loss, outputs_of(model, inputs, weights, loss), targets)
+    outputs = outputs_of(model, inputs, weights, loss)
+    if model in _watched:
+        return loss(outputs, targets)
+    value = without_broadcasting(loss, outputs, targets)
+    if model in _readings and len(outputs) > 1:
+        _watched.add(model)
+    return value
 
 
 class _Held(nn.Module):

@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pof._support.batches import Inputs, described_outputs, logits_of, outputs_in
 from pof.head.output import End, are_probabilities, logarithm, logit, tell_apart, within_unit
@@ -55,8 +56,8 @@ class Reading:
         if self._place is None and len(found) > 1:
             self._place = self._ask_head(found, inputs)
         logits = logits_of(output, self._place)
-        if logits.ndim > 2 and logits.shape[2:].numel() == 1:
-            logits = logits.flatten(1)  # of a 1 x 1 convolution behind the pooling: as the head's own in training
+        if logits.ndim == 3 and logits.shape[2] == 1 and self._is_convolution():
+            logits = logits.flatten(1)  # (N, C, 1) of a head is a class each, and (N, T, 1) of a sequence is not
         if not log or self.end is None:
             return logits
         if self._found is None and logits.numel():
@@ -66,6 +67,13 @@ class Reading:
                 warnings.warn(f"{name} returns probabilities: their {what} is taken as logits", stacklevel=3)
         turn = {"softmax": logarithm, "sigmoid": logit}.get(self._found or "nothing")
         return logits if turn is None else turn(logits)
+
+    def _is_convolution(self) -> bool:
+        """Whether the head, or else the last module with parameters, is one: training takes its outputs as (N, C)."""
+        if self.head is not None:
+            return isinstance(self.model.get_submodule(self.head), _ConvNd)
+        last = [module for module in self.model.modules() if next(module.parameters(recurse=False), None) is not None]
+        return isinstance(last[-1] if last else None, _ConvNd)
 
     def _end_of(self, output: Tensor, inputs: Inputs) -> End | Literal["nothing"]:
         """What the network ends in; refused if that is of another task than ``end``."""

@@ -6,9 +6,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from pof.flatness._measure import cross_entropy_options
 from pof.integrations._losses import inner
 from pof.methods import Finetune, Method, SharpnessAware
+from pof.perturbation.loss import unwrapped
 
 
 def check_module(module: Any, base: type) -> None:
@@ -49,8 +52,9 @@ class Use:
         self._foreign = not issubclass(first, base)
         method, uses = inner(module.method), [module.method]
         plain = _is_plain(method) and not self._foreign
-        if plain:  # a step of its own may do all that the method does by calling its loss
-            uses.append(method.loss)
+        loss = unwrapped(method.loss)[0]
+        # A step of its own may do all that the method does by calling its loss; only modules can be watched.
+        uses += [each for each in (method.loss, loss) if plain and isinstance(each, nn.Module)]
         matters = not own and not (plain and _is_plain_loss(method.loss))
         asked = matters and module.method._compiled_call_impl is None
         self._handles = [used.register_forward_pre_hook(self._note) for used in uses] if asked else []
@@ -58,6 +62,7 @@ class Use:
         step = f"the training_step of {first.__name__}"
         self._fault = f"{step} does not use the method, by calling self.method or self.method_loss"
         self._remedy = "let it return self.method_loss(batch)"
+        self._unless = "it is to begin later" + " or computes the method's loss itself" * plain
         if self._foreign:
             classes = f"class {type(module).__name__}({base.__name__}, ...)"
             self._remedy += f", or inherit from {base.__name__} first, {classes}"
@@ -86,7 +91,7 @@ class Use:
         if self._handles and self._trained:
             self.leave()
             warnings.warn(
-                f"in this epoch {self._fault}: {self._remedy}, unless it is to begin later",
+                f"in this epoch {self._fault}: {self._remedy}, unless {self._unless}",
                 stacklevel=2,
             )
 

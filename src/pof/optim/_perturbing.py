@@ -215,8 +215,7 @@ class PerturbingOptimizer(Optimizer, ABC):
 
     def _marks(self) -> list[tuple[Tensor | None, int]]:
         """The gradients, and how often each was written to."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"]]
-        return [(g, 0 if g is None else g._version) for g in gradients]
+        return [(p.grad, getattr(p.grad, "_version", 0)) for group in self.param_groups for p in group["params"]]
 
     def _scaled_step(self, closure: Callable[[], float] | None) -> None:
         """Do what GradScaler asks for: nothing if it found an overflow, otherwise unscale (unless done) and step."""
@@ -321,7 +320,7 @@ class PerturbingOptimizer(Optimizer, ABC):
         self._share()
         for group, options in zip(self.param_groups, own, strict=True):
             group.update({**options, **group})
-        self._ascended, self.loaded = False, True
+        self._ascended, self.loaded = False, any(self._own.keys() & g.keys() for g in state_dict["param_groups"])
 
     @property
     def train(self) -> Any:
@@ -335,14 +334,15 @@ class PerturbingOptimizer(Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_while_perturbed("copying or pickling")
-        return super().__getstate__() | {name: vars(self)[name] for name in ("base_optimizer", "model", "_own")}
+        own = {name: vars(self)[name] for name in ("base_optimizer", "model", "_own", "loaded")}
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._reset()
+        self._reset(loaded=state.get("loaded", False))  # torch loads states by this too
 
-    def _reset(self) -> None:
-        self._saved, self._frozen, self._ascended, self.loaded = None, ExitStack(), False, False
+    def _reset(self, *, loaded: bool = False) -> None:
+        self._saved, self._frozen, self._ascended, self.loaded = None, ExitStack(), False, loaded
         self.loss_scale, self.radius = 1.0, None
 
     def _share(self) -> None:

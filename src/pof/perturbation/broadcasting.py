@@ -6,7 +6,7 @@ A loss is watched while it computes, and not asked for values, which would call 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pof._support.batches import tensors_of
 from pof.head.listen import uncompiled
@@ -21,6 +22,16 @@ from pof.head.listen import uncompiled
 Function = Callable[..., Any]
 _LIKE = {Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as}
 """Of what else these are given they take shape or type only."""
+_BLANK = {
+    *(Tensor.new_tensor, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty),
+    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like, torch.randn_like),
+}
+"""What these return is made of nothing that they are given."""
+_JOINS = {
+    *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.einsum),
+    *(torch.hstack, torch.vstack, torch.dstack, torch.column_stack, torch.row_stack),
+}
+"""These broadcast nothing, whatever shape results; einsum names its axes."""
 _SUMMARIES = {
     *(torch.quantile, Tensor.quantile, torch.unique, Tensor.unique),
     *(torch.bincount, Tensor.bincount, torch.histc, Tensor.histc),
@@ -69,9 +80,8 @@ class _Makers(TorchFunctionMode):
 
     def __init__(self, outputs: Tensor, targets: Any) -> None:
         super().__init__()
-        # By identity, and kept: no other tensor gets the identity of one that is gone.
-        self._outputs = {id(outputs): outputs}
-        self._targets = {id(tensor): tensor for tensor in tensors_of(targets)}
+        # By identity, and not kept: a loss in chunks needs no more memory than it would alone.
+        self._outputs, self._targets = _noted([outputs]), _noted(tensors_of(targets))
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -79,8 +89,10 @@ class _Makers(TorchFunctionMode):
         """Call the function, and note what its results are made of."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func in _BLANK:
+            return result
         given = tensors_of(args[:1] if func in _LIKE else (args, kwargs))
-        outputs, targets = ([t for t in given if id(t) in known] for known in (self._outputs, self._targets))
+        outputs, targets = ([t for t in given if t in known] for known in (self._outputs, self._targets))
         for output in outputs:
             for target in targets:
                 if self._differ(output, target) and _crosses(func, args, kwargs, result, output, target):
@@ -89,12 +101,19 @@ class _Makers(TorchFunctionMode):
         for found, known in ((outputs, self._outputs), (targets, self._targets)):
             # A number has no samples, and neither has what is made of numbers, such as bins.
             if func not in _SUMMARIES and any(tensor.ndim for tensor in found):
-                known.update({id(tensor): tensor for tensor in tensors_of(made)})
+                known.update(_noted(tensors_of(made)))
         return result
 
     def _differ(self, output: Tensor, target: Tensor) -> bool:
         """Whether they are made of different things: residuals, made of both, may be compared with each other."""
-        return id(output) not in self._targets or id(target) not in self._outputs
+        return output not in self._targets or target not in self._outputs
+
+
+def _noted(tensors: Iterable[Tensor]) -> WeakTensorKeyDictionary:
+    found = WeakTensorKeyDictionary()
+    for tensor in tensors:
+        found[tensor] = None
+    return found
 
 
 def _crosses(
@@ -102,7 +121,7 @@ def _crosses(
 ) -> bool:
     """Whether a result is, or is computed from, one tensor broadcast against the other, each sample against all."""
     shape = _crossed(output, target)
-    if shape is None or func is torch.einsum:  # which names its axes
+    if shape is None or func in _JOINS:
         return False
     if any(tensor.shape == shape for tensor in tensors_of(result)):
         return True

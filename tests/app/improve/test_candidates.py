@@ -41,7 +41,13 @@ def averaged_by_hand(model: nn.Module, batches: list[tuple[Tensor, Tensor]], *, 
 def test_the_average_at_a_constant_rate_is_that_of_a_literal_run() -> None:
     (x, y), (val_x, val_y), model = data(96, 1), data(300, 2), network()
     batches = list(zip(x.split(16), y.split(16), strict=True))
-    given: Any = {"candidates": ["ema constant"], "budget": 5.0, "lr": 0.1, "device": "cpu"}
+    given: Any = {
+        "candidates": ["ema constant"],
+        "budget": 5.0,
+        "lr": 0.1,
+        "device": "cpu",
+        "training": TrainOptions("finetune", precision="fp32"),
+    }
     result = pof.improve(model, batches, [(val_x, val_y)], **given)
     rows = {row.name: row for row in result.table}
     found = rows["ema constant, lr 0.05, ema"]

@@ -16,7 +16,7 @@ from pof.app.improve.rate import FACTOR, RANGE, RISE, RateSearch, candidate_opti
 from pof.app.options import TrainOptions
 from pof.training.step import Stepper
 
-BASE = TrainOptions("finetune", momentum=0.0, weight_decay=0.0)
+BASE = TrainOptions("finetune", momentum=0.0, weight_decay=0.0, precision="fp32")
 SGD: dict[str, Any] = {"method": "finetune"}
 SAM: dict[str, Any] = {"method": "sam", "sam": {"rho": 0.2}}
 Batches = list[tuple[Tensor, Tensor]]

@@ -111,14 +111,14 @@ def make_parser(commands: Mapping[str, Command], wanted: Collection[str], *, ful
     from jsonargparse import ArgumentParser
 
     version = metadata.version("pof")
-    parser = ArgumentParser(
-        prog="pof", description="Post-training of feature extractors.", version=version, exit_on_error=False
-    )
+    # Abbreviations would reach the parser, and not those who look at the words before it.
+    told: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    parser = ArgumentParser(prog="pof", description="Post-training of feature extractors.", version=version, **told)
     parsers = parser.add_subcommands(dest="command")
     for name, command in commands.items():
         hides = bool(command.shown) and not full
         more = f"The other options, and those of the methods, are shown by: pof {name} {FULL}" if hides else None
-        sub = ArgumentParser(exit_on_error=False, description=command.help, epilog=more)
+        sub = ArgumentParser(description=command.help, epilog=more, **told)
         if name in wanted:
             _add_options(sub, command)
             if hides:
@@ -148,7 +148,7 @@ def _resuming(arguments: Sequence[str], commands: Mapping[str, Command]) -> list
     if not asked or not out or _value(words, "--config") is not None:
         return words
     values = _values(config := str(Path(out, "config.yaml"))) or {}
-    found = _is_kept(values, "improve" if "budget" in options else "training")
+    found = ("improve" if "budget" in options else "training") in values  # else no search's, or no run's
     return [*words[:1], f"--config={config}", *words[1:]] if found else words
 
 
@@ -193,11 +193,6 @@ def _values(file: str) -> dict[str, Any] | None:
     return values
 
 
-def _is_kept(values: Mapping[str, Any], section: str) -> bool:
-    """Whether a file is the config.yaml of a run (``training``) or of a search (``improve``)."""
-    return isinstance(values.get(section), dict)
-
-
 def _config(file: str, given: Collection[str], method: str | None) -> str:
     """What a file says, without lists that are given beside it: the parser would add to them."""
     import yaml
@@ -205,27 +200,36 @@ def _config(file: str, given: Collection[str], method: str | None) -> str:
     values = _values(file)
     if values is None:
         return file
-    if _is_kept(values, "improve"):
-        values = _of_search(values)
-    elif _is_kept(values, "training"):
-        values = _of_run(values, method)
+    if "improve" in values:
+        values = _of_search(values, file)
+    elif "training" in values:
+        values = _of_run(values, file, method)
     elif not given & values.keys():
         return file
     return yaml.safe_dump({name: value for name, value in values.items() if name not in given})
 
 
-def _of_search(config: Mapping[str, Any]) -> dict[str, Any]:
+def _sections(config: Mapping[str, Any], file: str, *names: str) -> dict[str, Any]:
+    """The options in some sections of a config.yaml."""
+    found: dict[str, Any] = {}
+    for name in names:
+        if not isinstance(section := config.get(name, {}), dict):
+            raise DocumentError(f"{file}: {name!r} holds no options")
+        found |= section
+    return found
+
+
+def _of_search(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     """What the config.yaml of ``pof improve`` says, as its options: without where it was written to, and how."""
-    options = {**config.get("model", {}), **config.get("data", {}), **config["improve"]}
+    options = _sections(config, file, "model", "data", "improve")
     return {name: value for name, value in options.items() if name not in {"out", "resume", "overwrite", "dry_run"}}
 
 
-def _of_run(config: Mapping[str, Any], method: str | None) -> dict[str, Any]:
+def _of_run(config: Mapping[str, Any], file: str, method: str | None) -> dict[str, Any]:
     """What the config.yaml of a run says, as options of its command: without groups of other methods than is given."""
-    training = dict(config["training"])
-    method = method if method in METHODS else training.get("method")
+    options = _sections(config, file, "model", "data", "training")
+    method = method if method in METHODS else options.get("method")
     others = [group for group in GROUPS if method and group != entry_of(str(method)).group]
-    options = {**config.get("model", {}), **config.get("data", {}), **training}
     return {name: value for name, value in options.items() if name not in others}
 
 

@@ -60,7 +60,8 @@ def _open(folder: Path, asked: Mapping[str, Any], resume: bool, overwrite: bool)
     if overwrite and question.is_file():
         check_removable(folder, None, OF_A_SEARCH)
         clear(folder, OF_A_SEARCH)
-    others = any(not entry.name.startswith(".") and entry != question for entry in folder.iterdir())
+    begun = {QUESTION, "config.yaml"} if question.exists() else set()
+    others = any(not entry.name.startswith(".") and entry.name not in begun for entry in folder.iterdir())
     if not others:  # or a search that died before it found its rates
         write_json(question, asked)
         return

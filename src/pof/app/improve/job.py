@@ -68,9 +68,10 @@ def improve_network(
     config = plain({"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)})
 
     def told(row: Mapping[str, Any]) -> None:
-        if row["event"] == "plan":  # the folder is this search's from here on, and says how to go on with it
+        if row["event"] == "start":  # the folder is this search's from here on, and says how to go on with it
             write_yaml(folder / "config.yaml", config | {COMMIT: commit()})
-        show(row)
+        else:
+            show(row)
 
     result = improve(
         network,
