@@ -152,7 +152,8 @@ def test_training_and_validation_take_the_same_outputs_of_a_convolution(
     model = nn.Sequential(pool, end)
     flat = nn.Sequential(model, nn.Flatten())
     expected = evaluate(flat, [(inputs, targets)], loss=loss)
-    assert evaluate(model, [(inputs, targets)], loss=loss) == expected
+    for head in (None, "1"):
+        assert evaluate(model, [(inputs, targets)], loss=loss, head=head) == expected
     assert Finetune(model, loss=loss, head="1")(inputs, targets).loss.item() == pytest.approx(expected.loss)
     if callable(loss):
         assert sam_sharpness(model, loss, [(inputs, targets)]).loss == pytest.approx(expected.loss)

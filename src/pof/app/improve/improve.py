@@ -72,6 +72,7 @@ def improve(
     training: TrainOptions | None = None,
     device: str | torch.device | None = None,
     log: Log | None = None,
+    taken: Callable[[], None] | None = None,
     metadata: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> ImproveResult:
@@ -93,8 +94,8 @@ def improve(
         lr: such as the peak rate of its training, of which half and a tenth are tried; None: the largest stable one.
         training: optimizer, precision, ... of all candidates; by default SGD.
         device: None takes the accelerator that Accelerate finds, else the CPU.
-        log: called with a row once the folder is taken, for the plan, for each step (of one process), and for each run
-            at each rung.
+        log: called with a row for the plan, for each step (of one process), and for each run at each rung.
+        taken: called once ``out`` is this search's.
         metadata: strings for the header of the network's file.
         settings: what else a search that goes on must find unchanged, in plain values by name.
 
@@ -120,12 +121,12 @@ def improve(
         asked = question(budget, candidates, seed, lr, base)
         asked |= {**own, "length of train_loader": length, "head": head, **(settings or {})}
         stack.callback(take(folder, asked, resume=resume, overwrite=overwrite))
-        told = log or (lambda row: None)
-        told({"event": "start", "folder": str(folder)})
+        if taken is not None:
+            taken()
         chooses, confirms = halves(targets, seed)
         steps = -(-length // base.accumulation)
         given = (network, head, train_loader, val_loader, chooses, targets, logits.shape[1], steps)
-        race = Race(*given, folder, seed, told, engine or (Processes(jobs) if jobs > 1 else None))
+        race = Race(*given, folder, seed, log or (lambda row: None), engine or (Processes(jobs) if jobs > 1 else None))
         fit, named = fit_of(network, train_loader, head), candidates is not None
         fits = fit.fits if (known := rates_in(folder)) is None else known["fits"]
         alone = not named and not fits

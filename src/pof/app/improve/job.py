@@ -67,11 +67,8 @@ def improve_network(
         check_removable(folder, model.weights, OF_A_SEARCH)
     config = plain({"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)})
 
-    def told(row: Mapping[str, Any]) -> None:
-        if row["event"] == "start":  # the folder is this search's from here on, and says how to go on with it
-            write_yaml(folder / "config.yaml", config | {COMMIT: commit()})
-        else:
-            show(row)
+    def say_how_to_go_on() -> None:
+        write_yaml(folder / "config.yaml", config | {COMMIT: commit()})
 
     result = improve(
         network,
@@ -89,7 +86,8 @@ def improve_network(
         lr=options.lr,
         training=training,
         device=device,
-        log=told,
+        log=show,
+        taken=say_how_to_go_on,
         metadata=card.metadata(),
         settings={f"data.{name}": value for name, value in plain(vars(data)).items() if name not in PLACES},
     )
