@@ -29,7 +29,7 @@ _BLANK = {
 """What these return is made of nothing that they are given."""
 _JOINS = {
     *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.einsum),
-    *(torch.hstack, torch.vstack, torch.dstack, torch.column_stack, torch.row_stack),
+    *(torch.hstack, torch.vstack, torch.dstack, torch.column_stack),
 }
 """These broadcast nothing, whatever shape results; einsum names its axes."""
 _SUMMARIES = {
