@@ -5,6 +5,8 @@ python scripts/results_page.py
 A place for a table is ``<!-- NAME -->`` ... ``<!-- end -->``, NAME being that of a file in benchmarks/results; with
 ``<!-- NAME: method; method -->`` only these methods are in it.  A file of ``benchmarks/improve.py`` has its own table,
 with each method at the whole budget; ``<!-- searches: NAME; NAME -->`` has a row for each of several such files.
+``NAME+NAME`` of files of ``benchmarks/width.py`` has a column for each width; ``<!-- settings: NAME, NAME; NAME -->``
+has the figures of one setting of an experiment, in one file or more, beside those of another.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pof.methods.sharpness_aware import DEFAULT_RHO
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "improve.md", ROOT / "README.md")
 FIGURE = ROOT / "docs" / "figures" / "gains.svg"
-PLACE = re.compile(r"<!-- (?P<name>[\w-]+)(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- (?P<name>[\w+-]+)(?:: (?P<methods>[^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
 NONE = "–"
 WORDED = {"kind constant": "constant", "sampling fixed": "fixed factor", "rho auto": "rho from the data"}
 # Of benchmarks/improve.py: what stands for the names in its files.
@@ -34,6 +36,8 @@ SEARCHED = {
     "improve-not-fitted-digits": "small CNN after 2 epochs on 400 digits, not fitted",
     "improve-not-fitted": "small CNN after 6 epochs on 54,000 images of Fashion-MNIST, not fitted",
 }
+# Of benchmarks/width.py.
+SWEPT = {"width-digits": "digits", "width-fashion-mnist": "Fashion-MNIST"}
 # Of the figure: file and setting, and the row that stands for each kind of method, by the first name that is there.
 REGIMES = {
     "digits, 150 images, fitted": ("digits", "digits"),
@@ -98,6 +102,14 @@ def table(found: dict[str, Any], methods: list[str]) -> str:
     return lines_of([*(["setting"] if settings else []), *head], rows)
 
 
+def methods_of(found: dict[str, Any]) -> set[str]:
+    """The rows of a file, whatever wrote it."""
+    if "found" in found:
+        (one,) = found["found"].values()
+        return set(one["compared"]["error"]["mean"])
+    return {entry["method"] for part in found.get("widths", {"": found}).values() for entry in part["entries"]}
+
+
 def search_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Seeds, and what was compared in them, of a file of benchmarks/improve.py."""
     (found,) = read(name)["found"].values()
@@ -123,6 +135,68 @@ def searches(names: list[str]) -> str:
         handed = difference(errors["against incoming"]["improve"])
         rows.append([SEARCHED[name], str(len(seeds)), spread(errors["mean"]["incoming"]), *handed])
     return lines_of(["networks", "seeds", "incoming", "`pof improve` minus incoming", "p"], rows)
+
+
+def settings(columns: list[list[str]]) -> str:
+    """The same methods in several settings, each in one file or more; a method is compared with its file's control."""
+    heads, entries = ["method"], []
+    for names in columns:
+        files = [read(name) for name in names]
+        # The control is in all files; the first one counts.
+        entries.append({entry["method"]: entry for file in reversed(files) for entry in file["entries"]})
+        setting = files[0]["entries"][0]["setting"]
+        heads += [f"{setting}: test error", f"minus {files[0]['control']}", "p"]
+
+    def cells(entry: dict[str, Any] | None) -> list[str]:
+        return [NONE] * 3 if entry is None else [spread(entry["figures"]), *difference(entry["to_control"])]
+
+    methods = dict.fromkeys(entry["method"] for names in columns for name in names for entry in read(name)["entries"])
+    rows = [[method, *(cell for column in entries for cell in cells(column.get(method)))] for method in methods]
+    return lines_of(heads, rows)
+
+
+def origin_of_settings(columns: list[list[str]]) -> str:
+    """The files, and the learning rates: those of a method are the same in all."""
+    names = [name for column in columns for name in column]
+    files = [read(name) for name in names]
+    rows = {method: options for file in reversed(files) for method, options in file["recipe"]["methods"].items()}
+    for name, file in zip(names, files, strict=True):
+        if strange := [method for method, options in file["recipe"]["methods"].items() if rows[method] != options]:
+            raise ValueError(f"{name}.json has {strange[0]!r} with other options")
+    entries = [entry for file in files for entry in file["entries"]]
+    rates = settings_of({"recipe": {**files[0]["recipe"], "methods": rows}, "entries": entries}, [])
+    return f"Learning rates: {rates}. {' '.join(source_of(*file) for file in zip(names, files, strict=True))}"
+
+
+def widths(names: list[str], methods: list[str]) -> str:
+    """Test errors of the incoming networks, what each method gained on them, and the head's share, by width."""
+    columns = {f"{SWEPT[name]} x{width}": found for name in names for width, found in read(name)["widths"].items()}
+    gains = [{entry["method"]: entry["to_incoming"] for entry in found["entries"]} for found in columns.values()]
+
+    def cell(test: dict[str, Any] | None) -> str:
+        text, _ = difference(test)
+        return f"**{text}**" if test and test["p_holm"] is not None and test["p_holm"] < 0.05 else text
+
+    heads = [[layer for layer in found["shares"] if layer != "rho"][-1] for found in columns.values()]
+    shares = [found["shares"][head] for found, head in zip(columns.values(), heads, strict=True)]
+    rows = [
+        ["seeds", *(str(found["entries"][0]["figures"]["n"]) for found in columns.values())],
+        ["incoming test error", *(spread(found["entries"][0]["before"]) for found in columns.values())],
+        *([method, *(cell(gain.get(method)) for gain in gains)] for method in methods),
+        ["head's share of SAM's perturbation", *(f"{spread(share)} %" for share in shares)],
+    ]
+    return lines_of(["minus incoming", *columns], rows)
+
+
+def origin_of_widths(names: list[str]) -> str:
+    """Where each width was computed, at which commit."""
+    places = [
+        f"{SWEPT[name]} x{width} {', '.join(found['commits'])} ({' and '.join(found['hardware'])})"
+        for name in names
+        for width, found in read(name)["widths"].items()
+    ]
+    files = ", ".join(f"`{name}.json`" for name in names)
+    return f"Bold: p < 0.05, corrected over the tests of a column. {files}; commits: {'; '.join(places)}."
 
 
 def origin_of_search(*names: str) -> str:
@@ -156,15 +230,17 @@ def settings_of(found: dict[str, Any], methods: list[str]) -> str:
 
 
 def origin(name: str, found: dict[str, Any], methods: list[str]) -> str:
+    before = next((entry["before"] for entry in found["entries"] if entry["before"]), None)
+    incoming = "" if before is None else f"Incoming {spread(before)}. "
+    return f"{incoming}Learning rates: {settings_of(found, methods)}. {source_of(name, found)}"
+
+
+def source_of(name: str, found: dict[str, Any]) -> str:
+    """Seeds, file, commit and hardware."""
     seeds = sorted({entry["figures"]["n"] for entry in found["entries"]})
     count = " or ".join(map(str, seeds))
     hardware = f", {found['hardware']}" if "hardware" in found else ""
-    before = next((entry["before"] for entry in found["entries"] if entry["before"]), None)
-    incoming = "" if before is None else f"Incoming {spread(before)}. "
-    source = (
-        f"{count} seed{'s' if count != '1' else ''}; `{name}.json`, commit {', '.join(found['commits'])}{hardware}."
-    )
-    return f"{incoming}Learning rates: {settings_of(found, methods)}. {source}"
+    return f"{count} seed{'s' if count != '1' else ''}; `{name}.json`, commit {', '.join(found['commits'])}{hardware}."
 
 
 def rendered(page: str) -> str:
@@ -175,13 +251,16 @@ def rendered(page: str) -> str:
         opening = place[0].partition("\n")[0]
         if name == "searches":
             return f"{opening}\n{searches(methods)}\n\n{origin_of_search(*methods)}\n<!-- end -->"
-        found = read(name)
-        is_search = "found" in found
-        known = search_of(name)[1]["mean"] if is_search else {entry["method"] for entry in found["entries"]}
-        missing = set(methods) - set(known)
+        if name == "settings":
+            columns = [names.split(", ") for names in methods]
+            return f"{opening}\n{settings(columns)}\n\n{origin_of_settings(columns)}\n<!-- end -->"
+        parts = name.split("+")
+        missing = set(methods) - {method for part in parts for method in methods_of(read(part))}
         if missing:
             raise ValueError(f"{name}.json has no method {sorted(missing)[0]!r}")
-        if is_search:
+        if parts[0] in SWEPT:
+            made, source = widths(parts, methods), origin_of_widths(parts)
+        elif "found" in (found := read(name)):
             made, source = search(name, methods), origin_of_search(name)
         else:
             made, source = table(found, methods), origin(name, found, methods)
