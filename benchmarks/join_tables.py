@@ -2,7 +2,8 @@
 
     python benchmarks/join_tables.py RECIPE TABLE.csv [TABLE.csv ...] --name birds-30 --hardware "..." [--set seeds=3]
 
-``RECIPE`` has every row of the tables: the same seeds, rates and epochs.  Writes results/NAME.json and NAME.csv, as
+``RECIPE`` has every row of the tables, with the options and paths of the runs: a row that it would not run is refused.
+Writes results/NAME.json and NAME.csv, as
 ``pof experiment`` would write them had it run in one place; they may be among the tables.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from pof.app.experiment.plan import Plan, make_plan
 from pof.app.experiment.recipe import importable, read_recipe
 from pof.app.experiment.summary import summarise
-from pof.app.experiment.table import COLUMNS, ResultRow, write_csv
+from pof.app.experiment.table import COLUMNS, INCIDENTAL, ResultRow, lost_rows, write_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TYPES = {field.name: str(field.type).removesuffix(" | None") for field in fields(ResultRow)}
@@ -34,24 +35,38 @@ def read_table(file: Path) -> list[ResultRow]:
         return None if not text and name in OPTIONAL else KINDS[TYPES[name]](text)
 
     with file.open(newline="", encoding="utf-8") as opened:
-        return [ResultRow(**{name: value(name, row[name]) for name in COLUMNS}) for row in csv.DictReader(opened)]
+        rows = csv.DictReader(opened)
+        # Older tables lack columns that have no value in them.
+        return [ResultRow(**{name: value(name, row.get(name, "")) for name in COLUMNS}) for row in rows]
 
 
 def join(plan: Plan, tables: Sequence[Sequence[ResultRow]]) -> list[ResultRow]:
     """All rows in the order of the plan.
 
     Raises:
-        SystemExit: where the recipe lacks a row, or two tables disagree on one.
+        SystemExit: where two tables disagree on a row.
     """
     found: dict[tuple[str, int, str], ResultRow] = {}
     for row in (row for table in tables for row in table):
         there = found.setdefault((row.setting, row.seed, row.method), row)
-        if there != row:
+        if _figures(there) != _figures(row):
             raise SystemExit(f"two tables have {row.setting}, {row.method}, seed {row.seed}, with other figures")
-    planned = {(trial.setting, trial.seed, method): None for trial in plan.trials for method in trial.methods}
-    if strange := sorted(found.keys() - planned.keys()):
-        raise SystemExit(f"the recipe has no {strange[0]}")
+    planned = [(trial.setting, trial.seed, method) for trial in plan.trials for method in trial.methods]
     return [found[key] for key in planned if key in found]
+
+
+def _figures(row: ResultRow) -> list[str]:
+    """As texts, in which NaN is like NaN."""
+    return [str(getattr(row, name)) for name in COLUMNS if name not in INCIDENTAL]
+
+
+def bare(source: Any) -> Any:
+    """A recipe without paths of a machine, at any depth: of files and folders the names are left."""
+    if isinstance(source, Mapping):
+        return {key: bare(value) for key, value in source.items()}
+    if isinstance(source, list | tuple):
+        return [bare(value) for value in source]
+    return Path(source).name if isinstance(source, str) and Path(source).is_absolute() else source
 
 
 def main() -> None:
@@ -64,13 +79,12 @@ def main() -> None:
     options = parser.parse_args()
     with importable(options.recipe.parent):
         plan = make_plan(read_recipe(options.recipe, options.set))
+    for file in options.tables:
+        if strange := lost_rows(plan, file):
+            raise SystemExit(f"{file}: the recipe would not run {strange[0]} so: give it the options of that run")
     rows = join(plan, [read_table(file) for file in options.tables])
     commits = sorted({row.commit or "unknown" for row in rows})
-    recipe = json.loads(json.dumps(dict(plan.recipe.source)))
-    for group, key in (("model", "weights"), ("data", "data"), ("data", "data_root")):
-        if recipe[group].get(key):
-            recipe[group][key] = Path(recipe[group][key]).name  # no paths of a machine
-    own = {"name": options.name, "commits": commits, "recipe": recipe, "hardware": options.hardware}
+    own = {"name": options.name, "commits": commits, "recipe": bare(plan.recipe.source), "hardware": options.hardware}
     summary = asdict(summarise(plan, rows)) | own
     (RESULTS / f"{options.name}.json").write_text(json.dumps(summary, indent=1) + "\n")
     write_csv(rows, RESULTS / f"{options.name}.csv")

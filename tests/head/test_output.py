@@ -207,7 +207,7 @@ def test_of_several_tensors_the_one_of_the_head_is_taken(first: str) -> None:
 
 def test_two_heads_need_a_name_and_get_it() -> None:
     model = Body(lambda s, f, z: (s.head(f), z), head=nn.Linear(8, 5))
-    with pytest.raises(ValueError, match=r"returns \(24, 5\) at 0, \(24, 3\) at 1; .* more than one .*'fc', 'head'"):
+    with pytest.raises(ValueError, match=r"returns \(24, 5\) at 0, \(24, 3\) at 1, .* more than one .*'fc', 'head'"):
         evaluate(model, [(X, Y)])
     assert evaluate(model, [(X, Y)], head="fc").num_classes == 3
     assert evaluate(model, [(X, Y)], head="head").num_classes == 5

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import pof
 from pof.integrations._ahead import AheadLoader
+from pof.methods.base import Method, StepOutput
 from tests.integrations.test_same_steps import adarand, ema, late_sam, sam, swa
 from tests.integrations.trainers import (
     ACCUMULATION,
@@ -400,6 +401,35 @@ def test_a_step_that_asks_the_loss_of_a_method_has_its_options(kind: Any) -> Non
     module = with_options(kind, asks_the_loss=True)()
     lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
     assert module.trainer.global_step and not module.method.loss._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("kind", [pof.Finetune, pof.SharpnessAware])
+def test_a_scripted_loss_which_takes_no_hooks_trains(kind: Any) -> None:
+    module = with_options(kind, loss=torch.jit.script(nn.CrossEntropyLoss(label_smoothing=0.3)))()
+    module.training_step = lambda batch, batch_idx: module.method_loss(batch)
+    lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
+    assert module.trainer.global_step and not module.method._forward_pre_hooks
+
+
+class Losing(Method):
+    """A method of ones own may have no loss to name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.network = pof.split(model)
+
+    def forward(self, inputs: Any, targets: Any) -> StepOutput:
+        return StepOutput(F.cross_entropy(self.network(inputs)["logits"], targets), {})
+
+
+def test_a_method_without_a_loss_of_its_name_trains_by_a_step_of_ones_own() -> None:
+    module = Never()
+    module.method = Losing(module.net)
+    module.training_step = lambda batch, batch_idx: module.method_loss(batch)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.net.parameters(), lr=0.05)
+    lightning_trainer(max_epochs=1, accumulate_grad_batches=1).fit(module, datamodule=Data())
+    assert module.trainer.global_step
 
 
 @pytest.mark.parametrize(

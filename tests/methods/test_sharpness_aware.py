@@ -280,8 +280,10 @@ def test_only_an_optimizer_that_has_trained_may_have_another_radius_by_now(train
 def test_momentum_that_was_loaded_says_nothing_of_the_radius() -> None:
     model = network()
     plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pof.fit(pof.Finetune(model), mini_batches(8), epochs=1, optimizer=plain, device="cpu")
     optimizer = pof.SAM(model.parameters(), torch.optim.SGD, 0.5, lr=0.1, momentum=0.9)
     optimizer.load_state_dict(plain.state_dict())
+    assert all("momentum_buffer" in state for state in optimizer.state.values()) and optimizer.state
     with pytest.raises(ValueError, match=r"does not have the method's radius 0\.3"):
         pof.fit(pof.SharpnessAware(model, rho=0.3), mini_batches(8), epochs=1, optimizer=optimizer, device="cpu")
 

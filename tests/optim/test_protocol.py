@@ -245,6 +245,26 @@ class Counting(torch.optim.SGD):
         super().load_state_dict(state_dict)
 
 
+class Wrapping(torch.optim.SGD):
+    """Its state has a format of its own."""
+
+    def state_dict(self):
+        return {"inner": super().state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict["inner"])
+
+
+@every
+def test_a_base_optimizer_may_have_a_format_of_its_own(build: Build) -> None:
+    model, batches = build_model(), build_batches()
+    optimizer = build(model, Wrapping)
+    train(model, optimizer, batches[:3])
+    again = build(model, Wrapping)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.goes_on and len(again.state) == len(optimizer.state)
+
+
 @every
 def test_a_base_optimizer_saves_loads_and_adds_groups_in_its_own_way(build: Build) -> None:
     model, batches = build_model(), build_batches()

@@ -18,7 +18,7 @@ from pof.flatness import _measure, sam_sharpness
 from pof.perturbation.broadcasting import without_broadcasting
 
 # Torch's own words, at broadcasting, at a mean that is no mathematical one, and at its own deprecated parts.
-SAID = ("Using a target size", "reduction. 'mean'", ".*torch.jit.script")
+SAID = ("Using a target size", "To copy construct", "reduction. 'mean'", ".*torch.jit.script")
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{words}") for words in SAID]
 
 Function = Callable[[Tensor, Any], Tensor]
@@ -67,6 +67,8 @@ BROADCAST: dict[str, Function] = {
     "poisson": lambda z, t: F.poisson_nll_loss(z, t.abs()),
     "divergence": lambda z, t: F.kl_div(z, t.abs()),
     "of its dtype": lambda z, t: (z - t.to(z)).square().mean(),
+    "new of targets": lambda z, t: (z - z.new_tensor(t)).square().mean(),
+    "new of outputs": lambda z, t: (t.new_tensor(z) - t).square().mean(),
     "of its type": lambda z, t: (z - t.type_as(z)).square().mean(),
     "of each other's type": lambda z, t: (z.type_as(t) - t.type_as(z)).square().mean(),
     "standardised": lambda z, t: F.mse_loss(z, (t - t.mean()) / t.std()),
@@ -201,14 +203,30 @@ def test_targets_with_more_axes_than_outputs_are_refused(more: Function = BROADC
     assert without_broadcasting(pairs, wide, wide[:, None]) == pairs(wide, wide[:, None])
 
 
-JOINED = [torch.column_stack, torch.hstack, lambda both: torch.stack([each.view(-1) for each in both], 1)]
-
-
-@pytest.mark.parametrize("join", JOINED)
-def test_tensors_that_are_joined_are_not_broadcast_where_there_are_two_samples(join: Any) -> None:
+def test_columns_that_are_joined_are_not_broadcast_where_there_are_two_samples() -> None:
     outputs, targets = mlp()(inputs())[:2], torch.arange(2.0)
-    made = outputs[:, 0] if join is torch.hstack else outputs
-    assert without_broadcasting(lambda z, t: join((made + 0 * z.sum(), t)).square().mean(), outputs, targets) > 0
+    assert without_broadcasting(lambda z, t: torch.column_stack((z, t)).square().mean(), outputs, targets) > 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"), [((N, 1, 1), (N, 1)), ((N, N, 1), (N, N)), ((5, 5, 1), (5, 5)), ((N, 3), (N, 1))]
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_outputs_of_sequences_and_means_of_several_are_watched_too(
+    outputs: tuple[int, ...], targets: tuple[int, ...], own: bool
+) -> None:
+    """A second axis may be as long as there are samples, and fit where it is not meant."""
+    mean = outputs == (N, 3)
+    loss = (lambda z, t: (z - t).square().mean()) if own else nn.MSELoss()
+    with pytest.raises(ValueError, match="the loss broadcasts targets"):
+        without_broadcasting(lambda z, t: loss(z.mean(1) if mean else z, t), torch.randn(outputs), torch.randn(targets))
+    right = torch.randn(targets)
+    alike = without_broadcasting(
+        lambda z, t: loss(z.mean(1, keepdim=True) if mean else z, t.reshape(t.shape if mean else z.shape)),
+        torch.zeros(outputs),
+        right,
+    )
+    assert float(alike) == pytest.approx(float(right.square().mean()))
 
 
 def test_what_a_loss_makes_is_kept_no_longer_than_the_loss_keeps_it() -> None:

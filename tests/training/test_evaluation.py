@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
+import pof
 from pof._support.calibration import expected_calibration_error
 from pof.flatness import sam_sharpness
 from pof.methods import Finetune
@@ -157,3 +159,102 @@ def test_training_and_validation_take_the_same_outputs_of_a_convolution(
     assert Finetune(model, loss=loss, head="1")(inputs, targets).loss.item() == pytest.approx(expected.loss)
     if callable(loss):
         assert sam_sharpness(model, loss, [(inputs, targets)]).loss == pytest.approx(expected.loss)
+
+
+def weight_normed(width: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool1d(1), weight_norm(nn.Conv1d(4, width, 1)))
+
+
+def normed_before_it_is_pooled(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(4, width, 3), nn.BatchNorm1d(width), nn.AdaptiveAvgPool1d(1))
+
+
+def unflattened(width: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, width), nn.Unflatten(1, (width, 1)))
+
+
+class HeadFirst(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head, self.body = nn.Conv1d(6, width, 1), nn.Conv1d(4, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(2, keepdim=True))
+
+
+@pytest.mark.parametrize("make", [weight_normed, normed_before_it_is_pooled, unflattened, HeadFirst])
+def test_a_class_each_is_one_prediction_whatever_layers_give_it(make: Callable[[int], nn.Module]) -> None:
+    """(N, C, 1): for the cross-entropy always, for other losses as training takes it, or as the targets say."""
+    torch.manual_seed(0)
+    inputs, classes, numbers = torch.randn(20, 4, 9), torch.randint(3, (20,)), torch.randn(20, 3)
+    model = make(3)
+    flat = nn.Sequential(model, nn.Flatten())
+    assert evaluate(model, [(inputs, classes)]) == evaluate(flat, [(inputs, classes)])
+    of_flat = sam_sharpness(flat, F.cross_entropy, [(inputs, classes)])
+    assert sam_sharpness(model, F.cross_entropy, [(inputs, classes)]) == of_flat
+    for loss in ("mse", nn.MSELoss()):
+        found = evaluate(model, [(inputs, numbers)], loss=loss).loss
+        assert found == evaluate(flat, [(inputs, numbers)], loss=loss).loss
+
+
+@pytest.mark.parametrize("loss", ["mse", nn.MSELoss()])
+def test_validation_takes_what_training_takes_of_a_head_that_holds_a_convolution(loss: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Sequential(nn.Dropout(0.0), nn.Conv1d(4, 1, 1)))
+    batches, rows = [(torch.randn(20, 4, 9), torch.randn(20, 1))], []
+    method = Finetune(model, head="1", loss=loss)
+    resting = torch.optim.SGD(method.trainable_parameters(), lr=0.0)
+    pof.fit(method, batches, val_loader=batches, epochs=1, optimizer=resting, device="cpu", log=rows.append)
+    (found,) = [row["val_loss"] for row in rows if "val_loss" in row and row.get("epoch") == 1]
+    expected = (model(batches[0][0]).flatten(1) - batches[0][1]).square().mean()
+    assert found == pytest.approx(expected.item())
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_convolution_over_a_sequence_reaches_the_loss_as_it_is() -> None:
+    torch.manual_seed(0)
+
+    class Steps(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+    model, inputs, targets = Steps(2, 1, 1), torch.randn(16, 5, 2), torch.randn(16, 5, 1)
+    expected = (model(inputs) - targets).square().mean().item()
+    for loss in ("mse", nn.MSELoss(), lambda z, t: (z[..., 0] - t[..., 0]).square().mean()):
+        assert evaluate(model, [(inputs, targets)], loss=loss).loss == pytest.approx(expected)
+    assert sam_sharpness(model, nn.MSELoss(), [(inputs, targets)]).loss == pytest.approx(expected)
+    # Without the last axis they fit as well, and would be broadcast by a loss that does not know of it.
+    assert evaluate(Forecast(), [(inputs, targets[..., 0])], loss="mse").n == 16
+    with pytest.raises(ValueError, match=r"broadcasts targets \(16, 1\) against outputs \(16, 1, 1\)"):
+        evaluate(Forecast(), [(inputs[:, :1], targets[:, 0])], loss=nn.MSELoss())
+
+
+class Beside(nn.Module):
+    """Logits of a weight that is no layer's, and what was pooled for them; of a convolution, and its features."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.head, self.kind = nn.Conv1d(6, 3, 1), kind
+
+    def forward(self, x: Tensor) -> Any:
+        features = x.mean((2, 3), keepdim=True)
+        if self.kind == "a convolution":
+            return self.head(features.flatten(2)), features.flatten(1)
+        return F.linear(features.flatten(1), self.head.weight[..., 0], self.head.bias), features
+
+
+def test_logits_of_no_layer_are_found_beside_pooled_maps_with_a_word() -> None:
+    model, batches = Beside("no layer"), [(torch.randn(20, 6, 3, 3), torch.randint(3, (20,)))]
+    with pytest.warns(UserWarning, match=r"\(20, 3\) at 0, \(20, 6\) at 1, .* does not tell .*those at 0 are taken"):
+        found = evaluate(model, batches)
+    expected = F.cross_entropy(model(batches[0][0])[0], batches[0][1])
+    assert found.nll == pytest.approx(expected.item()) and found.num_classes == 3
+
+
+def test_features_are_not_taken_for_the_logits_of_a_convolution() -> None:
+    model, batches = Beside("a convolution"), [(torch.randn(20, 6, 3, 3), torch.randint(3, (20,)))]
+    with pytest.raises(ValueError, match=r"does not tell which are the logits: .*name its head"):
+        evaluate(model, batches)
+    expected = F.cross_entropy(model(batches[0][0])[0].flatten(1), batches[0][1])
+    found = evaluate(model, batches, head="head")
+    assert found.nll == pytest.approx(expected.item()) and found.num_classes == 3

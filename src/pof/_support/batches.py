@@ -176,25 +176,25 @@ def outputs_in(output: Any) -> dict[int | str, Tensor]:
 
     Of a tensor itself, an object with ``.logits`` (transformers, torchvision's auxiliary outputs) and a mapping with
     ``"logits"`` that is one; of any other mapping, tuple or list all floating-point tensors with two axes.
-    (N, C, 1, 1) of a convolution is taken as (N, C).
+    (N, C, 1, 1) of a convolution is taken as (N, C), and (N, C, 1) beside other tensors.
 
     Returns:
         Position or key in the output -> tensor; ``"logits"`` where there is one only.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(named, Tensor):
-        return {"logits": _as_rows(named)}
+        return {"logits": _as_rows(named, 4)}
     listed: Iterable[tuple[Any, Any]] = enumerate(output) if isinstance(output, (tuple, list)) else ()
     items = output.items() if isinstance(output, Mapping) else listed
-    rows = {k: _as_rows(v) for k, v in items if isinstance(v, Tensor) and v.is_floating_point()}
+    rows = {k: _as_rows(v, 3) for k, v in items if isinstance(v, Tensor) and v.is_floating_point()}
     return {k: v for k, v in rows.items() if v.ndim == 2}
 
 
-def _as_rows(output: Tensor) -> Tensor:
-    return output.flatten(1) if output.ndim > 3 and output.shape[2:].numel() == 1 else output
+def _as_rows(output: Tensor, axes: int) -> Tensor:
+    return output.flatten(1) if output.ndim >= axes and output.shape[2:].numel() == 1 else output
 
 
-_ALONE = "let it return them alone, or in an object with .logits"
+ALONE = "let it return them alone, or in an object with .logits"
 
 
 def logits_of(output: Any, place: int | str | None = None) -> Tensor:
@@ -203,8 +203,8 @@ def logits_of(output: Any, place: int | str | None = None) -> Tensor:
     if place in found or len(found) == 1:
         return found[place] if place in found else next(iter(found.values()))
     if found:
-        raise ValueError(f"which are the logits? The network returns {described_outputs(found)}; {_ALONE}")
-    raise ValueError(f"no logits in the model's output of type {type(output).__name__}; {_ALONE}")
+        raise ValueError(f"which are the logits? The network returns {described_outputs(found)}; {ALONE}")
+    raise ValueError(f"no logits in the model's output of type {type(output).__name__}; {ALONE}")
 
 
 def described_outputs(found: Mapping[int | str, Tensor]) -> str:

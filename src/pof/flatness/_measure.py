@@ -143,7 +143,7 @@ def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None, int] | None
 
 
 def outputs_of(
-    model: nn.Module, inputs: Inputs, weights: Weights | None = None, loss: Loss = F.cross_entropy
+    model: nn.Module, inputs: Inputs, weights: Weights | None = None, loss: Loss = F.cross_entropy, targets: Any = None
 ) -> Tensor:
     """Logits (N, C) of a mini-batch, of the model with other weights where they are given.
 
@@ -155,12 +155,12 @@ def outputs_of(
         output = model(*args[0], **args[1])
     else:
         output = functional_call(_Held(model), {f"model.{name}": w for name, w in weights.items()}, *args)
-    return reading(output, inputs, log=cross_entropy_options(loss) is not None)
+    return reading(output, inputs, targets, log=cross_entropy_options(loss) is not None)
 
 
 def loss_on(model: nn.Module, loss: Loss, weights: Weights, inputs: Inputs, targets: Tensor) -> Tensor:
     """Loss of a mini-batch, of the model with other weights; one that would broadcast its targets is refused."""
-    outputs = outputs_of(model, inputs, weights, loss)
+    outputs = outputs_of(model, inputs, weights, loss, targets)
     if model in _watched:
         return loss(outputs, targets)
     value = without_broadcasting(loss, outputs, targets)

@@ -173,7 +173,7 @@ def network_operator(
     tried = first_inputs(data[0][0], _TRIED)
     # How the outputs are read is decided outside of any derivative.
     with torch.no_grad(), uncompiled(), _Elements() as computed:
-        outputs_of(model, tried, loss=loss)
+        outputs_of(model, tried, loss=loss, targets=data[0][1])
     per_sample = computed.count / min(_TRIED, samples_of(data[0][1]))
     kept: dict[int, tuple[Tensor, ...]] = {}
     room = _KEPT_ELEMENTS

@@ -29,14 +29,14 @@ class Style:
     hatch: str
 
 
-# Okabe and Ito's colours, ordered so that the grey values of the first five differ.
+# Okabe and Ito's colours; in grey the lines, markers and hatches tell the series apart.
 STYLES = (
     Style("#000000", "-", "o", ""),
     Style("#D55E00", "--", "s", "///"),
     Style("#56B4E9", "-.", "^", "..."),
     Style("#0072B2", ":", "D", "xxx"),
     Style("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v", "+++"),  # type: ignore[arg-type]
-    Style("#009E73", (0, (1, 1)), "P", "ooo"),  # type: ignore[arg-type]
+    Style("#009E73", (0, (1, 4)), "P", "ooo"),  # type: ignore[arg-type]
     Style("#CC79A7", (0, (7, 2)), "X", "---"),  # type: ignore[arg-type]
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")

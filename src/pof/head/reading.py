@@ -6,9 +6,8 @@ import warnings
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
-from pof._support.batches import Inputs, described_outputs, logits_of, outputs_in
+from pof._support.batches import ALONE, Inputs, described_outputs, logits_of, outputs_in, tensors_of
 from pof.head.output import End, are_probabilities, logarithm, logit, tell_apart, within_unit
 from pof.head.search import HeadNotFoundError, resolve
 from pof.head.split import split
@@ -37,27 +36,29 @@ class Reading:
         self.end = end
         self._place: int | str | None = None
         self._found: End | Literal["nothing"] | None = None
+        self._of_head: bool | None = None
 
-    def __call__(self, output: Any, inputs: Inputs, *, log: bool = True) -> Tensor:
+    def __call__(self, output: Any, inputs: Inputs, targets: Any = None, *, log: bool = True) -> Tensor:
         """Logits (N, C) in the output for these inputs.
 
         Args:
             output: what the network returned.
             inputs: what it was called with.
+            targets: what a loss compares them with.
             log: whether probabilities are turned into logits.
 
         Returns:
-            The tensor in the output, with its graph.
+            The tensor in the output, with its graph; (N, K, 1) is (N, K), but for sequences with a loss of their own.
 
         Raises:
             ValueError: if there are none, several tensors could be meant, or they are probabilities of another task.
         """
         found = outputs_in(output)
         if self._place is None and len(found) > 1:
-            self._place = self._ask_head(found, inputs)
+            self._place = self._ask_head(found, output, inputs)
         logits = logits_of(output, self._place)
-        if logits.ndim == 3 and logits.shape[2] == 1 and self._is_convolution():
-            logits = logits.flatten(1)  # (N, C, 1) of a head is a class each, and (N, T, 1) of a sequence is not
+        if logits.ndim == 3 and logits.shape[2] == 1 and (self._classifies(log) or self._is_of_head(inputs, targets)):
+            logits = logits.flatten(1)
         if not log or self.end is None:
             return logits
         if self._found is None and logits.numel():
@@ -68,12 +69,20 @@ class Reading:
         turn = {"softmax": logarithm, "sigmoid": logit}.get(self._found or "nothing")
         return logits if turn is None else turn(logits)
 
-    def _is_convolution(self) -> bool:
-        """Whether the head, or else the last module with parameters, is one: training takes its outputs as (N, C)."""
-        if self.head is not None:
-            return isinstance(self.model.get_submodule(self.head), _ConvNd)
-        last = [module for module in self.model.modules() if next(module.parameters(recurse=False), None) is not None]
-        return isinstance(last[-1] if last else None, _ConvNd)
+    def _classifies(self, log: bool) -> bool:
+        return log and self.end == "softmax"
+
+    def _is_of_head(self, inputs: Inputs, targets: Any) -> bool:
+        """Whether (N, K, 1) is what a head gives for each sample, which training takes as (N, K), and no sequence."""
+        if self._of_head is None:
+            try:
+                split(self.model, self.head, end=self.end).place(inputs)
+                self._of_head = True
+            except HeadNotFoundError:
+                self._of_head = all(each.ndim < 3 for each in tensors_of(targets))
+            except ValueError:
+                self._of_head = False
+        return self._of_head
 
     def _end_of(self, output: Tensor, inputs: Inputs) -> End | Literal["nothing"]:
         """What the network ends in; refused if that is of another task than ``end``."""
@@ -105,11 +114,17 @@ class Reading:
             )
         return "sigmoid" if ends else "nothing"
 
-    def _ask_head(self, found: dict[int | str, Tensor], inputs: Inputs) -> int | str:
+    def _ask_head(self, found: dict[int | str, Tensor], output: Any, inputs: Inputs) -> int | str:
+        axes = {place: output[place].ndim for place in found}
+        matrices = [place for place in found if axes[place] == 2]
         try:
             return split(self.model, self.head, end=self.end).place(inputs)
-        except HeadNotFoundError as error:
-            raise ValueError(
-                f"which are the logits? The network returns {described_outputs(found)}; let it return them alone, or in"
-                f" an object with .logits, or name its head: {error}"
-            ) from error
+        except ValueError as error:
+            said = f"the network returns {described_outputs(found)}, and its head does not tell which are the logits"
+            # A pooled map (N, D, 1, 1) is rarely meant; of (N, K, 1) a convolution may be the head.
+            if self.head is None and len(matrices) == 1 and 3 not in axes.values():
+                warnings.warn(f"{said} ({error}): those at {matrices[0]!r} are taken", stacklevel=4)
+                return matrices[0]
+            if not isinstance(error, HeadNotFoundError):
+                raise
+            raise ValueError(f"{said}: {ALONE}, or name its head: {error}") from error

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from pof.flatness._measure import cross_entropy_options
@@ -52,9 +53,9 @@ class Use:
         self._foreign = not issubclass(first, base)
         method, uses = inner(module.method), [module.method]
         plain = _is_plain(method) and not self._foreign
-        loss = unwrapped(method.loss)[0]
-        # A step of its own may do all that the method does by calling its loss; only modules can be watched.
-        uses += [each for each in (method.loss, loss) if plain and isinstance(each, nn.Module)]
+        # A step of its own may do all that the method does by calling its loss: modules are watched, if not scripted.
+        losses = (method.loss, unwrapped(method.loss)[0]) if plain else ()
+        uses += [o for o in losses if isinstance(o, nn.Module) and not isinstance(o, torch.jit.ScriptModule)]
         matters = not own and not (plain and _is_plain_loss(method.loss))
         asked = matters and module.method._compiled_call_impl is None
         self._handles = [used.register_forward_pre_hook(self._note) for used in uses] if asked else []

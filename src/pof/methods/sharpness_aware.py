@@ -261,7 +261,7 @@ class SharpnessAware(Method):
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps
         if inner is not self._taken:
-            self._take(inner, new=epoch == 0 and not inner.state and not getattr(inner, "loaded", False))
+            self._take(inner, new=epoch == 0 and not getattr(inner, "goes_on", False))
         if self.last_epochs is not None:
             for group in optimizer.param_groups:
                 group["rho"] = self.rho if epoch >= epochs - self.last_epochs else 0.0

@@ -37,11 +37,10 @@ class PerturbingOptimizer(Optimizer, ABC):
     """What the loss is multiplied by before ``backward``, as a GradScaler does; a loss budget has to know it."""
     radius: Tensor | None
     """Of the last ascent, scalar, where a loss budget sets it; else None."""
-    loaded: bool
-    """Whether it goes on with a state that it was given: its radius may have followed a schedule."""
+    goes_on: bool
+    """Whether it has stepped, or was given the state of one that has: its radius may have followed a schedule."""
 
     follows_a_pass = True  # at the weights themselves; the perturbed one is then the second
-
     _saved: list[tuple[Tensor, Tensor]] | None
     _frozen: ExitStack
     _ascended: bool
@@ -209,7 +208,7 @@ class PerturbingOptimizer(Optimizer, ABC):
                     "the closure changed no gradient: it must clear the gradients, compute the loss, call backward and"
                     " return the loss"
                 )
-        self._ascended = False
+        self._ascended, self.goes_on = False, True
         self.base_optimizer.step()
         return loss
 
@@ -222,13 +221,13 @@ class PerturbingOptimizer(Optimizer, ABC):
         try:
             if closure is not None:
                 raise RuntimeError(
-                    "scaler.step(optimizer, closure) cannot work: the closure's gradients would be scaled, and "
-                    "applied as they are.  Run both passes yourself: scaler.scale(loss).backward(), then the second "
-                    "backward inside `with optimizer.perturbed():`, then scaler.step(optimizer)"
+                    "scaler.step(optimizer, closure) cannot work: the closure's gradients would be scaled, and applied"
+                    " as they are.  Run both passes yourself: scaler.scale(loss).backward(), the second one inside"
+                    " `with optimizer.perturbed():`, then scaler.step(optimizer)"
                 )
             self._refuse_plain_step()
             self._refuse_other_scale()
-            self._ascended = False
+            self._ascended, self.goes_on = False, True
             if not self.found_inf.item():
                 self._unscale()
                 self.base_optimizer.step()
@@ -320,7 +319,8 @@ class PerturbingOptimizer(Optimizer, ABC):
         self._share()
         for group, options in zip(self.param_groups, own, strict=True):
             group.update({**options, **group})
-        self._ascended, self.loaded = False, any(self._own.keys() & g.keys() for g in state_dict["param_groups"])
+        groups = state_dict.get("param_groups", [self._own])  # which a format of the base optimizer's own may lack
+        self._ascended, self.goes_on = False, any(self._own.keys() & group.keys() for group in groups)
 
     @property
     def train(self) -> Any:
@@ -334,16 +334,16 @@ class PerturbingOptimizer(Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_while_perturbed("copying or pickling")
-        own = {name: vars(self)[name] for name in ("base_optimizer", "model", "_own", "loaded")}
+        own = {name: vars(self)[name] for name in ("base_optimizer", "model", "_own", "goes_on")}
         return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._reset(loaded=state.get("loaded", False))  # torch loads states by this too
+        self._reset(goes_on=state.get("goes_on", False))  # torch loads states by this too
 
-    def _reset(self, *, loaded: bool = False) -> None:
-        self._saved, self._frozen, self._ascended, self.loaded = None, ExitStack(), False, loaded
-        self.loss_scale, self.radius = 1.0, None
+    def _reset(self, *, goes_on: bool = False) -> None:
+        self._saved, self._frozen, self._ascended = None, ExitStack(), False
+        self.loss_scale, self.radius, self.goes_on = 1.0, None, goes_on
 
     def _share(self) -> None:
         self.param_groups = self.base_optimizer.param_groups

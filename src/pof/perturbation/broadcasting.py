@@ -23,15 +23,12 @@ Function = Callable[..., Any]
 _LIKE = {Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as}
 """Of what else these are given they take shape or type only."""
 _BLANK = {
-    *(Tensor.new_tensor, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty),
+    *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty),
     *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like, torch.randn_like),
 }
 """What these return is made of nothing that they are given."""
-_JOINS = {
-    *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.einsum),
-    *(torch.hstack, torch.vstack, torch.dstack, torch.column_stack),
-}
-"""These broadcast nothing, whatever shape results; einsum names its axes."""
+_JOINS = {torch.einsum, torch.column_stack}
+"""These take tensors of different axes and broadcast nothing, whatever shape results; einsum names its axes."""
 _SUMMARIES = {
     *(torch.quantile, Tensor.quantile, torch.unique, Tensor.unique),
     *(torch.bincount, Tensor.bincount, torch.histc, Tensor.histc),
@@ -50,7 +47,8 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
 
     Args:
         function: a loss.
-        outputs: (N, C) of the head.  They are watched where C is 1, and for targets (N,) of numbers or of more axes.
+        outputs: (N, C) of the head, or of more axes.  Those with two are watched where C is 1, and for targets of
+            numbers in another shape or of more axes.
         targets: whatever the loss takes.
 
     Returns:
@@ -61,8 +59,8 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
             (N,) against (N, 1), or (N, C, 1) against (N, C).
     """
     several = tensors_of(targets)
-    others = any(each.ndim > 2 or (each.ndim == 1 and each.is_floating_point()) for each in several)
-    if outputs.ndim != 2 or not (outputs.shape[1] == 1 or others) or len(outputs) < 2:
+    others = any(each.ndim > 2 or (each.is_floating_point() and each.shape != outputs.shape) for each in several)
+    if outputs.ndim < 2 or len(outputs) < 2 or not (outputs.ndim > 2 or outputs.shape[1] == 1 or others):
         return function(outputs, targets)
     # A frame that is traced from outside hands over: of a graph there is nothing to see.
     hands_over = torch.compiler.is_compiling()
@@ -91,7 +89,10 @@ class _Makers(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func in _BLANK:
             return result
-        given = tensors_of(args[:1] if func in _LIKE else (args, kwargs))
+        if func is Tensor.new_tensor:  # a copy of what it is given, and nothing of the tensor whose method it is
+            given = tensors_of((args[1:], kwargs))
+        else:
+            given = tensors_of(args[:1] if func in _LIKE else (args, kwargs))
         outputs, targets = ([t for t in given if t in known] for known in (self._outputs, self._targets))
         for output in outputs:
             for target in targets:
@@ -128,14 +129,16 @@ def _crosses(
     # A loss may have taken the mean of that inside.  No other function is called again: it may write, or index.
     if getattr(func, "__module__", "") != F.__name__ and func not in _DISTANCES:
         return False
-    rows, square = len(output), _crossed(output[:_FEW], target[:_FEW]) or ()
+    rows, count = len(output), _FEW
+    if (square := _crossed(output[:count], target[:count])) is None:  # a second axis is as long as there are samples
+        count, square = rows, shape
 
     def called(*, whole: bool) -> Any:
         def few(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             # On the CPU, where an index out of range is an error like others.
-            cut = (value[:_FEW] if value.shape[:1] == (rows,) else value).detach().cpu()
+            cut = (value[:count] if value.shape[:1] == (rows,) else value).detach().cpu()
             return cut.expand(square) if whole and (value is output or value is target) else cut
 
         return func(*map(few, args), **{name: few(value) for name, value in kwargs.items()})

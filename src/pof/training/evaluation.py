@@ -273,7 +273,7 @@ def outputs(
             inputs, targets = unpack(to_device(batch, device))
             check_inputs(inputs)
             with autocast(device, precision):
-                found = at_least_float32(reading(untouched(model, inputs), inputs))
+                found = at_least_float32(reading(untouched(model, inputs), inputs, targets))
             yield found, targets
 
 
