@@ -34,6 +34,7 @@ def test_scaled_training_equals_unscaled_training(build: Build, explicit: bool) 
     plain, model = build_model(), build_model()
     reference, optimizer = build(plain), build(model)
     scaler = GradScaler("cpu", init_scale=SCALE)
+    assert not reference.goes_on and not optimizer.goes_on
     for batch in build_batches():
         reference.step(closure_of(plain, reference, batch))
         scaled_passes(build, model, optimizer, scaler, batch)
@@ -44,6 +45,7 @@ def test_scaled_training_equals_unscaled_training(build: Build, explicit: bool) 
         # The scale is exact, but the norm of scaled gradients is rounded anew.
         torch.testing.assert_close(weights_of(plain), weights_of(model), rtol=0, atol=1e-12)
     assert not hasattr(optimizer, "grad_scale") and not hasattr(optimizer, "found_inf")
+    assert reference.goes_on and optimizer.goes_on
 
 
 def test_a_fused_base_optimizer_is_not_unscaled_twice() -> None:

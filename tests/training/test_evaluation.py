@@ -197,6 +197,25 @@ def test_a_class_each_is_one_prediction_whatever_layers_give_it(make: Callable[[
         assert found == evaluate(flat, [(inputs, numbers)], loss=loss).loss
 
 
+class Temperature(nn.Module):
+    """Behind a head, so that training on that head is refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits / self.value
+
+
+def test_classes_behind_what_training_refuses_can_be_evaluated() -> None:
+    inputs, classes = torch.randn(20, 9), torch.randint(3, (20,))
+    flat = nn.Sequential(nn.Linear(9, 3), Temperature())
+    assert evaluate(nn.Sequential(flat, nn.Unflatten(1, (3, 1))), [(inputs, classes)]) == evaluate(
+        flat, [(inputs, classes)]
+    )
+
+
 @pytest.mark.parametrize("loss", ["mse", nn.MSELoss()])
 def test_validation_takes_what_training_takes_of_a_head_that_holds_a_convolution(loss: Any) -> None:
     torch.manual_seed(0)
@@ -249,6 +268,8 @@ def test_logits_of_no_layer_are_found_beside_pooled_maps_with_a_word() -> None:
         found = evaluate(model, batches)
     expected = F.cross_entropy(model(batches[0][0])[0], batches[0][1])
     assert found.nll == pytest.approx(expected.item()) and found.num_classes == 3
+    with pytest.raises(ValueError, match="the head 'head' ran 0 times"):
+        evaluate(model, batches, head="head")
 
 
 def test_features_are_not_taken_for_the_logits_of_a_convolution() -> None:

@@ -47,8 +47,8 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
 
     Args:
         function: a loss.
-        outputs: (N, C) of the head, or of more axes.  Those with two are watched where C is 1, and for targets of
-            numbers in another shape or of more axes.
+        outputs: (N, C) of the head, or of more axes.  They are watched where C is 1, and for targets of numbers in
+            another shape or of more axes.
         targets: whatever the loss takes.
 
     Returns:
@@ -60,7 +60,7 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
     """
     several = tensors_of(targets)
     others = any(each.ndim > 2 or (each.is_floating_point() and each.shape != outputs.shape) for each in several)
-    if outputs.ndim < 2 or len(outputs) < 2 or not (outputs.ndim > 2 or outputs.shape[1] == 1 or others):
+    if outputs.ndim < 2 or len(outputs) < 2 or not (outputs.shape[1] == 1 or others):
         return function(outputs, targets)
     # A frame that is traced from outside hands over: of a graph there is nothing to see.
     hands_over = torch.compiler.is_compiling()
