@@ -57,7 +57,8 @@ class Reading:
         if self._place is None and len(found) > 1:
             self._place = self._ask_head(found, output, inputs)
         logits = logits_of(output, self._place)
-        if logits.ndim == 3 and logits.shape[2] == 1 and (self._classifies(log) or self._is_of_head(inputs, targets)):
+        classifies = log and self.end == "softmax"
+        if logits.ndim == 3 and logits.shape[2] == 1 and (classifies or self._is_of_head(inputs, targets)):
             logits = logits.flatten(1)
         if not log or self.end is None:
             return logits
@@ -68,9 +69,6 @@ class Reading:
                 warnings.warn(f"{name} returns probabilities: their {what} is taken as logits", stacklevel=3)
         turn = {"softmax": logarithm, "sigmoid": logit}.get(self._found or "nothing")
         return logits if turn is None else turn(logits)
-
-    def _classifies(self, log: bool) -> bool:
-        return log and self.end == "softmax"
 
     def _is_of_head(self, inputs: Inputs, targets: Any) -> bool:
         """Whether (N, K, 1) is what a head gives for each sample, which training takes as (N, K), and no sequence."""
