@@ -211,9 +211,9 @@ class Temperature(nn.Module):
 def test_classes_behind_what_training_refuses_can_be_evaluated() -> None:
     inputs, classes = torch.randn(20, 9), torch.randint(3, (20,))
     flat = nn.Sequential(nn.Linear(9, 3), Temperature())
-    assert evaluate(nn.Sequential(flat, nn.Unflatten(1, (3, 1))), [(inputs, classes)]) == evaluate(
-        flat, [(inputs, classes)]
-    )
+    model, expected = nn.Sequential(flat, nn.Unflatten(1, (3, 1))), evaluate(flat, [(inputs, classes)])
+    for head in (None, "0.0"):
+        assert evaluate(model, [(inputs, classes)], head=head) == expected
 
 
 @pytest.mark.parametrize("loss", ["mse", nn.MSELoss()])
