@@ -256,7 +256,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
 def as_outputs(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
     """Targets in the shape (N, C) and dtype of the outputs; (N,) for one output only, so that nothing is broadcast."""
     refuse_several(targets, name)
-    if targets.shape == outputs.shape[: targets.ndim] and outputs.shape[targets.ndim :].numel() == 1:
+    if targets.shape == outputs.shape[: targets.ndim] and targets.numel() == outputs.numel():
         targets = targets.reshape(outputs.shape)
     if targets.shape != outputs.shape:
         hint = "; one class out of several is a case for 'cross-entropy'" if name == "bce" and targets.ndim == 1 else ""
