@@ -77,7 +77,7 @@ def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> No
     left.set(xscale="log", xlabel="width", ylabel="test error against incoming (points)")
     left.set_xticks(places, [f"x{place:g}" for place in places])
     left.minorticks_off()
-    left.legend(fontsize=7, ncols=2, loc="lower left")
+    figure.legend(*left.get_legend_handles_labels(), fontsize=7, ncols=6, loc="outside lower left")
     layers = [name for name in next(iter(widths.values()))["shares"] if name != "rho"]
     for number, layer in enumerate(layers):
         style = style_of(number)
@@ -92,7 +92,7 @@ def draw(widths: dict[str, dict[str, Any]], methods: list[str], out: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("widths", nargs="+", help="WIDTH=FOLDER, an experiment's --out; others in the JSON stay")
+    parser.add_argument("widths", nargs="*", help="WIDTH=FOLDER, an experiment's --out; others in the JSON stay")
     parser.add_argument("--name", required=True, help="of the JSON in results/ and of the figure in docs/figures/")
     parser.add_argument("--methods", nargs="+", help="of the figure; all if not given")
     options = parser.parse_args()
