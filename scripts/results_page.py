@@ -45,7 +45,7 @@ REGIMES = {
     "CIFAR-10, 5,000, fitted": ("cifar10-few", "cifar10-few"),
     "Fashion-MNIST, 54,000, not fitted": ("fashion-mnist", "fashion-mnist"),
     "435 birds, fine-tuned": ("birds-post", "15 %"),
-    "public CIFAR-10 ResNet-20": ("cifar10-public-resnet20", "cifar10-public-resnet20"),
+    "public CIFAR-10 ResNet-20": ("cifar10-public-resnet20-full", "cifar10-public-resnet20-full"),
 }
 KINDS = {
     "SGD": ("finetune",),
