@@ -102,11 +102,11 @@ def table(found: dict[str, Any], methods: list[str]) -> str:
     return lines_of([*(["setting"] if settings else []), *head], rows)
 
 
-def methods_of(found: dict[str, Any]) -> set[str]:
+def methods_of(name: str) -> set[str]:
     """The rows of a file, whatever wrote it."""
+    found = read(name)
     if "found" in found:
-        (one,) = found["found"].values()
-        return set(one["compared"]["error"]["mean"])
+        return set(search_of(name)[1]["mean"])
     return {entry["method"] for part in found.get("widths", {"": found}).values() for entry in part["entries"]}
 
 
@@ -249,16 +249,16 @@ def rendered(page: str) -> str:
     def fill(place: re.Match[str]) -> str:
         name, methods = place["name"], [method for method in (place["methods"] or "").split("; ") if method]
         opening = place[0].partition("\n")[0]
-        if name == "searches":
-            return f"{opening}\n{searches(methods)}\n\n{origin_of_search(*methods)}\n<!-- end -->"
-        if name == "settings":
-            columns = [names.split(", ") for names in methods]
-            return f"{opening}\n{settings(columns)}\n\n{origin_of_settings(columns)}\n<!-- end -->"
-        parts = name.split("+")
-        missing = set(methods) - {method for part in parts for method in methods_of(read(part))}
-        if missing:
+        parts = [] if name in {"searches", "settings"} else name.split("+")
+        missing = set(methods) - {method for part in parts for method in methods_of(part)}
+        if parts and missing:
             raise ValueError(f"{name}.json has no method {sorted(missing)[0]!r}")
-        if parts[0] in SWEPT:
+        if name == "searches":
+            made, source = searches(methods), origin_of_search(*methods)
+        elif name == "settings":
+            columns = [names.split(", ") for names in methods]
+            made, source = settings(columns), origin_of_settings(columns)
+        elif parts[0] in SWEPT:
             made, source = widths(parts, methods), origin_of_widths(parts)
         elif "found" in (found := read(name)):
             made, source = search(name, methods), origin_of_search(name)
