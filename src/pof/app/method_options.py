@@ -116,7 +116,7 @@ class ProbeOptions:
         l2: Weight of its penalty, l2/2 ||W||^2.
     """
 
-    l2: float = 1e-3
+    l2: float = 1e-2
 
 
 @dataclass

@@ -32,7 +32,7 @@ def linear_probe(
     loader: Iterable[Any],
     head: str | None = None,
     *,
-    l2: float = 1e-3,
+    l2: float = 1e-2,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> float:
