@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from pof._support.batches import ALONE, Inputs, described_outputs, logits_of, outputs_in, tensors_of
 from pof.head.output import End, are_probabilities, logarithm, logit, tell_apart, within_unit
-from pof.head.search import HeadNotFoundError, resolve
+from pof.head.search import HeadNotFoundError, possible_heads, resolve
 from pof.head.split import split
 
 _REMEDY = "if they are probabilities, let it return the logits"
@@ -57,9 +59,10 @@ class Reading:
         if self._place is None and len(found) > 1:
             self._place = self._ask_head(found, output, inputs)
         logits = logits_of(output, self._place)
-        classifies = log and self.end == "softmax"
-        if logits.ndim == 3 and logits.shape[2] == 1 and (classifies or self._is_of_head(inputs, targets)):
-            logits = logits.flatten(1)
+        if logits.ndim == 3 and logits.shape[2] == 1:
+            classifies = log and self.end == "softmax"
+            if self._are_of_samples(logits, inputs, None if classifies else tensors_of(targets)):
+                logits = logits.flatten(1)
         if not log or self.end is None:
             return logits
         if self._found is None and logits.numel():
@@ -70,17 +73,44 @@ class Reading:
         turn = {"softmax": logarithm, "sigmoid": logit}.get(self._found or "nothing")
         return logits if turn is None else turn(logits)
 
-    def _is_of_head(self, inputs: Inputs, targets: Any) -> bool:
-        """Whether (N, K, 1) is what a head gives for each sample, which training takes as (N, K), and no sequence."""
+    def _are_of_samples(self, logits: Tensor, inputs: Inputs, targets: list[Tensor] | None) -> bool:
+        """Whether (N, K, 1) are K numbers of each sample, which training takes as (N, K), or one for each step."""
+        # The number of the head's outputs tells; without a head, what the targets fit.  For the cross-entropy they are
+        # None, and K is the number of classes, unless the head has one output.
+        if any(each.ndim > 2 for each in targets or ()):
+            return False
+        count, sizes = logits.shape[1], {_outputs(end) for end in self._ends}
+        steps = sizes == {1} and all(isinstance(end, nn.Linear) for end in self._ends)
+        if count == 1:
+            return not steps or self._is_head(inputs)
+        if len(sizes) == 1 and sizes <= {1, count}:
+            return sizes == {count}
+        if targets is None:
+            return True
+        fits = any(
+            each.shape == logits.shape[:2] or (each.ndim == 1 and not each.is_floating_point()) for each in targets
+        )
+        return fits and count in self._channels
+
+    def _is_head(self, inputs: Inputs) -> bool:
+        """Whether the output is the head's, as training needs it."""
         if self._of_head is None:
-            try:
+            self._of_head = False
+            with suppress(ValueError, RuntimeError):  # a network may not take a part of a mini-batch
                 split(self.model, self.head, end=self.end).place(inputs)
                 self._of_head = True
-            except HeadNotFoundError:
-                self._of_head = all(each.ndim < 3 for each in tensors_of(targets))
-            except ValueError:
-                self._of_head = False
         return self._of_head
+
+    @cached_property
+    def _ends(self) -> list[nn.Module]:
+        """The modules that could be the head."""
+        names = possible_heads(self.model) if self.head is None else [self.head]
+        return [self.model.get_submodule(name) for name in names if name]
+
+    @cached_property
+    def _channels(self) -> set[int | None]:
+        """The numbers of outputs of convolutions that :func:`find_head` does not look at."""
+        return {_outputs(m) for m in self.model.modules() if isinstance(m, nn.Conv1d | nn.Conv3d)}
 
     def _end_of(self, output: Tensor, inputs: Inputs) -> End | Literal["nothing"]:
         """What the network ends in; refused if that is of another task than ``end``."""
@@ -113,16 +143,33 @@ class Reading:
         return "sigmoid" if ends else "nothing"
 
     def _ask_head(self, found: dict[int | str, Tensor], output: Any, inputs: Inputs) -> int | str:
-        axes = {place: output[place].ndim for place in found}
-        matrices = [place for place in found if axes[place] == 2]
         try:
             return split(self.model, self.head, end=self.end).place(inputs)
         except ValueError as error:
             said = f"the network returns {described_outputs(found)}, and its head does not tell which are the logits"
-            # A pooled map (N, D, 1, 1) is rarely meant; of (N, K, 1) a convolution may be the head.
-            if self.head is None and len(matrices) == 1 and 3 not in axes.values():
-                warnings.warn(f"{said} ({error}): those at {matrices[0]!r} are taken", stacklevel=4)
-                return matrices[0]
+            place = None if self.head is not None else self._likely(found, output)
+            if place is not None:
+                warnings.warn(f"{said} ({error}): those at {place!r} are taken", stacklevel=4)
+                return place
             if not isinstance(error, HeadNotFoundError):
                 raise
             raise ValueError(f"{said}: {ALONE}, or name its head: {error}") from error
+
+    def _likely(self, found: dict[int | str, Tensor], output: Any) -> int | str | None:
+        """The only tensor with as many columns as a possible head has outputs, or the only matrix; None in doubt."""
+        # A map (N, K, 1) or (N, K, 1, 1) is what a convolution gives.
+        sizes = {_outputs(end) for end in self._ends}
+        convolved = {_outputs(end) for end in self._ends if not isinstance(end, nn.Linear)}
+        matrices = [place for place in found if output[place].ndim == 2]
+        maps = [place for place in found if place not in matrices]
+        if any(found[place].shape[1] in self._channels for place in maps):
+            return None
+        fitting = [place for place in matrices if found[place].shape[1] in sizes]
+        fitting += [place for place in maps if found[place].shape[1] in convolved]
+        among = fitting or matrices
+        return among[0] if len(among) == 1 else None
+
+
+def _outputs(module: nn.Module) -> int | None:
+    """The number of outputs of a layer."""
+    return getattr(module, "out_features", getattr(module, "out_channels", None))
