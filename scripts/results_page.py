@@ -144,8 +144,9 @@ def settings(columns: list[list[str]]) -> str:
         files = [read(name) for name in names]
         # The control is in all files; the first one counts.
         entries.append({entry["method"]: entry for file in reversed(files) for entry in file["entries"]})
-        setting = files[0]["entries"][0]["setting"]
-        heads += [f"{setting}: test error", f"minus {files[0]['control']}", "p"]
+        setting = only("setting", [entry["setting"] for file in files for entry in file["entries"]])
+        control = only("control", [file["control"] for file in files])
+        heads += [f"{setting}: test error", f"minus {control}", "p"]
 
     def cells(entry: dict[str, Any] | None) -> list[str]:
         return [NONE] * 3 if entry is None else [spread(entry["figures"]), *difference(entry["to_control"])]
@@ -155,14 +156,23 @@ def settings(columns: list[list[str]]) -> str:
     return lines_of(heads, rows)
 
 
+def only(what: str, values: list[str]) -> str:
+    """The one value of a column."""
+    if len(found := sorted(set(values))) > 1:
+        raise ValueError(f"a column has one {what}; these files have {', '.join(found)}")
+    return found[0]
+
+
 def origin_of_settings(columns: list[list[str]]) -> str:
     """The files, and the learning rates: those of a method are the same in all."""
     names = [name for column in columns for name in column]
     files = [read(name) for name in names]
-    rows = {method: options for file in reversed(files) for method, options in file["recipe"]["methods"].items()}
+    rows: dict[str, dict[str, Any]] = {}
     for name, file in zip(names, files, strict=True):
-        if strange := [method for method, options in file["recipe"]["methods"].items() if rows[method] != options]:
-            raise ValueError(f"{name}.json has {strange[0]!r} with other options")
+        for method, own in file["recipe"]["methods"].items():
+            options = {"lr": file["recipe"]["train"]["lr"], **own}
+            if rows.setdefault(method, options) != options:
+                raise ValueError(f"{name}.json has {method!r} with other options")
     entries = [entry for file in files for entry in file["entries"]]
     rates = settings_of({"recipe": {**files[0]["recipe"], "methods": rows}, "entries": entries}, [])
     return f"Learning rates: {rates}. {' '.join(source_of(*file) for file in zip(names, files, strict=True))}"

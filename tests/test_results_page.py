@@ -69,6 +69,19 @@ def test_a_row_of_settings_is_of_the_seeds_of_its_files() -> None:
     assert "`birds-delta.json`" in page[-2] and "delta (strength 1)" in page[-2]
 
 
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ("fashion-mnist-sizes; birds-30", r"one setting; these files have 2,000 images, 20,000 images"),
+        ("birds, birds-30", r"one setting; these files have 15 %, 30 %"),
+        ("fashion-mnist-few; birds-30", r"birds-30\.json has 'finetune' with other options"),
+    ],
+)
+def test_a_column_has_one_setting_and_a_method_the_same_options_in_all(columns: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        rendered(f"<!-- settings: {columns} -->\n<!-- end -->")
+
+
 def test_a_column_of_widths_is_of_its_width() -> None:
     file = json.loads((ROOT / "benchmarks" / "results" / "width-digits.json").read_text())["widths"]
     page = rendered("<!-- width-digits+width-fashion-mnist: sam auto; head-ascent 0.5 -->\n<!-- end -->").splitlines()

@@ -48,6 +48,17 @@ def test_scaled_training_equals_unscaled_training(build: Build, explicit: bool) 
     assert reference.goes_on and optimizer.goes_on
 
 
+@every
+def test_a_step_that_overflows_is_none(build: Build) -> None:
+    model = build_model()
+    optimizer, scaler = build(model), GradScaler("cpu", init_scale=SCALE)
+    before = weights_of(model)
+    scaled_passes(build, model, optimizer, scaler, build_batches()[0])
+    next(model.parameters()).grad.fill_(torch.inf)
+    scaler.step(optimizer)
+    assert equal(before, weights_of(model)) and not optimizer.goes_on
+
+
 def test_a_fused_base_optimizer_is_not_unscaled_twice() -> None:
     plain, model = build_model().float(), build_model().float()
     options = {"lr": 0.1, "momentum": 0.9, "fused": True}

@@ -258,6 +258,34 @@ def test_a_base_optimizer_saves_loads_and_adds_groups_in_its_own_way(build: Buil
     assert again.param_groups is again.base_optimizer.param_groups
 
 
+class Grouped(torch.optim.SGD):
+    """A base optimizer whose state names its groups."""
+
+    def state_dict(self):
+        return {"param_groups": {"all": {k: v for k, v in self.param_groups[0].items() if k != "params"}}}
+
+    def load_state_dict(self, state_dict):
+        self.param_groups[0].update(state_dict["param_groups"]["all"])
+
+
+def test_a_base_optimizer_names_its_groups_in_its_own_way() -> None:
+    optimizer = SAM(build_model().parameters(), Grouped, rho=0.5, lr=0.1)
+    again = SAM(build_model().parameters(), Grouped, rho=0.1, lr=0.2)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["rho"] == 0.5 and again.param_groups[0]["lr"] == 0.1 and again.goes_on
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.0])
+def test_a_step_without_gradients_is_none_of_a_radius(rho: float) -> None:
+    """Others make the state of an optimizer by one."""
+    model = build_model()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=rho, lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert optimizer.state and optimizer.goes_on == (rho == 0)
+
+
 @pytest.mark.parametrize(
     "copy_of", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
 )

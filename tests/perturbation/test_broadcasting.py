@@ -203,6 +203,23 @@ def test_targets_with_more_axes_than_outputs_are_refused(more: Function = BROADC
     assert without_broadcasting(pairs, wide, wide[:, None]) == pairs(wide, wide[:, None])
 
 
+def test_outputs_that_the_network_squeezes_are_watched_too() -> None:
+    squeezed, targets = nn.Sequential(mlp(), nn.Flatten(0)), torch.randn(N, 1)
+    loss: Function = BROADCAST["difference"]
+    with pytest.raises(ValueError, match=r"targets \(16, 1\) against outputs \(16,\): give targets \(16,\)"):
+        sam_sharpness(squeezed, loss, [(inputs(), targets)])
+    expected = sam_sharpness(mlp(), loss, [(inputs(), targets)])
+    assert sam_sharpness(squeezed, loss, [(inputs(), targets[:, 0])]).loss == pytest.approx(expected.loss)
+
+
+def test_cosines_of_each_sample_with_all_are_refused() -> None:
+    loss: Function = lambda z, t: 1 - F.cosine_similarity(z, t, dim=-1).mean()  # noqa: E731
+    wide, targets = torch.randn(N, 5), torch.randn(N, 5)
+    assert without_broadcasting(loss, wide, targets) == loss(wide, targets)
+    with pytest.raises(ValueError, match=r"targets \(16, 1, 5\) against outputs \(16, 5\)"):
+        without_broadcasting(loss, wide, targets[:, None])
+
+
 def test_columns_that_are_joined_are_not_broadcast_where_there_are_two_samples() -> None:
     outputs, targets = mlp()(inputs())[:2], torch.arange(2.0)
     assert without_broadcasting(lambda z, t: torch.column_stack((z, t)).square().mean(), outputs, targets) > 0

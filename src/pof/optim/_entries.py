@@ -87,3 +87,15 @@ def build_base(
 def defines(optimizer: Optimizer, method: str) -> bool:
     """Tell whether an optimizer's class has its own version of a method of ``torch.optim.Optimizer``."""
     return getattr(type(optimizer), method) is not getattr(Optimizer, method)
+
+
+@torch.no_grad()
+def unscale(groups: Iterable[dict[str, Any]], scale: Tensor | None) -> None:
+    """Divide the gradients by the scale of a GradScaler; None has been done already."""
+    if scale is None:
+        return
+    inverse = scale.reciprocal()
+    for group in groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(inverse.to(parameter.grad.device))

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from pof._support.modules import frozen_statistics
 from pof._support.norms import global_norm
 from pof._support.passes import second_pass
-from pof.optim._entries import Entry, build_base, defines, rescaled
+from pof.optim._entries import Entry, build_base, defines, rescaled, unscale
 from pof.optim._equations import perturb_, radius_within
 
 T = TypeVar("T")
@@ -208,9 +208,13 @@ class PerturbingOptimizer(Optimizer, ABC):
                     "the closure changed no gradient: it must clear the gradients, compute the loss, call backward and"
                     " return the loss"
                 )
-        self._ascended, self.goes_on = False, True
-        self.base_optimizer.step()
+        self._step_base()
         return loss
+
+    def _step_base(self) -> None:
+        # One without gradients, by which others make the state of an optimizer, is no step of a radius.
+        self._ascended, self.goes_on = False, self.goes_on or self._ascended or not self.will_ascend
+        self.base_optimizer.step()
 
     def _marks(self) -> list[tuple[Tensor | None, int]]:
         """The gradients, and how often each was written to."""
@@ -227,24 +231,14 @@ class PerturbingOptimizer(Optimizer, ABC):
                 )
             self._refuse_plain_step()
             self._refuse_other_scale()
-            self._ascended, self.goes_on = False, True
             if not self.found_inf.item():
-                self._unscale()
-                self.base_optimizer.step()
+                unscale(self.param_groups, self.grad_scale)
+                self._step_base()
+            self._ascended = False
         except BaseException:
             # The scaler takes its attributes back only from a step that returns.
             del self.grad_scale, self.found_inf
             raise
-
-    @torch.no_grad()
-    def _unscale(self) -> None:
-        if self.grad_scale is None:
-            return
-        inverse = self.grad_scale.reciprocal()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(inverse.to(parameter.grad.device))
 
     def _refuse_while_perturbed(self, what: str) -> None:
         if self._saved is not None:
@@ -319,7 +313,8 @@ class PerturbingOptimizer(Optimizer, ABC):
         self._share()
         for group, options in zip(self.param_groups, own, strict=True):
             group.update({**options, **group})
-        groups = state_dict.get("param_groups", [self._own])  # which a format of the base optimizer's own may lack
+        # A format of the base optimizer's own may lack them, or have them in another way.
+        groups = [group for group in state_dict.get("param_groups", ()) if isinstance(group, dict)] or [self._own]
         self._ascended, self.goes_on = False, any(self._own.keys() & group.keys() for group in groups)
 
     @property

@@ -34,7 +34,7 @@ _SUMMARIES = {
     *(torch.bincount, Tensor.bincount, torch.histc, Tensor.histc),
 }
 """What these return has no rows for samples, even where it has as many."""
-_DISTANCES = {torch.dist, Tensor.dist, F.pairwise_distance}
+_DISTANCES = {torch.dist, Tensor.dist, F.pairwise_distance, F.cosine_similarity}
 _FEW = 4
 """Samples that a loss of torch is tried on."""
 
@@ -47,8 +47,8 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
 
     Args:
         function: a loss.
-        outputs: (N, C) of the head, or of more axes.  They are watched where C is 1, and for targets of numbers in
-            another shape or of more axes.
+        outputs: (N, C) of the head, (N,), or of more axes.  They are watched where C is 1, and for targets of numbers
+            in another shape or of more axes.
         targets: whatever the loss takes.
 
     Returns:
@@ -59,8 +59,9 @@ def without_broadcasting(function: Callable[[Tensor, Any], Tensor], outputs: Ten
             (N,) against (N, 1), or (N, C, 1) against (N, C).
     """
     several = tensors_of(targets)
-    others = any(each.ndim > 2 or (each.is_floating_point() and each.shape != outputs.shape) for each in several)
-    if outputs.ndim < 2 or len(outputs) < 2 or not (outputs.shape[1] == 1 or others):
+    most = min(outputs.ndim, 2)  # axes that class indices, or labels, may have
+    others = any(each.ndim > most or (each.is_floating_point() and each.shape != outputs.shape) for each in several)
+    if not outputs.ndim or len(outputs) < 2 or not (outputs.shape[1:2] == (1,) or others):
         return function(outputs, targets)
     # A frame that is traced from outside hands over: of a graph there is nothing to see.
     hands_over = torch.compiler.is_compiling()
