@@ -3,8 +3,9 @@
     python benchmarks/join_tables.py RECIPE TABLE.csv [TABLE.csv ...] --name birds-30 --hardware "..." [--set seeds=3]
 
 ``RECIPE`` has every row of the tables, with the options and paths of the runs: a row that it would not run is refused.
-Writes results/NAME.json and NAME.csv, as
-``pof experiment`` would write them had it run in one place; they may be among the tables.
+What one machine had otherwise stands behind its table: ``TABLE.csv@data.data_root=/mnt/data@train.device=cuda``.
+Writes results/NAME.json and NAME.csv, as ``pof experiment`` would write them had it run in one place; they may be
+among the tables.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pof.app.experiment.table import COLUMNS, INCIDENTAL, ResultRow, lost_rows, 
 RESULTS = Path(__file__).resolve().parent / "results"
 TYPES = {field.name: str(field.type).removesuffix(" | None") for field in fields(ResultRow)}
 OPTIONAL = {field.name for field in fields(ResultRow) if str(field.type).endswith("None")}
+PLACES = ("data.data", "data.data_root", "data.workers", "model.weights", "train.device")
+"""What machines may differ in."""
 KINDS = {"str": str, "int": int, "float": float}
 
 
@@ -72,17 +75,28 @@ def bare(source: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("tables", nargs="+", type=Path)
+    parser.add_argument("tables", nargs="+", help="each a results.csv, perhaps with @ and a change")
     parser.add_argument("--name", required=True, help="of the JSON and the CSV in results/")
     parser.add_argument("--hardware", required=True, help="of the runs, in words")
     parser.add_argument("--set", nargs="+", default=[], help="changes of the recipe, as of pof experiment")
+    parser.add_argument("--threads", type=int, default=1, help="of each run, as of pof experiment")
     options = parser.parse_args()
-    with importable(options.recipe.parent):
-        plan = make_plan(read_recipe(options.recipe, options.set))
-    for file in options.tables:
-        if strange := lost_rows(plan, file):
-            raise SystemExit(f"{file}: the recipe would not run {strange[0]} so: give it the options of that run")
-    rows = join(plan, [read_table(file) for file in options.tables])
+
+    def planned(changes: Sequence[str]) -> Plan:
+        with importable(options.recipe.parent):
+            return make_plan(read_recipe(options.recipe, [*options.set, *changes]), threads=options.threads)
+
+    parts = [table.split("@") for table in options.tables]
+    if other := [change for _, *changes in parts for change in changes if change.split("=")[0] not in PLACES]:
+        raise SystemExit(f"{other[0]}: machines may differ in {', '.join(PLACES)}; --set changes the recipe for all")
+    plan = planned([])
+    # A table that was joined before has rows of several machines.
+    plans = [plan, *(planned(changes) for _, *changes in parts if changes)]
+    for file in (Path(file) for file, *_ in parts):
+        strange = set.intersection(*(set(lost_rows(each, file)) for each in plans))
+        if strange:
+            raise SystemExit(f"{file}: the recipe would not run {min(strange)} so: give it the options of that run")
+    rows = join(plan, [read_table(Path(file)) for file, *_ in parts])
     commits = sorted({row.commit or "unknown" for row in rows})
     own = {"name": options.name, "commits": commits, "recipe": bare(plan.recipe.source), "hardware": options.hardware}
     summary = asdict(summarise(plan, rows)) | own

@@ -20,9 +20,9 @@ CHANGES = ["seeds=2"]
 JOIN = runpy.run_path(str(ROOT / "benchmarks" / "join_tables.py"))
 
 
-def rows_of(seed: int) -> list[ResultRow]:
+def rows_of(seed: int, *changes: str, threads: int = 1) -> list[ResultRow]:
     """Made up, but for the folders, which are those of the recipe's runs."""
-    plan = make_plan(read_recipe(RECIPE, CHANGES))
+    plan = make_plan(read_recipe(RECIPE, [*CHANGES, *changes]), threads=threads)
     (trial,) = [trial for trial in plan.trials if trial.seed == seed]
     figures: dict[str, Any] = {
         field.name: None if str(field.type).endswith("None") else 0.25 if field.type == "float" else 1
@@ -67,6 +67,25 @@ def test_a_recipe_of_other_options_is_refused(
     with pytest.raises(SystemExit, match=r"0\.csv: the recipe would not run digits, .*, seed 1 so"):
         run(monkeypatch, tmp_path, RECIPE, *tables, "--set", *CHANGES, change)
     assert not (tmp_path / "both.json").exists()
+
+
+def test_machines_may_have_folders_devices_and_threads_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    write_csv(rows_of(0, "data.data_root=/home", threads=2), here)
+    write_csv(rows_of(1, "data.data_root=/mnt", "train.device=cuda", threads=2), there)
+    shared: list[Any] = ["--threads", 2, "--set", *CHANGES, "data.data_root=/home"]
+    with pytest.raises(SystemExit, match=r"there\.csv: the recipe would not run digits"):
+        run(monkeypatch, tmp_path, RECIPE, here, there, *shared)
+    its = "@data.data_root=/mnt@train.device=cuda"
+    run(monkeypatch, tmp_path, RECIPE, here, f"{there}{its}", *shared)
+    once = (tmp_path / "both.csv").read_text()
+    # What was joined may be joined again.
+    run(monkeypatch, tmp_path, RECIPE, tmp_path / "both.csv", f"{there}{its}", *shared)
+    assert (tmp_path / "both.csv").read_text() == once and "/mnt" not in (tmp_path / "both.json").read_text()
+    with pytest.raises(SystemExit, match=r"train\.lr=0\.7: machines may differ in data\.data, .*train\.device; --set"):
+        run(monkeypatch, tmp_path, RECIPE, here, f"{there}@train.lr=0.7", *shared)
 
 
 def test_tables_that_disagree_are_refused(tables: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
