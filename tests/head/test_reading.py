@@ -188,12 +188,12 @@ class Beside(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.head, self.kind = nn.Conv1d(6, 3, 1), kind
+        self.head, self.kind = (nn.Conv3d if kind == "3d" else nn.Conv1d)(6, 3, 1), kind
 
     def forward(self, x: Tensor) -> Any:
         features = x.mean((2, 3), keepdim=True)
-        if self.kind == "a convolution":
-            return self.head(features.flatten(2)), features.flatten(1)
+        if self.kind in {"1d", "3d"}:
+            return self.head(features[..., None] if self.kind == "3d" else features[..., 0]), features.flatten(1)
         return F.linear(features.flatten(1), self.head.weight[..., 0], self.head.bias), features
 
 
@@ -207,8 +207,9 @@ def test_logits_of_no_layer_are_found_beside_pooled_maps_with_a_word() -> None:
         evaluate(model, batches, head="head")
 
 
-def test_features_are_not_taken_for_the_logits_of_a_convolution() -> None:
-    model, batches = Beside("a convolution"), [(torch.randn(20, 6, 3, 3), torch.randint(3, (20,)))]
+@pytest.mark.parametrize("kind", ["1d", "3d"])
+def test_features_are_not_taken_for_the_logits_of_a_convolution(kind: str) -> None:
+    model, batches = Beside(kind), [(torch.randn(20, 6, 3, 3), torch.randint(3, (20,)))]
     with pytest.raises(ValueError, match=r"does not tell which are the logits: .*name its head"):
         evaluate(model, batches)
     expected = F.cross_entropy(model(batches[0][0])[0].flatten(1), batches[0][1])
@@ -268,18 +269,41 @@ def test_steps_and_horizons_reach_the_loss_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("model", [Forecast, Recurrent, Convolved])
-def test_a_loss_of_ones_own_of_some_steps_gets_all_axes(model: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("steps", [7, 8])
+def test_a_loss_of_ones_own_of_some_steps_gets_all_axes(model: Callable[[], nn.Module], steps: int) -> None:
+    """As many steps as an inner convolution has channels too, where the targets are numbers."""
     torch.manual_seed(0)
-    x, numbers, network = torch.randn(20, 7, 2), torch.randn(20), model()
+    x, numbers, network = torch.randn(20, steps, 2), torch.randn(20), model()
     last, columns = network(x)[:, -1, 0], numbers[:, None]
     expected = F.mse_loss(last, numbers).item()
     summed: Callable[[Tensor, Tensor], Tensor] = lambda z, t: (z[:, -1].sum(-1) - t).square().mean()  # noqa: E731
     assert evaluate(network, [(x, numbers)], loss=summed).loss == pytest.approx(expected)
     assert evaluate(network, [(x, columns)], loss=lambda z, t: F.mse_loss(z[:, -1], t)).loss == pytest.approx(expected)
-    labels = (numbers > 0).long()
-    of_labels = F.binary_cross_entropy_with_logits(last, labels.float()).item()
-    own: Callable[[Tensor, Tensor], Tensor] = lambda z, t: F.binary_cross_entropy_with_logits(z[:, -1, 0], t.float())  # noqa: E731
-    assert evaluate(network, [(x, labels)], loss=own).loss == pytest.approx(of_labels)
+
+
+@pytest.mark.parametrize("model", [Forecast, Recurrent, Convolved])
+def test_a_loss_of_ones_own_of_labels_gets_all_axes(model: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    x, labels, network = torch.randn(20, 7, 2), torch.randint(2, (20,)), model()
+
+    def loss(z: Tensor, t: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(z[:, -1, 0], t.float())
+
+    expected = loss(network(x), labels).item()
+    assert evaluate(network, [(x, labels)], loss=loss).loss == pytest.approx(expected)
+
+
+def test_a_number_in_a_column_is_read_as_training_reads_it_and_a_step_is_left() -> None:
+    """(N, 1, 1) of a layer with one output."""
+    torch.manual_seed(0)
+    x, targets, loss = torch.randn(20, 1, 2), torch.randn(20, 1), nn.MSELoss()
+    column = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.Unflatten(1, (1, 1)))
+    expected = Finetune(column, loss=loss)(x, targets).loss.item()
+    assert evaluate(column, [(x, targets)], loss=loss).loss == pytest.approx(expected)
+    step, state = States(), torch.zeros(1, 20, 8)
+    expected = (step(x, state) - targets[..., None]).square().mean().item()
+    own: Callable[[Tensor, Tensor], Tensor] = lambda z, t: (z - t[..., None]).square().mean()  # noqa: E731
+    assert evaluate(step, [((x, state), targets)], loss=own).loss == pytest.approx(expected)
 
 
 def test_a_logit_for_each_step_is_no_class() -> None:
@@ -336,3 +360,23 @@ def test_logits_are_told_from_weights_of_instances(kind: str) -> None:
     expected = F.cross_entropy(model(x)[0], labels).item()
     with pytest.warns(UserWarning, match=r"\(20, 3\) at 0, \(20, 7\) at 1, .*those at 0 are taken"):
         assert evaluate(model, [(x, labels)]).nll == pytest.approx(expected)
+
+
+class Latent(nn.Module):
+    """Two numbers, and four others as a column, (N, 4, 1), of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mean, self.latent = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x).relu()
+        return self.mean(features), self.latent(features).unsqueeze(2)
+
+
+def test_columns_of_a_linear_layer_are_not_taken_for_outputs() -> None:
+    torch.manual_seed(0)
+    model, x, targets = Latent(), torch.randn(20, 6), torch.randn(20, 2)
+    with pytest.warns(UserWarning, match="those at 0 are taken"):
+        found = evaluate(model, [(x, targets)], loss="mse")
+    assert found.loss == pytest.approx((model(x)[0] - targets).square().mean().item())
