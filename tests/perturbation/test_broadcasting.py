@@ -212,6 +212,13 @@ def test_outputs_that_the_network_squeezes_are_watched_too() -> None:
     assert sam_sharpness(squeezed, loss, [(inputs(), targets[:, 0])]).loss == pytest.approx(expected.loss)
 
 
+@pytest.mark.parametrize(("outputs", "targets"), [((N,), (N, 1)), ((N, 1), (N,))])
+def test_whole_numbers_are_watched_too(outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    loss: Function = BROADCAST["difference"]
+    with pytest.raises(ValueError, match="the loss broadcasts targets"):
+        without_broadcasting(loss, torch.randn(outputs), torch.arange(N).view(targets))
+
+
 def test_cosines_of_each_sample_with_all_are_refused() -> None:
     loss: Function = lambda z, t: 1 - F.cosine_similarity(z, t, dim=-1).mean()  # noqa: E731
     wide, targets = torch.randn(N, 5), torch.randn(N, 5)
