@@ -117,7 +117,18 @@ class HeadFirst(nn.Module):
         return self.head(self.body(x).mean(2, keepdim=True))
 
 
-@pytest.mark.parametrize("make", [weight_normed, normed_before_it_is_pooled, unflattened, HeadFirst])
+class Gated(HeadFirst):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.gate = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self.body(x)
+        shares = self.gate(positions.transpose(1, 2)).softmax(1).transpose(1, 2)
+        return self.head((shares * positions).sum(2, keepdim=True))
+
+
+@pytest.mark.parametrize("make", [weight_normed, normed_before_it_is_pooled, unflattened, HeadFirst, Gated])
 def test_a_class_each_is_one_prediction_whatever_layers_give_it(make: Callable[[int], nn.Module]) -> None:
     """(N, C, 1): for the cross-entropy always, for other losses as training takes it, or as the targets say."""
     torch.manual_seed(0)

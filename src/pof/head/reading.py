@@ -83,8 +83,10 @@ class Reading:
         steps = sizes == {1} and all(isinstance(end, nn.Linear) for end in self._ends)
         if count == 1:
             return not steps or self._is_head(inputs)
-        if len(sizes) == 1 and sizes <= {1, count}:
-            return sizes == {count}
+        if sizes == {count}:
+            return True
+        if sizes == {1} and count not in self._channels:  # else it may be a gate before a convolution
+            return False
         if targets is None:
             return True
         fits = any(
