@@ -117,6 +117,71 @@ class HeadFirst(nn.Module):
         return self.head(self.body(x).mean(2, keepdim=True))
 
 
+class Variables(nn.Module):
+    """K steps of one variable: the head is applied to each variable, not to each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(9, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.transpose(1, 2)).relu()).transpose(1, 2)
+
+
+def test_steps_of_one_variable_reach_the_loss_as_they_are() -> None:
+    torch.manual_seed(0)
+    model, x = Variables(), torch.randn(20, 9, 1)
+    for targets in (torch.randn(20), torch.randn(20, 5)):
+
+        def loss(z: Tensor, t: Tensor) -> Tensor:
+            return ((z[..., 0].sum(-1) if t.ndim == 1 else z[..., 0]) - t).square().mean()
+
+        expected = loss(model(x), targets).item()
+        assert evaluate(model, [(x, targets)], loss=loss).loss == pytest.approx(expected)
+
+
+class Adapter(nn.Module):
+    """A layer that says nothing of its size, as an adapter around one."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x)
+
+
+class Heads(nn.ModuleList):
+    """A head for each of three numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([head(x) for head in self], dim=1)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: Adapter(nn.Linear(8, 3)),
+        lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)),
+        Heads,
+    ],
+)
+def test_numbers_in_columns_are_read_as_training_reads_them(head: Callable[[], nn.Module]) -> None:
+    """(N, 3, 1) of heads that do not say how many numbers they give."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), head(), nn.Unflatten(1, (3, 1)))
+    x, targets = torch.randn(20, 6), torch.randn(20, 3)
+    expected = (model(x)[..., 0] - targets).square().mean().item()
+    assert evaluate(model, [(x, targets)], loss=nn.MSELoss(), head="2").loss == pytest.approx(expected)
+    assert evaluate(model, [(x, targets)], loss=nn.MSELoss()).loss == pytest.approx(expected)
+    beside = {"y": targets, "map": torch.randn(20, 2, 3, 3)}
+    found = evaluate(model, [(x, beside)], loss=lambda z, t: (z - t["y"]).square().mean(), head="2")
+    assert found.loss == pytest.approx(expected)
+
+
 class Gated(HeadFirst):
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -128,7 +193,7 @@ class Gated(HeadFirst):
         return self.head((shares * positions).sum(2, keepdim=True))
 
 
-@pytest.mark.parametrize("make", [weight_normed, normed_before_it_is_pooled, unflattened, HeadFirst, Gated])
+@pytest.mark.parametrize("make", [weight_normed, normed_before_it_is_pooled, unflattened, HeadFirst])
 def test_a_class_each_is_one_prediction_whatever_layers_give_it(make: Callable[[int], nn.Module]) -> None:
     """(N, C, 1): for the cross-entropy always, for other losses as training takes it, or as the targets say."""
     torch.manual_seed(0)
@@ -141,6 +206,11 @@ def test_a_class_each_is_one_prediction_whatever_layers_give_it(make: Callable[[
     for loss in ("mse", nn.MSELoss()):
         found = evaluate(model, [(inputs, numbers)], loss=loss).loss
         assert found == evaluate(flat, [(inputs, numbers)], loss=loss).loss
+
+
+def test_a_gate_before_a_convolution_is_no_head_with_one_output() -> None:
+    model, x, labels = Gated(3), torch.randn(20, 4, 9), torch.randint(3, (20,))
+    assert evaluate(model, [(x, labels)]) == evaluate(nn.Sequential(model, nn.Flatten()), [(x, labels)])
 
 
 class Temperature(nn.Module):
@@ -343,8 +413,8 @@ def test_an_embedding_is_not_taken_for_pooled_scores() -> None:
     x = torch.randn(40, 3, 8, 8)
     model = Scored(projected=False)
     own = model(x)["scores"].flatten(1).argmax(1)
-    with pytest.warns(UserWarning, match="those at 'scores' are taken"):
-        assert evaluate(model, [(x, own)]).error == 0
+    with pytest.raises(ValueError, match=r"the head 'score' got features .* map positions"):
+        evaluate(model, [(x, own)])
     with pytest.raises(ValueError, match=r"\(40, 5\) at 'scores', \(40, 16\) at 'embedding', .*does not tell"):
         evaluate(Scored(projected=True), [(x, own)])
 
@@ -354,7 +424,8 @@ class Attention(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.body, self.bag, self.weights, self.kind = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 1), kind
+        self.body, self.weights, self.kind = nn.Linear(6, 8), nn.Linear(8, 1), kind
+        self.bag = nn.Linear(8, 3) if kind == "layer" else nn.Identity()
         self.prototypes = nn.Parameter(torch.randn(3, 8))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -364,13 +435,52 @@ class Attention(nn.Module):
         return self.bag(mean) if self.kind == "layer" else -torch.cdist(mean, self.prototypes), weights
 
 
-@pytest.mark.parametrize("kind", ["layer", "prototypes"])
-def test_logits_are_told_from_weights_of_instances(kind: str) -> None:
+def test_logits_are_told_from_weights_of_instances_by_their_layer() -> None:
     torch.manual_seed(0)
-    model, x, labels = Attention(kind), torch.randn(20, 7, 6), torch.randint(3, (20,))
+    model, x, labels = Attention("layer"), torch.randn(20, 7, 6), torch.randint(3, (20,))
     expected = F.cross_entropy(model(x)[0], labels).item()
     with pytest.warns(UserWarning, match=r"\(20, 3\) at 0, \(20, 7\) at 1, .*those at 0 are taken"):
         assert evaluate(model, [(x, labels)]).nll == pytest.approx(expected)
+    # Without one they could be attention beside a number for each step.
+    with pytest.raises(ValueError, match="the head 'weights' got features"):
+        evaluate(Attention("prototypes"), [(x, labels)])
+
+
+class Embedded(nn.Module):
+    """Cosines to class vectors that are no layer's, and a normalised embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.projection = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.classes = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = F.normalize(self.projection(self.body(x).relu()))
+        return 8 * embedding @ F.normalize(self.classes, dim=0), embedding
+
+
+def test_of_two_matrices_none_is_taken_that_the_head_did_not_give() -> None:
+    with pytest.raises(ValueError, match=r"\(8, 4\) at 0, \(8, 5\) at 1, none of which is the same"):
+        evaluate(Embedded(), [(torch.randn(20, 6), torch.randint(4, (20,)))])
+
+
+class Pooled(nn.Module):
+    """Logits behind a temperature, and the map that was pooled for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.scale = nn.Conv3d(2, 8, 1), nn.Linear(8, 4), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.body(x).relu().mean((2, 3, 4), keepdim=True)
+        return self.head(pooled.flatten(1)) * self.scale, pooled
+
+
+def test_logits_as_wide_as_the_head_are_taken_beside_a_pooled_map() -> None:
+    torch.manual_seed(0)
+    model, x, labels = Pooled(), torch.randn(20, 2, 3, 3, 3), torch.randint(4, (20,))
+    with pytest.warns(UserWarning, match="those at 0 are taken"):
+        assert evaluate(model, [(x, labels)]).nll == pytest.approx(F.cross_entropy(model(x)[0], labels).item())
 
 
 class Latent(nn.Module):

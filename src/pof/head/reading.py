@@ -75,24 +75,25 @@ class Reading:
 
     def _are_of_samples(self, logits: Tensor, inputs: Inputs, targets: list[Tensor] | None) -> bool:
         """Whether (N, K, 1) are K numbers of each sample, which training takes as (N, K), or one for each step."""
-        # The number of the head's outputs tells; without a head, what the targets fit.  For the cross-entropy they are
-        # None, and K is the number of classes, unless the head has one output.
-        if any(each.ndim > 2 for each in targets or ()):
+        # Targets are None for the cross-entropy, where K is the number of classes unless a layer with one output is
+        # the head.  For other losses the head tells by its output; where it does not, what the targets fit.
+        if any(each.shape == logits.shape for each in targets or ()):
             return False
         count, sizes = logits.shape[1], {_outputs(end) for end in self._ends}
-        steps = sizes == {1} and all(isinstance(end, nn.Linear) for end in self._ends)
+        one = sizes == {1} and len(self._ends) == 1
         if count == 1:
-            return not steps or self._is_head(inputs)
-        if sizes == {count}:
-            return True
-        if sizes == {1} and count not in self._channels:  # else it may be a gate before a convolution
-            return False
+            return not (one and isinstance(self._ends[0], nn.Linear)) or self._is_head(inputs)
+        if sizes == {1} and len(self._ends) == count:
+            return True  # a head for each
         if targets is None:
+            return not one or count in self._channels  # it may be a gate before a convolution
+        if one:
+            return False
+        if self._is_head(inputs):
             return True
-        fits = any(
-            each.shape == logits.shape[:2] or (each.ndim == 1 and not each.is_floating_point()) for each in targets
-        )
-        return fits and count in self._channels
+        same = any(each.shape == logits.shape[:2] for each in targets)
+        labels = any(each.ndim == 1 and not each.is_floating_point() for each in targets)
+        return (same and len(self._ends) != 1) or ((same or labels) and count in self._channels)
 
     def _is_head(self, inputs: Inputs) -> bool:
         """Whether the output is the head's, as training needs it."""
@@ -158,18 +159,17 @@ class Reading:
             raise ValueError(f"{said}: {ALONE}, or name its head: {error}") from error
 
     def _likely(self, found: dict[int | str, Tensor], output: Any) -> int | str | None:
-        """The only tensor with as many columns as a possible head has outputs, or the only matrix; None in doubt."""
-        # A map (N, K, 1) or (N, K, 1, 1) is what a convolution gives.
-        sizes = {_outputs(end) for end in self._ends}
-        convolved = {_outputs(end) for end in self._ends if not isinstance(end, nn.Linear)}
+        """The only matrix, if no map can be the logits; None in doubt."""
+        # A map (N, K, 1) or (N, K, 1, 1) is what a convolution gives, and (N, K, 1) what a layer gives for each step.
         matrices = [place for place in found if output[place].ndim == 2]
-        maps = [place for place in found if place not in matrices]
-        if any(found[place].shape[1] in self._channels for place in maps):
+        maps = {place: found[place].shape[1] for place in found if place not in matrices}
+        convolved = {_outputs(end) for end in self._ends if not isinstance(end, nn.Linear)}
+        if len(matrices) != 1 or not convolved.isdisjoint(maps.values()):
             return None
-        fitting = [place for place in matrices if found[place].shape[1] in sizes]
-        fitting += [place for place in maps if found[place].shape[1] in convolved]
-        among = fitting or matrices
-        return among[0] if len(among) == 1 else None
+        steps = [place for place in maps if output[place].ndim == 3]
+        if found[matrices[0]].shape[1] in {_outputs(end) for end in self._ends}:
+            return None if any(maps[place] in self._channels for place in steps) else matrices[0]
+        return None if steps or not self._channels.isdisjoint(maps.values()) else matrices[0]
 
 
 def _outputs(module: nn.Module) -> int | None:

@@ -280,9 +280,12 @@ def outputs(
 def counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Those of logits (N, C) and class indices, or one-hot rows, that count: not to be ignored."""
     if logits.ndim > 2:
+        column = (
+            "; scores of classes it returns without the last axis, by .squeeze(-1)" if logits.shape[2:] == (1,) else ""
+        )
         raise ValueError(
             f"the network gives {tuple(logits.shape)}, several predictions for each sample (of pixels or tokens): all"
-            " methods and measures here are for one per sample, logits (N, C)"
+            f" methods and measures here are for one per sample, logits (N, C){column}"
         )
     if logits.ndim == 2:
         targets = class_targets(targets, logits.shape[1])
