@@ -177,9 +177,53 @@ def test_numbers_in_columns_are_read_as_training_reads_them(head: Callable[[], n
     expected = (model(x)[..., 0] - targets).square().mean().item()
     assert evaluate(model, [(x, targets)], loss=nn.MSELoss(), head="2").loss == pytest.approx(expected)
     assert evaluate(model, [(x, targets)], loss=nn.MSELoss()).loss == pytest.approx(expected)
+    labels, own = torch.randint(3, (20,)), lambda z, t: F.cross_entropy(z, t)
+    of_labels = F.cross_entropy(model(x)[..., 0], labels).item()
+    assert evaluate(model, [(x, labels)], loss=own, metric="loss").loss == pytest.approx(of_labels)
     beside = {"y": targets, "map": torch.randn(20, 2, 3, 3)}
     found = evaluate(model, [(x, beside)], loss=lambda z, t: (z - t["y"]).square().mean(), head="2")
     assert found.loss == pytest.approx(expected)
+
+
+class Domains(nn.Module):
+    """Three numbers in columns, and a head of another task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.domain, self.numbers = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.numbers(self.body(x).relu()).unsqueeze(-1)
+
+
+def test_targets_tell_where_two_layers_could_be_the_head() -> None:
+    torch.manual_seed(0)
+    model, x, targets = Domains(), torch.randn(20, 6), torch.randn(20, 3)
+    expected = (model(x)[..., 0] - targets).square().mean().item()
+    assert evaluate(model, [(x, targets)], loss=nn.MSELoss()).loss == pytest.approx(expected)
+
+
+class Filtered(nn.Module):
+    """A number for each of as many steps as a convolution before it has channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter, self.body, self.end = (
+            nn.Conv1d(2, 8, 3, padding=1),
+            nn.GRU(8, 6, batch_first=True),
+            nn.Linear(6, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.body(self.filter(x.transpose(1, 2)).transpose(1, 2))[0])
+
+
+def test_as_many_steps_as_channels_reach_the_loss_as_they_are() -> None:
+    torch.manual_seed(0)
+    model, x, targets = Filtered(), torch.randn(8, 8, 2), torch.randn(8, 8)
+    expected = (model(x)[..., 0] - targets).square().mean().item()
+    own: Callable[[Tensor, Tensor], Tensor] = lambda z, t: (z[..., 0] - t).square().mean()  # noqa: E731
+    assert evaluate(model, [(x, targets)], loss=own).loss == pytest.approx(expected)
 
 
 class Gated(HeadFirst):
@@ -462,6 +506,23 @@ class Embedded(nn.Module):
 def test_of_two_matrices_none_is_taken_that_the_head_did_not_give() -> None:
     with pytest.raises(ValueError, match=r"\(8, 4\) at 0, \(8, 5\) at 1, none of which is the same"):
         evaluate(Embedded(), [(torch.randn(20, 6), torch.randint(4, (20,)))])
+
+
+class Projected(nn.Module):
+    """Logits of a convolution, and a normalised projection of its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.projection = nn.Linear(4, 6), nn.Conv1d(6, 3, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x).relu()
+        return self.head(features[..., None]), F.normalize(self.projection(features))
+
+
+def test_a_projection_is_not_taken_for_the_logits_of_a_convolution() -> None:
+    with pytest.raises(ValueError, match=r"\(8, 3\) at 0, \(8, 5\) at 1, none of which is the same"):
+        evaluate(Projected(), [(torch.randn(20, 4), torch.randint(3, (20,)))])
 
 
 class Pooled(nn.Module):
