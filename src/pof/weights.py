@@ -203,9 +203,9 @@ def _read_pickled(file: Path) -> Any:
                 "convert it where it was made: torch.save(model.state_dict(), 'weights.pth')"
             ) from error
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise WeightsError(
-            f"{file}: damaged, or not a file of torch.save ({reason}); copy or download it again"
-        ) from error
+        script = "TorchScript" in reason
+        remedy = "save the state_dict of torch.jit.load(FILE) instead" if script else "copy or download it again"
+        raise WeightsError(f"{file}: damaged, or not a file of torch.save ({reason}); {remedy}") from error
 
 
 def _check_expansion(file: Path) -> None:

@@ -16,7 +16,7 @@ from pof.app.cards import as_trained, check_fits
 from pof.app.inherit import check_split, given_in, inherited, same_data
 from pof.app.known import held_out
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.places import located
+from pof.app.places import START, bases_of, located
 from pof.app.run_files import RunError
 from pof.app.splits import load
 from pof.models.card import NetworkCard
@@ -31,11 +31,15 @@ def test_a_path_of_a_run_is_looked_for_from_the_folders_around_it(
     for folder in (run, images, tmp_path / "elsewhere"):
         folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert located("images", run) == str(images)
-    assert located("hf:images", run) == f"hf:{images}"
-    assert located("../elsewhere", run) == "../elsewhere"  # there as it is
-    assert [located(text, run) for text in (None, "digits", "module:factory", "gone")] == [
-        *(None, "digits", "module:factory", "gone")
+    around = bases_of({}, run)
+    assert located("images", around) == str(images)
+    assert located("hf:images", around) == f"hf:{images}"
+    (tmp_path / "elsewhere" / "images").mkdir()  # of the same name, and another
+    assert located("images", around) == str(images)
+    assert located("images", bases_of({START: "../../../elsewhere"}, run)) == "images"  # what is meant is here
+    assert located("../elsewhere", around) == "../elsewhere"
+    assert [located(text, around) for text in (None, "", "digits", "module:factory", "gone")] == [
+        *(None, "", "digits", "module:factory", "gone")
     ]
 
 

@@ -15,6 +15,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 
 import pof
@@ -533,6 +534,39 @@ def test_a_run_of_a_network_in_a_folder_is_used_from_anywhere(tmp_path: Path, mo
     assert main(["report", "../home/runs/one", "--batches", "1", "--out", "page.html"]) == 0
     assert main(["evaluate", "again", "--model", f"timm:local-dir:{home}/nets/small"]) == 0
     assert pof.load_run("../home/runs/one").card.model == f"timm:local-dir:{home}/nets/small"
+
+
+def test_a_run_is_of_the_data_of_the_folder_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """From other folders what has the same relative name there is another file."""
+    digits = load_digits()
+    for name, order in (("home", np.arange(64)), ("other", np.random.default_rng(0).permutation(64))):
+        (tmp_path / name).mkdir()
+        x, y = digits.images.reshape(-1, 64)[:, order].reshape(-1, 8, 8).astype("uint8"), digits.target
+        np.savez(tmp_path / name / "own.npz", x_train=x[:400], y_train=y[:400], x_test=x[400:800], y_test=y[400:800])
+    few = ["--batch_size", "50", "--device", "cpu", "--precision", "fp32"]
+    monkeypatch.chdir(tmp_path / "home")
+    base = ["train", "--model", "small-cnn", "--data", "own.npz", "--epochs", "3", *few]
+    assert main([*base, "--out", "../runs/base"]) == 0
+    assert main([*base, "--out", "../other/base"]) == 0  # beside the other file
+    expected = json.loads((tmp_path / "runs" / "base" / "result.json").read_text())["test_after"]
+    monkeypatch.chdir(tmp_path / "other")
+    for run in ("../runs/base", "base"):
+        capsys.readouterr()
+        assert main(["evaluate", run, "--device", "cpu", "--json", "-"]) == 0, capsys.readouterr().err
+        assert json.loads(capsys.readouterr().out)["metrics"]["error"] == expected["error"]
+        assert main(["evaluate", run, "--data", "own.npz", "--device", "cpu", "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)["metrics"]["error"] > expected["error"] + 0.2
+    assert main(["train", "--config", "base/config.yaml", "--out", "again"]) == 0
+    assert json.loads((tmp_path / "other" / "again" / "result.json").read_text())["test_after"] == expected
+    capsys.readouterr()
+    # Its samples would be held out anew.
+    words = ["post-train", "--weights", "base", "--data", "../home/own.npz", "--split_seed", "5", "--out", "leak", *few]
+    assert main(words) == 2
+    assert "was trained with split_seed 0" in capsys.readouterr().err
+    state = tmp_path / "runs" / "base"
+    assert main(["train", "--resume", "--out", str(state)]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (12, 12, 3)])

@@ -171,7 +171,7 @@ def test_a_custom_loss_sees_the_values_themselves(end: str, works: bool) -> None
         if works:
             assert method(X, Y, X, Y).loss > 0
         else:
-            with pytest.raises(ValueError, match="is not the end of the network"):
+            with pytest.raises(ValueError, match="or let the network return the logits"):
                 method(X, Y, X, Y)
 
 
@@ -445,3 +445,12 @@ def test_a_softmax_in_half_precision_is_seen_through(dtype: torch.dtype) -> None
     inputs = torch.randn(16, 6).to(dtype)
     features, logits = split(model).features_and_logits(inputs)
     assert torch.equal(logits, model[2](features))
+
+
+@pytest.mark.parametrize("end", [nn.LogSoftmax(1), nn.Softmax(1)])
+def test_a_log_softmax_under_a_loss_of_ones_own_is_named(end: nn.Module) -> None:
+    """Naming another module, as for a temperature, would not help."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), end)
+    with pytest.raises(ValueError, match=r"returns the softmax of its head '2', its logarithm.*: leave the loss out"):
+        pof.Finetune(model, loss=F.nll_loss)(torch.randn(5, 6), torch.arange(5) % 3)

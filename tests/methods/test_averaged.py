@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pof
 from pof.methods.averaged import Average
-from tests.cases import batches, mlp
+from pof.methods.base import Method
+from tests.cases import batch, batches, mlp
 
 EPOCHS = (1.0, 2.0, 4.0, 8.0)
 """All parameters at the end of each epoch, of one step."""
@@ -111,3 +115,28 @@ def test_the_average_carries_no_hooks_of_the_method() -> None:
     method = pof.Averaged(pof.Regularized(model, pof.DELTA(model, ["body"]), "fc"), "ema")
     assert not any(module._forward_hooks for module in method.averaged.modules())
     assert any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("average", ["ema", "swa", "lawa"])
+def test_the_iterates_are_those_of_the_same_training_without_an_average(average: Average, norms: bool) -> None:
+    """The pass for the statistics of batch norms moved the loader's order."""
+    inputs, targets = batch(24)
+
+    def trained(make: Callable[[nn.Module], Method]) -> list[float]:
+        torch.manual_seed(0)
+        loader = DataLoader(TensorDataset(inputs, targets), 6, shuffle=True, generator=torch.Generator().manual_seed(1))
+        losses: list[float] = []
+        pof.fit(
+            make(mlp(norm=norms)),
+            loader,
+            epochs=3,
+            device="cpu",
+            optimizer=lambda p: torch.optim.SGD(p, 0.1),
+            schedule=pof.Schedule("constant"),
+            log=lambda row: losses.append(row["loss"]) if row["event"] == "step" else None,
+        )
+        return losses
+
+    assert len(plain := trained(pof.Finetune)) == 12
+    assert trained(lambda model: pof.Averaged(pof.Finetune(model), average)) == plain

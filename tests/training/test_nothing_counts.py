@@ -100,3 +100,34 @@ def test_a_loss_that_writes_into_what_it_is_given_is_refused(loss: Any) -> None:
     for make in (pof.PoF, pof.Finetune):
         with pytest.raises(ValueError, match=r"writes into its outputs or targets .* targets\.clone\(\)"):
             make(mlp(), loss=loss)(inputs, targets.clone(), inputs, targets.clone())
+
+
+@pytest.mark.parametrize("loss", [*ENTROPIES, "negative log-likelihood"])
+def test_labels_to_be_ignored_count_in_no_figure(loss: str) -> None:
+    """They were errors, by which the epoch was chosen."""
+    function = nn.NLLLoss(ignore_index=-1) if loss not in ENTROPIES else ENTROPIES[loss]
+    model, ((x, y),) = mlp(), batches(1)
+    y = model(x).argmax(1).detach()
+    y[:5] = (y[:5] + 1) % 4
+    data = [(x, torch.where(torch.arange(len(y)) < 3, -1, y))]
+
+    def accuracy(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs.argmax(1) == targets).double().mean())
+
+    counting = len(y) - 3
+    found = pof.evaluate(model, data, loss=function, metric=accuracy)
+    assert isinstance(found, pof.TaskMetrics)
+    assert (found.n, found.value, found.figures["error"]) == (counting, 1 - 2 / counting, 2 / counting)
+    hundred = [(x, torch.where(data[0][1] == -1, -100, y))]
+    own = pof.evaluate(model, hundred, loss=lambda z, t: F.cross_entropy(z, t))
+    assert isinstance(own, pof.TaskMetrics) and own.figures["error"] == 2 / counting
+
+
+def test_a_penalty_leaves_out_what_the_loss_ignores() -> None:
+    (x, y), model, found = batch(16), mlp(), []
+    for ignored in (-100, -1, 255):
+        targets = torch.where(torch.arange(16) < 6, ignored, y)
+        method = pof.Regularized(model, pof.FNP(), loss=nn.CrossEntropyLoss(ignore_index=ignored))
+        found.append(method(x, targets).metrics["penalty"])
+    every = pof.Regularized(model, pof.FNP(), loss=nn.CrossEntropyLoss())(x, y).metrics["penalty"]
+    assert found[0] == found[1] == found[2] != every

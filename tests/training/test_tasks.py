@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import sklearn.metrics
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -442,7 +443,7 @@ def test_an_end_of_another_task_is_refused() -> None:
         pof.Finetune(sigmoid)(x, y)
     with pytest.raises(ValueError, match="probabilities of a softmax"):
         pof.evaluate(softmax, [(x, ones)], loss="bce")
-    with pytest.raises(ValueError, match="is not the end of the network"):
+    with pytest.raises(ValueError, match=r"returns the softmax of its head 'fc'.*let the network return the logits"):
         pof.Finetune(softmax, loss="bce")(x, ones)
     # Logits that happen to lie there are logits.
     small = network("several")
@@ -494,3 +495,28 @@ def test_averages_are_judged_by_the_loss_of_their_method() -> None:
             for p, q in zip(average.parameters(), hand.parameters(), strict=True):
                 p.data.lerp_(q.data, 1.0 if count == 1 else 0.5)
     same(average, model)
+
+
+def test_metrics_of_other_libraries_are_not_misread() -> None:
+    """R2 of scikit-learn was called with its arguments swapped, and the worst epoch chosen."""
+    model, held_out = network("mse"), data("mse", first=10)
+    for metric in (sklearn.metrics.r2_score, partial(sklearn.metrics.r2_score, force_finite=False)):
+        with pytest.raises(ValueError, match=r"r2_score of scikit-learn takes.*r2_score\(targets, out"):
+            pof.evaluate(model, held_out, loss="mse", metric=metric)
+
+    def score(outputs: Tensor, targets: Tensor) -> float:
+        return float(sklearn.metrics.r2_score(targets, outputs[:, 0]))
+
+    found = pof.evaluate(model, held_out, loss="mse", metric=score)
+    assert isinstance(found, pof.TaskMetrics) and found.value == pytest.approx(found.figures["r2"], rel=1e-6)
+
+    def theirs(outputs: Tensor, targets: Tensor) -> float:
+        return 1.0
+
+    theirs.__module__ = "torchmetrics.functional.regression.r2"
+    with pytest.raises(ValueError, match="theirs of torchmetrics does not say whether more of it is better"):
+        pof.evaluate(model, held_out, loss="mse", metric=theirs)
+    for higher in (True, False):
+        theirs.higher_is_better = higher  # type: ignore[attr-defined]
+        found = pof.evaluate(model, held_out, loss="mse", metric=theirs)
+        assert isinstance(found, pof.TaskMetrics) and (found.value, found.higher_is_better) == (1.0, higher)

@@ -14,7 +14,7 @@ from pof._support.factory import is_factory
 from pof._support.modules import convolutions_channels_last
 from pof._support.preprocessing import Preprocessing
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.places import FOLDERS, located_model
+from pof.app.places import FOLDERS, bases_of, located_model
 from pof.app.run_files import RunError, no_run, read_config, section_of
 from pof.data import Data, ImageData, outputs_of
 from pof.data.arrays import image_shape
@@ -50,7 +50,10 @@ def card_in(weights: str | Path | None) -> NetworkCard | None:
         return None
     try:
         card = NetworkCard.read(read_metadata(file := weights_file(weights)))
-        return None if card is None else replace(card, model=located_model(card.model, file.parent))
+        if card is None or not card.model.startswith(FOLDERS):
+            return card
+        config = read_config(file.parent) if (file.parent / "config.yaml").exists() else {}
+        return replace(card, model=located_model(card.model, bases_of(config, file.parent)))
     except (FileNotFoundError, IsADirectoryError):
         return None  # said where it is read
 

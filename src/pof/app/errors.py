@@ -10,7 +10,9 @@ from pathlib import Path
 LONGEST = 500
 """Characters of a message; its middle is left out of a longer one."""
 HINT = " (POF_TRACEBACK=1 shows where)"
-UNFIT = re.compile(r"to have \d+ channels, but got|shapes cannot be multiplied|Given normalized_shape=")
+UNFIT = re.compile(
+    r"to have \d+ channels, but got|shapes cannot be multiplied|Given normalized_shape=|input to conv\dd"
+)
 BY_NAME = re.compile(r"forward\(\) got an unexpected keyword argument '\w+'")
 NAMES = (
     "; a dict of inputs goes to the network by its keys: name them as its forward does, or give (inputs, targets) pairs"

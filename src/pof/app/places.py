@@ -1,7 +1,9 @@
-"""Paths that a run says: relative to where it was started from, which is one of the folders around it."""
+"""Paths that a run says: relative to where it was started from, which its config.yaml says from where the run is."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,35 @@ from pof.models import PRETRAINED
 
 FOLDERS = ("hf:", "timm:local-dir:", "local-dir:")
 """What comes before the folder of a network."""
+START = "started_in"
+"""The section of config.yaml with the folder that a run was started in, from its own: both may have moved together."""
 
 
-def located(text: str | None, folder: Path) -> str | None:
-    """Find data or weights from the run's folder; what is no path, is there already, or nowhere, is left as it is."""
-    if text is not None and text.startswith(PREFIX):
-        return f"{PREFIX}{located(text.removeprefix(PREFIX), folder)}"
-    if text is None or text in KNOWN or text == PRETRAINED or ":" in text or Path(text).exists():
+def start_from(folder: Path) -> str:
+    """The current folder, seen from that of a run."""
+    try:
+        return Path(os.path.relpath(Path.cwd(), folder.resolve())).as_posix()
+    except ValueError:  # another drive
+        return str(Path.cwd())
+
+
+def bases_of(config: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Where the paths of a run may begin, the likeliest first.
+
+    Where it was started, then the folders around it: what has the same relative name in the current folder is another.
+    """
+    said, folder = config.get(START), folder.resolve()
+    return [*([(folder / said).resolve()] if isinstance(said, str) else []), *folder.parents, Path.cwd()]
+
+
+def located(text: str | None, bases: Sequence[Path]) -> str | None:
+    """Find data or weights of a run; what is no path, the same from here, or nowhere, stays."""
+    if isinstance(text, str) and text.startswith(PREFIX):
+        return f"{PREFIX}{located(text.removeprefix(PREFIX), bases)}"
+    if not isinstance(text, str) or not text or text in KNOWN or text == PRETRAINED or ":" in text:
         return text
-    found = (base / text for base in folder.resolve().parents)
-    return next((str(path) for path in found if path.exists()), text)
+    found = next((path for base in bases if (path := base / text).exists()), Path(text))
+    return text if found.resolve() == Path(text).resolve() else str(found)
 
 
 def identified(data: str, data_root: str | None) -> str:
@@ -30,14 +51,15 @@ def identified(data: str, data_root: str | None) -> str:
     return str(Path(data_root or "", "" if data == FOLDER else data.removeprefix(PREFIX)).resolve())
 
 
-def located_model(name: str, folder: Path) -> str:
-    """The name of a network, its folder found from that of the run."""
+def located_model(name: str, bases: Sequence[Path]) -> str:
+    """The name of a network, its folder found."""
     prefix = next((prefix for prefix in FOLDERS if name.startswith(prefix)), None)
-    return name if prefix is None else f"{prefix}{located(name.removeprefix(prefix), folder)}"
+    return name if prefix is None else f"{prefix}{located(name.removeprefix(prefix), bases)}"
 
 
-def located_options(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def located_options(values: Mapping[str, Any], bases: Sequence[Path]) -> dict[str, Any]:
     """A section of a run's config.yaml with its paths found; data below a data_root are looked for nowhere else."""
-    paths = ("data_root", "weights") if values.get("data_root") is not None else ("data", "data_root", "weights")
-    found = {name: located(values[name], folder) for name in paths if name in values}
-    return values | found | ({"model": located_model(values["model"], folder)} if "model" in values else {})
+    paths = ("data_root", "weights", "validation_data", *(["data"] if values.get("data_root") is None else []))
+    found = {name: located(values[name], bases) for name in paths if name in values}
+    model = values.get("model")
+    return {**values, **found, **({"model": located_model(model, bases)} if isinstance(model, str) else {})}

@@ -15,13 +15,15 @@ from pof._support.text import first_of
 from pof.app.documents import read_yaml
 from pof.app.errors import shortened
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, read_section
-from pof.app.places import located_options
+from pof.app.places import bases_of, located_options
 from pof.weights import NETWORK_FILE
 
 Check = Callable[[Any], bool]
 Shape = Mapping[str, Any]
 """What a mapping must hold: a check by name, or a shape of its own; in a tuple where None is allowed too."""
 SECTIONS: dict[str, type[Any]] = {"model": ModelOptions, "data": DataOptions, "training": TrainOptions}
+WITH_PATHS = ("model", "data", "improve")
+"""Sections that hold paths."""
 REMEDY = "put back a copy of it, or run again into another folder"
 
 
@@ -83,6 +85,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def config_here(folder: Path) -> dict[str, Any]:
+    """The config.yaml of a run with its paths as they are from the current folder."""
+    config = read_config(folder)
+    bases = bases_of(config, Path(folder))
+    return {name: located_options(v, bases) if name in WITH_PATHS else v for name, v in config.items()}
+
+
 def no_run(folder: Path, lacking: str) -> RunError:
     """The refusal of what is no run's folder, with the runs and the pages of experiments that are in it."""
     folder = Path(folder)
@@ -116,7 +125,8 @@ def section_of(config: Mapping[str, Any], folder: Path, name: str) -> Any:
         options = read_section(kind, values, name)
     except ValueError as error:
         raise _damaged(Path(folder) / "config.yaml", shortened(str(error))) from error
-    return replace(options, **located_options(vars(options), Path(folder))) if name != "training" else options
+    found = {} if name == "training" else located_options(vars(options), bases_of(config, Path(folder)))
+    return replace(options, **found)
 
 
 def options_of(config: Mapping[str, Any], folder: Path) -> tuple[ModelOptions, DataOptions, TrainOptions]:

@@ -27,7 +27,8 @@ from torch import nn
 from pof._support.devices import name_of_device
 from pof._support.files import LOCK, PARTIAL, append, lock, naming, replacing
 from pof.app.loggers import scalars
-from pof.app.run_files import SECTIONS, RunError, read_config, read_rows
+from pof.app.places import START, start_from
+from pof.app.run_files import SECTIONS, RunError, config_here, read_config, read_rows
 from pof.training.checkpoint import check_same, has_state, load_state
 from pof.training.fit import FitResult
 from pof.training.selection import Judged
@@ -98,7 +99,7 @@ class Run:
                     f"{self.folder} holds a run already: give another --out, or go on with --resume true, or remove"
                     " that run with --overwrite"
                 )
-            check_same(_known(read_config(self.folder), self._config), self._config, self.folder)
+            check_same(_known(config_here(self.folder), self._config), self._config, self.folder)
             if (self.folder / "result.json").exists() and not has_state(self.state):
                 raise RunError(f"{self.folder} is finished, and holds no state to go on from: give another --out")
             self._release = lock(self.folder)
@@ -150,7 +151,7 @@ class Run:
         config, surroundings = self.folder / "config.yaml", self.folder / "environment.json"
         # The configuration first: it makes the folder a run, should a kill come between the two.
         if not config.exists():
-            write_yaml(config, self._config)
+            write_yaml(config, {**self._config, START: start_from(self.folder)})
         if not surroundings.exists():
             precision = self._config.get("training", {}).get("precision")
             write_json(surroundings, {**environment(), "precision": precision})
@@ -261,19 +262,20 @@ def clear(folder: Path, known: Collection[str] = OF_A_RUN) -> None:
 def check_replaceable(path: Path, mark: str) -> None:
     """Refuse to write over what a command has not written: files of a run, links, and any file without its mark."""
     if path.name in FILES:
-        raise RunError(f"{path}: a file of this name belongs to a run; give --out another name")
+        raise RunError(f"{path}: a file of this name belongs to a run; give another name")
     if path.is_symlink():
-        raise RunError(f"{path} is a link, and what it points to would stay as it is: give --out another name")
+        raise RunError(f"{path} is a link, and what it points to would stay as it is: give another name")
     if path.exists():
         with path.open("rb") as file:
             if mark.encode() not in file.read(1000):
-                raise RunError(f"{path} is there, and not of this command: give --out another name")
+                raise RunError(f"{path} is there, and not of this command: give another name")
 
 
 def _known(saved: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The saved settings, with what an older version did not write down, and whatever commit goes on with them."""
     own = {key: config[key] for key in (CONTENT, NETWORK, COMMIT) if key in config}
-    return {**own, **saved, **{key: own[key] for key in (COMMIT,) if key in own}}
+    known = {**own, **saved, **{key: own[key] for key in (COMMIT,) if key in own}}
+    return {key: value for key, value in known.items() if key != START}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

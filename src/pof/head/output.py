@@ -198,6 +198,12 @@ def disagreement(
             f"the network returns the sigmoid of its head {head_name!r}, as for labels that do not exclude each other:"
             " give loss='bce', or let the network return the logits"
         )
+    if logits.shape[1] > 1 and any(agree(tensor, logits, end="softmax")[0] for tensor in found.values()):
+        return (
+            f"the network returns the softmax of its head {head_name!r}, its logarithm, or its logits but for a"
+            " constant: leave the loss out (the cross-entropy of the logits is that of their log-softmax), or let the"
+            " network return the logits"
+        )
     return (
         f"the head {head_name!r} is not the end of the network: their outputs differ by up to {largest:.3g} (a"
         f" temperature, a scale, a second branch or head?); {REMEDY}"

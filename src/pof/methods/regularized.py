@@ -19,7 +19,7 @@ from pof._support.untold import Untold
 from pof.head.split import split
 from pof.methods.base import Method, StepOutput
 from pof.methods.loss import AskedLoss, CrossEntropy, chosen_loss, features_and_logits, mean_loss
-from pof.perturbation.loss import weight_of
+from pof.perturbation.loss import weight_of, with_ignored
 from pof.perturbation.tasks import SquaredError
 from pof.regularizers import Regularizer
 
@@ -87,6 +87,8 @@ class Regularized(Method):
             targets = class_targets(targets, logits.shape[1])
         elif isinstance(self.loss, SquaredError):
             targets = targets.float()  # no class, nor one to be ignored
+        else:
+            targets = with_ignored(self.loss, targets)
         penalty = self.regularizer(features, targets, inputs)
         if adapts:
             self._seen.append((features.detach(), targets))

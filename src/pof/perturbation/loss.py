@@ -66,18 +66,39 @@ def unwrapped(loss: Any) -> tuple[Any, dict[str, Any]]:
             return function, options
 
 
+def ignored_class(loss: Any) -> int | None:
+    """The class index whose samples a loss leaves out; None of what is no cross-entropy, as far as can be seen."""
+    return _ignored(*unwrapped(loss))
+
+
+def _ignored(function: Any, options: Mapping[str, Any]) -> int | None:
+    if isinstance(function, CrossEntropy):
+        return IGNORED
+    if isinstance(function, nn.CrossEntropyLoss | nn.NLLLoss):
+        return function.ignore_index
+    entropy = function is F.cross_entropy or function is F.nll_loss
+    return int(options.get("ignore_index", IGNORED)) if entropy else None
+
+
+def with_ignored(loss: Any, targets: Any) -> Any:
+    """Class indices (N,) with -100, which regularisers know, where the loss leaves samples out by another."""
+    ignored = ignored_class(loss)
+    if ignored in {None, IGNORED} or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return targets
+    return torch.where(targets == ignored, IGNORED, targets)
+
+
 def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:
     device = tensors_of(targets)[0].device
     own = getattr(loss, "weight_of", None)
     if callable(own) and getattr(type(loss), "weight_of", None) is not Loss.weight_of:
         return torch.as_tensor(own(targets), dtype=widest_dtype(device), device=device)
-    kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
-    entropy = isinstance(loss, kinds) or any(loss is function for function in (F.cross_entropy, F.nll_loss))
-    if not entropy or targets.is_floating_point():
+    ignored = _ignored(loss, options)
+    if ignored is None or targets.is_floating_point():
         samples = samples_of(targets)
         return torch.full((), samples, dtype=widest_dtype(device), device=device)
     weights = getattr(loss, "weight", None) if isinstance(loss, nn.Module) else options.get("weight")
-    return _counted(targets, weights, getattr(loss, "ignore_index", options.get("ignore_index", IGNORED)))
+    return _counted(targets, weights, ignored)
 
 
 def _counted(targets: Tensor, weights: Tensor | None, ignored: int) -> Tensor:

@@ -24,7 +24,7 @@ from pof.head.calls import Untouched
 from pof.head.output import End
 from pof.head.reading import Reading
 from pof.methods.loss import AskedLoss, CrossEntropy, Loss, chosen_loss
-from pof.perturbation.loss import weight_of
+from pof.perturbation.loss import ignored_class, weight_of
 from pof.perturbation.targets import IGNORED
 from pof.training.tasks import AskedMetric, TaskMetrics, task_metrics
 
@@ -247,6 +247,9 @@ def _of_task(
     values, targets = torch.cat(parts), joined(all_targets, [len(part) for part in parts])
     if isinstance(loss, CrossEntropy):
         values, targets = counted(values, targets)
+    elif (ignored := ignored_class(loss)) is not None and targets.ndim == 1 and not targets.is_floating_point():
+        part = targets != ignored
+        values, targets = values[part], targets[part]
     figures = task_metrics(loss, total / weight, values, targets, metric)
     return Measured(figures, int((~values.isfinite()).any(dim=1).sum()))
 

@@ -21,6 +21,7 @@ from pof._support.batches import Inputs, call, check_inputs, cloned, outputs_in
 from pof._support.files import lock
 from pof._support.modules import contents, evaluating, frozen_norms, put_back, train
 from pof._support.precision import autocast
+from pof._support.random import preserved
 from pof._support.text import number_of
 from pof.methods import Method
 from pof.training.checkpoint import CheckpointError, check_same, check_shapes, load_state, remove_state, save_state
@@ -150,8 +151,8 @@ class Loop:
         if self.epoch == 0:
             warn_of_incomplete(self.method.model, first, last)
         self.stepper.optimizer_mode(training=False)
-        batches = partial(one_pass_on, self.stream.loader, self.stepper.device)
-        self.method.after_epoch(self.epoch, self.times.epochs, batches)
+        with preserved(loader := self.stream.loader):  # the next epoch has the order that it has without a pass
+            self.method.after_epoch(self.epoch, self.times.epochs, partial(one_pass_on, loader, self.stepper.device))
         self._check_finite()
         self.epoch += 1
         self._validate(self.epoch, start)

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from pof._support.precision import widest
-from pof.perturbation.loss import Loss
+from pof.perturbation.loss import Loss, unwrapped
+from pof.perturbation.targets import IGNORED
 from pof.perturbation.tasks import BinaryCrossEntropy, Ordinal, SquaredError, as_outputs
 
 Figure = Callable[[Tensor, Tensor], Tensor | float]
@@ -62,8 +63,8 @@ def wrong_labels(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def wrong_classes(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of samples whose largest output is not that of their class."""
-    return widest(outputs.argmax(dim=1) != targets).mean()
+    """Share of samples whose largest output is not that of their class, of those with one: -100 is none."""
+    return widest((outputs.argmax(dim=1) != targets)[targets != IGNORED]).mean()
 
 
 def wrong_ranks(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -123,6 +124,7 @@ def task_metrics(
     """
     known = _usual(loss, outputs, targets)
     if callable(asked):
+        _check_foreign(asked)
         name = getattr(asked, "__name__", type(asked).__name__)
         known = {name: asked, **known}
         chosen = name
@@ -137,6 +139,24 @@ def task_metrics(
     value = mean if chosen == "loss" else figures[chosen]
     higher = bool(getattr(known.get(chosen), "higher_is_better", False))
     return TaskMetrics(chosen, value, mean, len(outputs) if n is None else n, figures, higher)
+
+
+def _check_foreign(metric: Callable[..., Any]) -> None:
+    """Refuse functions of other libraries that would be misread: by their order of arguments, or what is better."""
+    function, _ = unwrapped(metric)
+    library = str(getattr(function, "__module__", None) or type(function).__module__).partition(".")[0]
+    name = getattr(function, "__name__", type(function).__name__)
+    if library == "sklearn":
+        raise ValueError(
+            f"metric: {name} of scikit-learn takes the targets first, and a metric is called with outputs (N, C) first:"
+            f" give a function of yours, such as def score(outputs, targets): return {name}(targets, outputs), with"
+            " score.higher_is_better = True where more of it is better"
+        )
+    if library == "torchmetrics" and getattr(metric, "higher_is_better", None) is None:
+        raise ValueError(
+            f"metric: {name} of torchmetrics does not say whether more of it is better: set its attribute"
+            " higher_is_better to True or False"
+        )
 
 
 def _usual(loss: Loss, outputs: Tensor, targets: Tensor) -> dict[str, Figure]:

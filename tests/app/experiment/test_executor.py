@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from sklearn.datasets import load_digits
 
 from pof.app.cli import main
 from pof.app.engine.base import Ended, Numerics, Workers
@@ -122,6 +124,29 @@ def test_another_set_into_the_same_folder_is_refused_before_anything_runs(
     assert main(["experiment", recipe, "--out", str(whole), "--dry_run", "--set", "train.lr=0.003", "name=tiny-2"]) == 0
 
 
+def test_runs_of_other_files_of_the_same_relative_name_are_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = load_digits()
+    for name, step in (("a", 1), ("b", -1)):
+        (tmp_path / name).mkdir()
+        x, y = digits.images[::step].astype("uint8"), digits.target[::step]
+        np.savez(tmp_path / name / "own.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:300], y_test=y[200:300])
+    model, data = {"model": "small-cnn"}, {"data": "own.npz"}
+    small = RECIPE | {"seeds": 1, "data": data, "model": model, "pretrain": {"epochs": 1, "batch_size": 50}}
+    words = ["experiment", written(tmp_path, small), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    monkeypatch.chdir(tmp_path / "a")
+    assert main(words) == 0
+    monkeypatch.chdir(tmp_path / "b")
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"is a run of {tmp_path}/a/own.npz, and from the current folder the recipe means {tmp_path}/b/own" in said
+    (tmp_path / "b" / "own.npz").unlink()  # as on a machine with the runs alone
+    (tmp_path / "b" / "own.npz").symlink_to(tmp_path / "a" / "own.npz")
+    assert main(words) == 0
+
+
 def test_killed_and_interrupted_it_goes_on_to_the_same_table(whole: Path, tmp_path: Path) -> None:
     recipe, out = written(tmp_path, RECIPE), tmp_path / "out"
     command = ("experiment", recipe, "--out", str(out), "--jobs", "1")
@@ -153,6 +178,7 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_table(whole: Path, tmp_pa
 FACTORIES = """
 import os, signal, sys
 import torch
+from sklearn.datasets import load_digits
 from pof.models import SmallCNN
 
 def good(num_classes, in_channels):

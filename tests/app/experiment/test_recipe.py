@@ -121,6 +121,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"methods": METHODS | {"new": {"method": "pof", "label_smoothing": 2.0}}}, "methods.new: label_smoothing"),
     ({"methods": METHODS | {"new": {"method": "adarand", "regularizer": {"lr": -1.0}}}}, "methods.new: lr"),
     ({"methods": METHODS | {"new": {"method": "pof", "device": "nope"}}}, "methods.new: .*nope"),
+    # What does nothing would stand in the tables under its name.
+    (
+        {"methods": METHODS | {"sam": {"method": "finetune", "sam": {"rho": "auto"}}}},
+        "methods.sam.sam.rho is an option",
+    ),
+    (
+        {"methods": METHODS | {"new": {"method": "late-sam", "sam": {"rho": 0.1}, "pof": {"gamma": 4}}}},
+        "methods.new.pof.gamma is an option of pof, and its method is late-sam: leave it out",
+    ),
+    ({"methods": METHODS | {"new": {"method": "fnp", "regularizer": {"k": 2}}}}, "new.regularizer.k is an .* of bss"),
+    ({"methods": METHODS | {"new": {"method": "ema", "average": {"window": 2}}}}, "new.average.window .* of lawa"),
+    ({"pretrain": {"probe": {"l2": 0.1}}}, "pretrain.probe.l2 is an option of lp-ft, and its method is finetune"),
     (
         {"pretrain": {"method": "sam", "sam": {"rho": "auto"}}},
         "pretrain: sam.rho auto is for a network that is trained",

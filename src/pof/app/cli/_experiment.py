@@ -70,13 +70,14 @@ def experiment(options: ExperimentOptions, where: "EngineOptions") -> int:
 def _run(options: ExperimentOptions, recipe: "Recipe", out: Path, engine: "Engine") -> int:
     from pof.app.cli._display import console
     from pof.app.experiment.estimate import forecast
-    from pof.app.experiment.executor import execute
+    from pof.app.experiment.executor import check_places, execute
     from pof.app.experiment.pages import check_replaceable
-    from pof.app.experiment.plan import make_plan, shard
+    from pof.app.experiment.plan import RUNS, make_plan, shard
     from pof.app.experiment.table import rows_of
 
     whole = engine.call(partial(make_plan, threads=options.threads), recipe)
     check_replaceable(whole, out / recipe.name)
+    check_places(whole, out / RUNS)
     mine = whole if options.shard is None else shard(whole, *_part(options.shard))
     if options.dry_run:
         _show_plan(engine.call(partial(forecast, probe=options.probe), mine, out), engine.slots())

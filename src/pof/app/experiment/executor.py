@@ -10,7 +10,8 @@ from pof.app.engine import base
 from pof.app.engine.base import Engine, Numerics, packed
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import Outcome, appears, discard_state, is_finished, stage_runner
-from pof.app.run_files import read_result
+from pof.app.places import identified
+from pof.app.run_files import RunError, read_config, read_result, section_of
 from pof.data.registry import check_known
 from pof.models.sources import find_source
 
@@ -91,6 +92,24 @@ def execute(plan: Plan, out: Path, engine: Engine, report: Report = lambda ended
         for ended in workers.run(progress.next):
             _take_back(ended, progress, out / "failed")
     return progress.failed
+
+
+def check_places(plan: Plan, runs: Path) -> None:
+    """Refuse to take up runs of other files, whose names are the same as seen from another folder."""
+    for stage in plan.stages.values():
+        folder = runs / stage.name
+        try:
+            config = read_config(folder)
+            model, data = section_of(config, folder, "model"), section_of(config, folder, "data")
+        except RunError:
+            continue  # there is none yet, or it is damaged, which is said where it is taken up
+        before, now = (identified(each.data, each.data_root) for each in (data, stage.data))
+        for name, was, would_be in (("data", before, now), ("model", model.model, stage.model.model)):
+            if was != would_be:
+                raise ValueError(
+                    f"{name}: {folder} is a run of {was}, and from the current folder the recipe means {would_be}: give"
+                    " another --out, or start this from the folder where that was started"
+                )
 
 
 def _check_sources(stages: Sequence[Stage]) -> None:

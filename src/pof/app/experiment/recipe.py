@@ -17,6 +17,7 @@ from pof._support.checks import MOST_EPOCHS, MOST_SEEDS
 from pof.app.budget import epochs_within
 from pof.app.documents import read_yaml, text_of
 from pof.app.experiment.checks import check_training
+from pof.app.methods import average_of, users_of
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, check_data, read_section
 
 T = TypeVar("T", DataOptions, ModelOptions, TrainOptions)
@@ -129,7 +130,9 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
         model,
         _data(data),
         "split_seed" not in data,
-        None if first is None else _training(first, "pretrain", from_scratch=not model.is_trained, new_head=new_head),
+        None
+        if first is None
+        else _training(first, "pretrain", own=first, from_scratch=not model.is_trained, new_head=new_head),
         {
             _check_name(label, "methods"): _method(
                 train, own, merged["budget"], f"methods.{label}", new_head=new_head and first is None
@@ -150,7 +153,7 @@ def _data(values: Mapping[str, Any]) -> DataOptions:
 
 def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str, *, new_head: bool) -> TrainOptions:
     mine = _mapping(own or {}, where)
-    training = _training(_merged(train, mine), where, from_scratch=False, new_head=new_head)
+    training = _training(_merged(train, mine), where, own=mine, from_scratch=False, new_head=new_head)
     if budget is None or "epochs" in mine:
         return training
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= MOST_EPOCHS:
@@ -163,10 +166,27 @@ def _method(train: Mapping[str, Any], own: Any, budget: Any, where: str, *, new_
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _training(values: Mapping[str, Any], where: str, *, from_scratch: bool, new_head: bool) -> TrainOptions:
+def _check_own(values: Mapping[str, Any], training: TrainOptions, where: str) -> None:
+    """Refuse options of other methods than the training's, which would do nothing; those of all are under 'train'."""
+    kinds = {training.method, average_of(training)}
+    for group, own in values.items():
+        for name in [f"{group}.{key}" for key in own] if isinstance(own, Mapping) else [group]:
+            users = users_of(name)
+            if users and kinds.isdisjoint(users):
+                raise RecipeError(
+                    f"{where}.{name} is an option of {', '.join(users)}, and its method is {training.method}: leave it"
+                    " out, or choose one of them"
+                )
+
+
+def _training(
+    values: Mapping[str, Any], where: str, *, own: Mapping[str, Any], from_scratch: bool, new_head: bool
+) -> TrainOptions:
     if "seed" in values:
         raise RecipeError(f"{where}.seed: the seeds of an experiment are under the recipe's key 'seeds'")
-    return checked(parse_section(TrainOptions, values, where), where, from_scratch=from_scratch, new_head=new_head)
+    training = checked(parse_section(TrainOptions, values, where), where, from_scratch=from_scratch, new_head=new_head)
+    _check_own(own, training, where)
+    return training
 
 
 def checked(training: TrainOptions, where: str, *, from_scratch: bool = False, new_head: bool = False) -> TrainOptions:

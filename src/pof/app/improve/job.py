@@ -21,6 +21,7 @@ from pof.app.improve.page import write_page
 from pof.app.improve.result import ImproveResult
 from pof.app.inherit import check_trained, same_data, trained_with
 from pof.app.options import DataOptions, ImproveOptions, ModelOptions, TrainOptions, plain
+from pof.app.places import START, start_from
 from pof.app.run_folder import COMMIT, NETWORK, check_removable, commit, write_json, write_yaml
 from pof.app.splits import load, training_batches
 from pof.data import Data, ImageData, eval_loader
@@ -68,7 +69,7 @@ def improve_network(
     config = plain({"model": vars(model), "data": vars(data), "improve": vars(options), NETWORK: vars(card)})
 
     def say_how_to_go_on() -> None:
-        write_yaml(folder / "config.yaml", config | {COMMIT: commit()})
+        write_yaml(folder / "config.yaml", config | {COMMIT: commit(), START: start_from(folder)})
 
     result = improve(
         network,

@@ -15,7 +15,7 @@ from torch import nn
 from pof._support.text import number_of
 from pof.app.cards import load_network, weights_file
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
-from pof.app.places import identified
+from pof.app.places import bases_of, identified
 from pof.app.run_files import (
     RunError,
     check_to_the_end,
@@ -192,11 +192,11 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _incoming(record: Record) -> Path | str | None:
-    # The path in config.yaml is relative to wherever the run was started from; others may be in their place by now.
+    # Others may be in their place by now.
     weights, known = str(record.model.weights), record.config.get(CONTENT)
     if weights == PRETRAINED:
         return weights
-    for base in (Path(), *record.folder.resolve().parents):
+    for base in bases_of(record.config, record.folder):
         path = base / weights
         path = path / NETWORK_FILE if path.is_dir() else path
         if path.exists() and (known is None or known == content_of(str(path))):
