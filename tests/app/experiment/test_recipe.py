@@ -249,6 +249,12 @@ def test_options_of_other_methods_do_not_matter() -> None:
         assert before.methods["pof"] != after.methods["pof"]
 
 
+def test_a_method_may_have_the_options_of_its_own_average() -> None:
+    averages = {"sam": {"method": "sam", "average": {"kind": "ema", "decay": 0.9}}, "swa": {"method": "swa"}}
+    kinds = plan_of(methods=averages | {"own": {"method": "swa", "average": {"start": 0.5}}}, control=None)
+    assert len(kinds.trials[0].methods) == 3
+
+
 def test_every_group_of_options_has_its_methods() -> None:
     groups = {f.name for f in fields(TrainOptions) if is_dataclass(getattr(TrainOptions("pof"), f.name))}
     assert groups - {"schedule", "average"} == {*GROUPS}
