@@ -129,5 +129,7 @@ def test_a_penalty_leaves_out_what_the_loss_ignores() -> None:
         targets = torch.where(torch.arange(16) < 6, ignored, y)
         method = pof.Regularized(model, pof.FNP(), loss=nn.CrossEntropyLoss(ignore_index=ignored))
         found.append(method(x, targets).metrics["penalty"])
+    method = pof.Regularized(model, pof.FNP(), loss=nn.CrossEntropyLoss(ignore_index=255))
+    found.append(method(x, targets.byte()).metrics["penalty"])
     every = pof.Regularized(model, pof.FNP(), loss=nn.CrossEntropyLoss())(x, y).metrics["penalty"]
-    assert found[0] == found[1] == found[2] != every
+    assert found[0] == found[1] == found[2] == found[3] != every

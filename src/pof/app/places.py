@@ -40,7 +40,8 @@ def located(text: str | None, bases: Sequence[Path]) -> str | None:
         return f"{PREFIX}{located(text.removeprefix(PREFIX), bases)}"
     if not isinstance(text, str) or not text or text in KNOWN or text == PRETRAINED or ":" in text:
         return text
-    found = next((path for base in bases if (path := base / text).exists()), Path(text))
+    # A folder of another user may be closed, which Path.exists raises.
+    found = next((path for base in bases if os.path.exists(path := base / text)), Path(text))
     return text if found.resolve() == Path(text).resolve() else str(found)
 
 

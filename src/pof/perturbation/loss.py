@@ -85,7 +85,7 @@ def with_ignored(loss: Any, targets: Any) -> Any:
     ignored = ignored_class(loss)
     if ignored in {None, IGNORED} or not isinstance(targets, Tensor) or targets.is_floating_point():
         return targets
-    return torch.where(targets == ignored, IGNORED, targets)
+    return torch.where(targets == ignored, IGNORED, targets.long())  # 255 may be a byte
 
 
 def _weight_of(loss: Any, options: Mapping[str, Any], targets: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ What a run folder says about itself is taken from its files; nothing is measured
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,8 +199,8 @@ def _incoming(record: Record) -> Path | str | None:
         return weights
     for base in bases_of(record.config, record.folder):
         path = base / weights
-        path = path / NETWORK_FILE if path.is_dir() else path
-        if path.exists() and (known is None or known == content_of(str(path))):
+        path = path / NETWORK_FILE if os.path.isdir(path) else path
+        if os.path.exists(path) and (known is None or known == content_of(str(path))):
             return path
     return None
 
