@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from pof._support.preprocessing import Preprocessing
-from pof.app.cards import as_trained, check_fits
+from pof.app.cards import as_trained, card_in, check_fits
 from pof.app.inherit import check_split, given_in, inherited, same_data
 from pof.app.known import held_out
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.places import START, bases_of, located
+from pof.app.places import START, located
 from pof.app.run_files import RunError
 from pof.app.splits import load
 from pof.models.card import NetworkCard
@@ -31,14 +31,18 @@ def test_a_path_of_a_run_is_looked_for_from_the_folders_around_it(
     for folder in (run, images, tmp_path / "elsewhere"):
         folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    around = bases_of({}, run)
-    assert located("images", around) == str(images)
-    assert located("hf:images", around) == f"hf:{images}"
+    assert located("images", {}, run) == str(images)
+    assert located("hf:images", {}, run) == f"hf:{images}"
+    for own in ("a", "runs", "runs/a"):  # the run itself, and what it is in
+        assert located(own, {}, run) == own
     (tmp_path / "elsewhere" / "images").mkdir()  # of the same name, and another
-    assert located("images", around) == str(images)
-    assert located("images", bases_of({START: "../../../elsewhere"}, run)) == "images"  # what is meant is here
-    assert located("../elsewhere", around) == "../elsewhere"
-    assert [located(text, around) for text in (None, "", "digits", "module:factory", "gone")] == [
+    assert located("images", {START: "../.."}, run) == str(images)
+    assert located("images", {START: "../../../elsewhere"}, run) == "images"  # what is meant is here
+    assert located("images", {START: "../../gone"}, run) == "images"
+    assert located("images", {}, run) == "images"  # of an older version
+    assert located(".", {START: "../.."}, run) == str(tmp_path / "work")
+    assert located("../elsewhere", {}, run) == "../elsewhere"
+    assert [located(text, {}, run) for text in (None, "", "digits", "module:factory", "gone")] == [
         *(None, "", "digits", "module:factory", "gone")
     ]
 
@@ -69,6 +73,18 @@ def test_what_was_held_out_stays_so_however_run_and_data_are_named(
     assert (data.data, data.data_root, data.validation, data.split_seed) == ("root/birds", None, 0.3, 5)
     with pytest.raises(ValueError, match=r"--validation 0.1: .* was trained with validation 0.3"):
         check_split(model, given)
+
+
+@pytest.mark.parametrize("text", ["model: vit\n", "- 1\n", "{"])
+def test_weights_beside_a_configuration_of_others_keep_their_card(tmp_path: Path, text: str) -> None:
+    card = NetworkCard("hf:nets/small", tuple("ab"), (1, 8, 8))
+    save_model(torch.nn.Linear(2, 2), tmp_path / "model.safetensors", metadata=card.metadata())
+    (tmp_path / "nets" / "small").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "model.safetensors").rename(weights := tmp_path / "run" / "model.safetensors")
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    found = card_in(weights)
+    assert found is not None and found.model == f"hf:{tmp_path}/nets/small"
 
 
 def test_data_below_a_data_root_are_looked_for_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pof._support.factory import is_factory
 from pof._support.modules import convolutions_channels_last
 from pof._support.preprocessing import Preprocessing
 from pof.app.options import DataOptions, ModelOptions
-from pof.app.places import FOLDERS, bases_of, located_model
+from pof.app.places import FOLDERS, located_model
 from pof.app.run_files import RunError, no_run, read_config, section_of
 from pof.data import Data, ImageData, outputs_of
 from pof.data.arrays import image_shape
@@ -52,8 +53,11 @@ def card_in(weights: str | Path | None) -> NetworkCard | None:
         card = NetworkCard.read(read_metadata(file := weights_file(weights)))
         if card is None or not card.model.startswith(FOLDERS):
             return card
-        config = read_config(file.parent) if (file.parent / "config.yaml").exists() else {}
-        return replace(card, model=located_model(card.model, bases_of(config, file.parent)))
+        config: dict[str, Any] = {}
+        if (file.parent / "config.yaml").exists():
+            with suppress(RunError):  # that of others
+                config = read_config(file.parent)
+        return replace(card, model=located_model(card.model, config, file.parent))
     except (FileNotFoundError, IsADirectoryError):
         return None  # said where it is read
 

@@ -15,7 +15,7 @@ from pof._support.text import first_of
 from pof.app.documents import read_yaml
 from pof.app.errors import shortened
 from pof.app.options import DataOptions, ModelOptions, TrainOptions, read_section
-from pof.app.places import bases_of, located_options
+from pof.app.places import located_options
 from pof.weights import NETWORK_FILE
 
 Check = Callable[[Any], bool]
@@ -88,8 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def config_here(folder: Path) -> dict[str, Any]:
     """The config.yaml of a run with its paths as they are from the current folder."""
     config = read_config(folder)
-    bases = bases_of(config, Path(folder))
-    return {name: located_options(v, bases) if name in WITH_PATHS else v for name, v in config.items()}
+    return {name: located_options(v, config, Path(folder)) if name in WITH_PATHS else v for name, v in config.items()}
 
 
 def no_run(folder: Path, lacking: str) -> RunError:
@@ -125,7 +124,7 @@ def section_of(config: Mapping[str, Any], folder: Path, name: str) -> Any:
         options = read_section(kind, values, name)
     except ValueError as error:
         raise _damaged(Path(folder) / "config.yaml", shortened(str(error))) from error
-    found = {} if name == "training" else located_options(vars(options), bases_of(config, Path(folder)))
+    found = {} if name == "training" else located_options(vars(options), config, Path(folder))
     return replace(options, **found)
 
 

@@ -132,6 +132,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"methods": METHODS | {"new": {"method": "fnp", "regularizer": {"k": 2}}}}, "new.regularizer.k is an .* of bss"),
     ({"methods": METHODS | {"new": {"method": "ema", "average": {"window": 2}}}}, "new.average.window .* of lawa"),
+    ({"settings": {"a": {"pretrain": {"sam": {"rho": 1}}}}}, "settings.a.pretrain.sam.rho is an option"),
     ({"pretrain": {"probe": {"l2": 0.1}}}, "pretrain.probe.l2 is an option of lp-ft, and its method is finetune"),
     (
         {"pretrain": {"method": "sam", "sam": {"rho": "auto"}}},
@@ -247,6 +248,14 @@ def test_options_of_other_methods_do_not_matter() -> None:
         assert (before.methods["sgd"], before.methods["long"]) == (after.methods["sgd"], after.methods["long"])
         assert plain.stages[before.methods["sgd"]] == shared.stages[after.methods["sgd"]]
         assert before.methods["pof"] != after.methods["pof"]
+
+
+def test_a_setting_may_pre_train_by_another_method() -> None:
+    first = {"pretrain": SOURCE["pretrain"] | {"method": "sam", "sam": {"rho": 0.1}}}
+    plan = plan_of(**first, settings={"a": {}, "plain": {"pretrain": {"method": "finetune"}}})
+    assert {trial.pretrain for trial in plan.trials if trial.setting == "plain"} == {
+        trial.pretrain for trial in plan_of(settings={"plain": {}}).trials
+    }
 
 
 def test_a_method_may_have_the_options_of_its_own_average() -> None:

@@ -103,7 +103,7 @@ def test_nothing_of_a_run_or_of_others_is_replaced(
     for out in refused:
         assert main([command, "--runs", str(folder), "--out", str(out), *FEW]) == 2
         error = capsys.readouterr().err
-        assert "give --out another name" in error and error.count("\n") == 1
+        assert "give another name" in error and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 

@@ -211,14 +211,14 @@ def _config(file: str, given: Collection[str], method: str | None) -> str:
 
 def _sections(config: Mapping[str, Any], file: str, *names: str) -> dict[str, Any]:
     """The options in some sections of a config.yaml, with its paths as they are from here."""
-    from pof.app.places import bases_of, located_options
+    from pof.app.places import located_options
 
     found: dict[str, Any] = {}
     for name in names:
         if not isinstance(section := config.get(name, {}), dict):
             raise DocumentError(f"{file}: {name!r} holds no options")
         found |= section
-    return located_options(found, bases_of(config, Path(file).parent))
+    return located_options(found, config, Path(file).parent)
 
 
 def _of_search(config: Mapping[str, Any], file: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pof.app.engine import base
 from pof.app.engine.base import Engine, Numerics, packed
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import Outcome, appears, discard_state, is_finished, stage_runner
-from pof.app.places import identified
+from pof.app.places import START, identified
 from pof.app.run_files import RunError, read_config, read_result, section_of
 from pof.data.registry import check_known
 from pof.models.sources import find_source
@@ -103,6 +103,8 @@ def check_places(plan: Plan, runs: Path) -> None:
             model, data = section_of(config, folder, "model"), section_of(config, folder, "data")
         except RunError:
             continue  # there is none yet, or it is damaged, which is said where it is taken up
+        if START not in config:
+            continue  # of an older version
         before, now = (identified(each.data, each.data_root) for each in (data, stage.data))
         for name, was, would_be in (("data", before, now), ("model", model.model, stage.model.model)):
             if was != would_be:

@@ -132,7 +132,13 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
         "split_seed" not in data,
         None
         if first is None
-        else _training(first, "pretrain", own=first, from_scratch=not model.is_trained, new_head=new_head),
+        else _training(
+            first,
+            f"{where}.pretrain" if "pretrain" in part else "pretrain",
+            own=part.get("pretrain", first),
+            from_scratch=not model.is_trained,
+            new_head=new_head,
+        ),
         {
             _check_name(label, "methods"): _method(
                 train, own, merged["budget"], f"methods.{label}", new_head=new_head and first is None

@@ -16,7 +16,7 @@ from torch import nn
 from pof._support.text import number_of
 from pof.app.cards import load_network, weights_file
 from pof.app.options import DataOptions, ModelOptions, TrainOptions
-from pof.app.places import bases_of, identified
+from pof.app.places import candidates, identified
 from pof.app.run_files import (
     RunError,
     check_to_the_end,
@@ -197,8 +197,7 @@ def _incoming(record: Record) -> Path | str | None:
     weights, known = str(record.model.weights), record.config.get(CONTENT)
     if weights == PRETRAINED:
         return weights
-    for base in bases_of(record.config, record.folder):
-        path = base / weights
+    for path in candidates(weights, record.config, record.folder):
         path = path / NETWORK_FILE if os.path.isdir(path) else path
         if os.path.exists(path) and (known is None or known == content_of(str(path))):
             return path
