@@ -26,7 +26,7 @@ from pof._support.precision import at_least_float32, without_autocast
 from pof._support.random import isolated, loader_preserved
 from pof.head.reading import Reading
 from pof.perturbation.broadcasting import without_broadcasting
-from pof.perturbation.loss import CrossEntropy, unwrapped, weight_of
+from pof.perturbation.loss import CrossEntropy, ignored_class, unwrapped, weight_of
 from pof.perturbation.targets import IGNORED
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -131,14 +131,14 @@ def weights_of(loss: Loss, data: Data) -> list[float]:
     return [float(weight_of(loss, targets)) for _, targets in data]
 
 
-def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None, int] | None:
+def cross_entropy_options(loss: Loss) -> tuple[float, Tensor | None, int | None] | None:
     """Recognise the cross-entropy, for which a linear head has closed forms: its smoothing, weights, ignored index."""
     function, options = unwrapped(loss)
     if function is F.cross_entropy:
-        return options.get("label_smoothing", 0.0), options.get("weight"), options.get("ignore_index", IGNORED)
+        return options.get("label_smoothing", 0.0), options.get("weight"), ignored_class(loss)
     # A subclass with a forward of its own, such as a focal loss, is another loss.
     if getattr(type(function), "forward", None) in (nn.CrossEntropyLoss.forward, CrossEntropy.forward):
-        return function.label_smoothing, function.weight, getattr(function, "ignore_index", IGNORED)
+        return function.label_smoothing, function.weight, ignored_class(loss)
     return None
 
 

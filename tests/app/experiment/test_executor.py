@@ -142,6 +142,9 @@ def test_runs_of_other_files_of_the_same_relative_name_are_not_taken_up(
     assert main(words) == 2
     said = capsys.readouterr().err
     assert f"is a run of {tmp_path}/a/own.npz, and from the current folder the recipe means {tmp_path}/b/own" in said
+    monkeypatch.chdir(tmp_path)  # with no such file
+    assert main(words) == 0
+    monkeypatch.chdir(tmp_path / "b")
     (tmp_path / "b" / "own.npz").unlink()  # as on a machine with the runs alone
     (tmp_path / "b" / "own.npz").symlink_to(tmp_path / "a" / "own.npz")
     assert main(words) == 0

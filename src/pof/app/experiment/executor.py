@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pof.app.engine import base
 from pof.app.engine.base import Engine, Numerics, packed
 from pof.app.experiment.plan import RUNS, Plan, Stage
 from pof.app.experiment.worker import Outcome, appears, discard_state, is_finished, stage_runner
-from pof.app.places import START, identified
+from pof.app.places import identified
 from pof.app.run_files import RunError, read_config, read_result, section_of
 from pof.data.registry import check_known
 from pof.models.sources import find_source
@@ -103,15 +104,14 @@ def check_places(plan: Plan, runs: Path) -> None:
             model, data = section_of(config, folder, "model"), section_of(config, folder, "data")
         except RunError:
             continue  # there is none yet, or it is damaged, which is said where it is taken up
-        if START not in config:
-            continue  # of an older version
-        before, now = (identified(each.data, each.data_root) for each in (data, stage.data))
-        for name, was, would_be in (("data", before, now), ("model", model.model, stage.model.model)):
-            if was != would_be:
-                raise ValueError(
-                    f"{name}: {folder} is a run of {was}, and from the current folder the recipe means {would_be}: give"
-                    " another --out, or start this from the folder where that was started"
-                )
+        was, now = (identified(each.data, each.data_root) for each in (data, stage.data))
+        if was == now or not os.path.exists(now):  # what is not here is not taken for it
+            was, now = model.model, stage.model.model
+        if was != now:
+            raise ValueError(
+                f"{folder} is a run of {was}, and from the current folder the recipe means {now}: give another --out, or"
+                " start this from the folder where that was started"
+            )
 
 
 def _check_sources(stages: Sequence[Stage]) -> None:

@@ -125,20 +125,16 @@ def _setting(name: str, source: Mapping[str, Any], overrides: Any) -> Setting:
     first = None if pretrain is None else {"method": "finetune", **_mapping(pretrain, "pretrain")}
     model = parse_section(ModelOptions, _mapping(merged["model"], "model"), "model")
     new_head = model.source_classes is not None
+    pretraining = None
+    if first is not None:
+        own, said = part.get("pretrain", first), f"{where}.pretrain" if "pretrain" in part else "pretrain"
+        pretraining = _training(first, said, own=own, from_scratch=not model.is_trained, new_head=new_head)
     return Setting(
         name,
         model,
         _data(data),
         "split_seed" not in data,
-        None
-        if first is None
-        else _training(
-            first,
-            f"{where}.pretrain" if "pretrain" in part else "pretrain",
-            own=part.get("pretrain", first),
-            from_scratch=not model.is_trained,
-            new_head=new_head,
-        ),
+        pretraining,
         {
             _check_name(label, "methods"): _method(
                 train, own, merged["budget"], f"methods.{label}", new_head=new_head and first is None
