@@ -503,11 +503,6 @@ class Embedded(nn.Module):
         return 8 * embedding @ F.normalize(self.classes, dim=0), embedding
 
 
-def test_of_two_matrices_none_is_taken_that_the_head_did_not_give() -> None:
-    with pytest.raises(ValueError, match=r"\(8, 4\) at 0, \(8, 5\) at 1, none of which is the same"):
-        evaluate(Embedded(), [(torch.randn(20, 6), torch.randint(4, (20,)))])
-
-
 class Projected(nn.Module):
     """Logits of a convolution, and a normalised projection of its features."""
 
@@ -520,9 +515,12 @@ class Projected(nn.Module):
         return self.head(features[..., None]), F.normalize(self.projection(features))
 
 
-def test_a_projection_is_not_taken_for_the_logits_of_a_convolution() -> None:
-    with pytest.raises(ValueError, match=r"\(8, 3\) at 0, \(8, 5\) at 1, none of which is the same"):
-        evaluate(Projected(), [(torch.randn(20, 4), torch.randint(3, (20,)))])
+@pytest.mark.parametrize(("network", "inputs", "classes"), [(Embedded, 6, 4), (Projected, 4, 3)])
+def test_of_two_tensors_none_is_taken_that_the_head_did_not_give(
+    network: type[nn.Module], inputs: int, classes: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"\(8, {classes}\) at 0, \(8, 5\) at 1, none of which is the same"):
+        evaluate(network(), [(torch.randn(20, inputs), torch.randint(classes, (20,)))])
 
 
 class Pooled(nn.Module):

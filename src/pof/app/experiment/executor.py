@@ -109,8 +109,8 @@ def check_places(plan: Plan, runs: Path) -> None:
             was, now = model.model, stage.model.model
         if was != now:
             raise ValueError(
-                f"{folder} is a run of {was}, and from the current folder the recipe means {now}: give another --out, or"
-                " start this from the folder where that was started"
+                f"{folder} is a run of {was}, and from the current folder the recipe means {now}: give another --out,"
+                " or start this from the folder where that was started"
             )
 
 
